@@ -1,0 +1,1 @@
+"""How one entry is written: what a layout keeps its keys and values in."""

@@ -1,0 +1,175 @@
+"""The two doors into transformers: a cache whose `update` returns handles, and an attention function that uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, Cache
+
+from kvbench.cache.layer import CacheLayer
+from kvbench.cache.plan import LayerPlan
+from kvbench.types import DECODE, PREFILL, ModelView, RunShape, Step
+
+ATTENTION = "kvbench"  # name of the attention function models are switched to
+_UNDERSTOOD = {"position_ids", "use_cache", "sliding_window", "is_causal", "output_attentions"}
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """What a model carries from the cache to the attention function in place of keys and values."""
+
+    layer: CacheLayer
+    key: Tensor
+    value: Tensor
+    step: Step
+
+
+class KVCache(Cache):
+    """A cache that counts tokens seen apart from entries held.
+
+    The engine calls `begin` before every forward pass. Where nobody does (transformers' own `generate`), the first
+    pass is taken for the whole prompt and every later one for decoding.
+
+    Args:
+        plans: one per layer.
+        view: of the model.
+        run: how long the rows of the batch are.
+    """
+
+    def __init__(self, plans: Sequence[LayerPlan], view: ModelView, run: RunShape) -> None:
+        pads = any(run.padding)
+        self.padding = torch.tensor(run.padding, dtype=torch.int32, device=view.device)[:, None, None] if pads else None
+        super().__init__(layers=[CacheLayer(plan, run, self.padding) for plan in plans])  # type: ignore[arg-type]
+        self.view = view
+        self.run = run
+        self._step: Step | None = None
+
+    def begin(self, step: Step) -> None:
+        """Say what the next forward pass is."""
+        self._step = step
+
+    def position_ids(self, tokens: int) -> Tensor:
+        """Return the positions [B, T] that the next `tokens` columns are to be read at; 0 at padding."""
+        seen = self.get_seq_length()
+        at = torch.arange(seen, seen + tokens, device=self.view.device).expand(self.run.batch_size, -1)
+        if self.padding is not None:
+            at = at - self.padding[:, 0]
+        if self.view.has_learned_positions and self.layers[0].plan.by_rank:
+            at = at - torch.tensor([self._dropped(seen + i + 1) for i in range(tokens)], device=at.device).T
+        return at.clamp(min=0)
+
+    def _dropped(self, tokens_seen: int) -> tuple[int, ...]:
+        if tokens_seen <= self.run.prompt_tokens:
+            return (0,) * self.run.batch_size
+        return self.layers[0].dropped(tokens_seen)
+
+    # -- transformers' side -------------------------------------------------------------------------------------
+
+    def update(  # type: ignore[override]
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Handle, Handle]:
+        """Return handles; nothing is stored before the attention function runs."""
+        layer = self.layers[layer_idx]
+        step = self._step or (DECODE if layer.seen else PREFILL)
+        handle = Handle(layer, key_states, value_states, step)
+        return handle, handle
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the tokens seen, padding included."""
+        return self.layers[layer_idx].seen
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Return the columns a padding mask has; each layer makes its own mask of what it holds."""
+        return self.layers[layer_idx].seen + query_length, 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Return the position of the first new token."""
+        return self.layers[layer_idx].seen
+
+    @property
+    def is_compileable(self) -> bool:
+        """Whether transformers may compile around it."""
+        return False
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        """No layer needs a mask of transformers'."""
+        return [False] * len(self.layers)
+
+    is_linear = is_dummy = is_sliding
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refuse: eviction cannot be undone."""
+        raise ValueError("a kvbench cache cannot be cropped; assisted and speculative decoding need strategy=transformers")
+
+    # -- what others ask ----------------------------------------------------------------------------------------
+
+    def allocated_bytes(self) -> int:
+        """Return the bytes of every storage the cache holds: payload, metadata, working rows."""
+        tensors = [t for layer in self.layers for t in layer.tensors()]
+        tensors += [] if self.padding is None else [self.padding]
+        return sum({t.data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel() > 0}.values())
+
+    def used_bytes(self) -> int:
+        """Return the bytes of the occupied slots, metadata included; syncs with the device."""
+        total = 0
+        for layer in self.layers:
+            position = layer.held_positions()
+            held = int((position >= 0).sum()) // position.shape[1]
+            total += held * layer.plan.slot_bytes(self.run, self.view.dtype)
+        return total
+
+    def entries_held(self) -> list[Tensor]:
+        """Return the entries held per layer [B, 1 or G]; syncs with the device."""
+        return [(layer.held_positions() >= 0).sum(dim=-1) for layer in self.layers]
+
+    def snapshot(self) -> list[Any]:
+        """Return what `restore` needs to go back to this point."""
+        return [layer.snapshot() for layer in self.layers]
+
+    def restore(self, snapshot: list[Any]) -> None:
+        """Go back to a snapshot, in the same storage."""
+        for layer, mine in zip(self.layers, snapshot, strict=True):
+            layer.restore(mine)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Handle | Tensor,
+    value: Handle | Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **keywords: Any,
+) -> tuple[Tensor, None]:
+    """Attend through the handle: the function that models switched to "kvbench" call.
+
+    Raises:
+        ValueError: without a kvbench cache, or for an attention feature that is not implemented.
+    """
+    if not isinstance(key, Handle):
+        raise ValueError("attention 'kvbench' needs a cache made by a kvbench strategy as past_key_values")
+    unknown = {name for name, given in keywords.items() if given is not None} - _UNDERSTOOD
+    if unknown:
+        raise ValueError(f"attention keywords {sorted(unknown)} are not implemented; use strategy=transformers")
+    window = keywords.get("sliding_window") or 0
+    if window != key.layer.plan.shape.window:
+        raise ValueError(f"layer {key.layer.plan.index} says window {window}, planned {key.layer.plan.shape.window}")
+    if attention_mask is not None and key.layer.padding is None:
+        raise ValueError("padded prompts need their lengths: build the cache with RunShape.prompt_lengths per row")
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    out = key.layer.attend(query, key.key, key.value, scale, key.step)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _padding_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    return None if attention_mask is None or bool(attention_mask.all()) else attention_mask
+
+
+AttentionInterface.register(ATTENTION, attention)
+AttentionMaskInterface.register(ATTENTION, _padding_mask)

@@ -1,0 +1,1 @@
+"""Operations on tensors: a kernel knows nothing of layers, configs or strategies."""

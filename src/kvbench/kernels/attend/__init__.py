@@ -1,0 +1,119 @@
+"""Attention over tiles of a cache, merged by log-sum-exp, with the weights that scorers need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+QUERY_BLOCK = 256  # rows of queries whose mask exists at once
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A run of entries as attention reads them.
+
+    Args:
+        keys: [B, G, m, D].
+        values: [B, G, m, D_v].
+        log_weight: added to the logits [B, G, m], the log of how many tokens an entry stands for; None for one.
+        visible: entries that exist [B, 1 or G, m]; None where all do.
+    """
+
+    keys: Tensor
+    values: Tensor
+    log_weight: Tensor | None = None
+    visible: Tensor | None = None
+
+
+def attend_one(
+    query: Tensor, tiles: Sequence[Tile], scale: float, *, with_weights: bool
+) -> tuple[Tensor, list[Tensor] | None]:
+    """Attention of one query token per row over everything the tiles hold.
+
+    Args:
+        query: [B, H, 1, D]; H is a multiple of the tiles' G, and heads of a group share keys without a copy.
+        tiles: what is attended to; at least one entry must be visible.
+        scale: factor of the logits.
+        with_weights: whether to return the attention weights.
+
+    Returns:
+        The output [B, H, 1, D_v] and, per tile, the weights [B, G, H / G, m] in float32 or wider, or None.
+    """
+    batch, heads, _, width = query.shape
+    groups = tiles[0].keys.shape[1]
+    rows = (query * scale).reshape(batch, groups, heads // groups, width)
+    logits = [_logits(rows, tile) for tile in tiles]
+    if len(tiles) == 1:
+        weights = [torch.softmax(logits[0], dim=-1)]
+    else:
+        total = torch.stack([part.logsumexp(dim=-1, keepdim=True) for part in logits]).logsumexp(dim=0)
+        weights = [(part - total).exp() for part in logits]
+    out = torch.matmul(weights[0].to(query.dtype), tiles[0].values)
+    for weight, tile in zip(weights[1:], tiles[1:], strict=True):
+        out = out + torch.matmul(weight.to(query.dtype), tile.values)
+    return out.reshape(batch, heads, 1, -1), weights if with_weights else None
+
+
+def _logits(rows: Tensor, tile: Tile) -> Tensor:
+    logits = torch.matmul(rows, tile.keys.transpose(-1, -2))
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    if tile.log_weight is not None:
+        logits = logits + tile.log_weight[:, :, None]
+    if tile.visible is not None:
+        logits = logits.masked_fill(~tile.visible[:, :, None], float("-inf"))
+    return logits
+
+
+def attend_prompt(
+    query: Tensor, keys: Tensor, values: Tensor, scale: float, *, position: Tensor, query_position: Tensor, window: int
+) -> Tensor:
+    """Causal attention of many query tokens, without a [T, m] matrix for the whole prompt.
+
+    Args:
+        query: [B, H, T, D].
+        keys: [B, G, m, D].
+        values: [B, G, m, D_v].
+        scale: factor of the logits.
+        position: of the entries [B, 1 or G, m]; -1 where there is none.
+        query_position: of the queries [B, T]; -1 at padding, whose output means nothing but is finite.
+        window: entries further back than this many tokens are not seen; 0 for no limit.
+
+    Returns:
+        The output [B, H, T, D_v].
+    """
+    grouped = keys.shape[1] != query.shape[1]
+    outs = []
+    for start in range(0, query.shape[2], QUERY_BLOCK):
+        block = slice(start, start + QUERY_BLOCK)
+        mask = visible_to(position, query_position[:, block], window)
+        if mask.shape[1] > 1:
+            mask = mask.repeat_interleave(query.shape[1] // mask.shape[1], dim=1)
+        outs.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                query[:, :, block], keys, values, attn_mask=mask, scale=scale, enable_gqa=grouped
+            )
+        )
+    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
+
+
+def attend_causal(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    """Causal attention of a whole prompt without padding over itself: the fast case of `attend_prompt`."""
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, keys, values, is_causal=True, scale=scale, enable_gqa=keys.shape[1] != query.shape[1]
+    )
+
+
+def visible_to(position: Tensor, query_position: Tensor, window: int) -> Tensor:
+    """Return which entries a query sees [B, 1 or G, T, m].
+
+    Padding queries see every entry, so that their softmax is finite.
+    """
+    entry, query = position[:, :, None, :], query_position[:, None, :, None]
+    seen = (entry >= 0) & (entry <= query)
+    if window > 0:
+        seen &= entry > query - window
+    return seen | (query < 0)

@@ -1,0 +1,57 @@
+"""What a strategy may know of a transformers model, read from its config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from kvbench.types import LayerShape, ModelView
+
+
+def view_of(model: nn.Module) -> ModelView:
+    """Return the view of a causal language model."""
+    config: Any = model.config
+    config = config.get_text_config()
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    parameter = next(model.parameters())
+    layers = tuple(
+        LayerShape(
+            query_heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            key_dim=width,
+            value_dim=width,
+            window=window,
+            rotary=_rotary(model, config, index),
+        )
+        for index, window in enumerate(_windows(config))
+    )
+    return ModelView(
+        layers=layers,
+        dtype=parameter.dtype,
+        device=parameter.device,
+        max_positions=config.max_position_embeddings,
+        has_learned_positions=all(layer.rotary is None for layer in layers),
+    )
+
+
+def _windows(config: Any) -> list[int]:
+    """Return what each layer sees, itself included; 0 for everything."""
+    window = getattr(config, "sliding_window", None) or 0
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return [window] * config.num_hidden_layers
+    return [window if kind == "sliding_attention" else 0 for kind in kinds]
+
+
+def _rotary(model: nn.Module, config: Any, index: int) -> Tensor | None:
+    """Return the inverse frequencies of a layer, or None where the model does not rotate."""
+    buffers = dict(model.named_buffers())
+    kinds = getattr(config, "layer_types", None)
+    names = [f"{kinds[index]}_inv_freq"] if kinds is not None else []
+    for name in [*names, "inv_freq"]:
+        found = [buffer for key, buffer in buffers.items() if key.rsplit(".", 1)[-1] == name]
+        if found:
+            return found[0]
+    return None

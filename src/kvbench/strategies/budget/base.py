@@ -1,0 +1,91 @@
+"""How many entries each layer keeps of each row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar, Literal, Protocol
+
+from kvbench.cache.plan import LayerPlan
+from kvbench.types import ModelView, RunShape
+
+
+class Budget(Protocol):
+    """How many entries stay."""
+
+    limits: ClassVar[bool]
+
+    def entries(self, plans: Sequence[LayerPlan], view: ModelView, run: RunShape) -> list[tuple[int, ...] | None]:
+        """Return per layer the entries kept of each row, or None where all are.
+
+        Args:
+            plans: one per layer, whose slots and fixed parts tell what an entry costs.
+            view: of the model.
+            run: how long the rows are.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Everything:
+    """Nothing leaves."""
+
+    limits: ClassVar[bool] = False
+
+    def entries(self, plans: Sequence[LayerPlan], view: ModelView, run: RunShape) -> list[tuple[int, ...] | None]:
+        """Return None for every layer."""
+        return [None] * len(plans)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform:
+    """The same number of entries in every layer.
+
+    Args:
+        amount: how much is kept, protected entries included: a fraction of the row's prompt (unit "ratio"), entries
+            per layer and KV head ("tokens"), or bytes of the whole batch's cache once the prompt is read, metadata
+            and the slot of the newest entry included, and layers that keep everything not counted ("bytes").
+        unit: what `amount` counts.
+        skip_layers: layers that keep everything.
+    """
+
+    limits: ClassVar[bool] = True
+
+    amount: float
+    unit: Literal["ratio", "tokens", "bytes"]
+    skip_layers: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse amounts that mean nothing."""
+        if self.unit == "ratio" and not 0 < self.amount <= 1:
+            raise ValueError(
+                f"strategy.budget.amount with strategy.budget.unit=ratio is the fraction kept, above 0 and at most 1; "
+                f"got {self.amount}. For a number of entries set strategy.budget.unit=tokens."
+            )
+        if self.unit in ("tokens", "bytes") and (self.amount < 1 or self.amount != int(self.amount)):
+            raise ValueError(
+                f"strategy.budget.amount with strategy.budget.unit={self.unit} must be a whole number of at least 1; "
+                f"got {self.amount}. For a fraction of the prompt set strategy.budget.unit=ratio."
+            )
+        if self.unit not in ("ratio", "tokens", "bytes"):
+            raise ValueError(f"strategy.budget.unit must be ratio, tokens or bytes; got {self.unit!r}.")
+
+    def entries(self, plans: Sequence[LayerPlan], view: ModelView, run: RunShape) -> list[tuple[int, ...] | None]:
+        """Return the same entries for every layer that is not skipped."""
+        outside = [index for index in self.skip_layers if not 0 <= index < len(plans)]
+        if outside:
+            raise ValueError(f"strategy.budget.skip_layers={outside}: the model has layers 0 to {len(plans) - 1}.")
+        kept = self._of_rows(plans, view, run)
+        return [None if index in self.skip_layers else kept for index in range(len(plans))]
+
+    def _of_rows(self, plans: Sequence[LayerPlan], view: ModelView, run: RunShape) -> tuple[int, ...]:
+        if self.unit == "ratio":
+            share = Fraction(str(self.amount))
+            return tuple(max(1, int(share * length)) for length in run.prompt_lengths)
+        if self.unit == "tokens":
+            return (int(self.amount),) * run.batch_size
+        chosen = [p for p in plans if p.index not in self.skip_layers and p.shape.window == 0]
+        fixed = sum(plan.fixed_bytes(run, view.dtype) for plan in chosen)
+        per_slot = run.batch_size * sum(plan.slot_bytes(run, view.dtype) for plan in chosen)
+        slots = (int(self.amount) - fixed) // per_slot
+        return (max(0, slots - (1 if chosen[0].every_step else run.new_tokens or 0)),) * run.batch_size

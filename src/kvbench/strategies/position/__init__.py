@@ -1,0 +1,1 @@
+"""At which position kept entries are read."""

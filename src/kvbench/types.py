@@ -1,0 +1,130 @@
+"""Values that cross borders between the parts of kvbench; imports nothing of ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+SpanKind = Literal["context", "question", "answer"]
+Phase = Literal["prefill", "decode"]
+Saving = Literal["physical", "packed", "offloaded", "none"]
+Fidelity = Literal["exact", "lossy_training_free", "uptrained", "trained", "structure_only"]
+
+LONGEST_RUN = 2**31 - 1  # positions are int32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """A run of token positions with one role in a sample.
+
+    Args:
+        kind: "context" is what may be compressed, "question" asks about it, "answer" is what is scored.
+        start: first position.
+        stop: one past the last position.
+    """
+
+    kind: SpanKind
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One sequence of token ids and the roles of its parts.
+
+    Args:
+        ids: token ids [T].
+        spans: in order of position; they cover the sequence.
+    """
+
+    ids: tuple[int, ...]
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What the engine says before every forward pass, so that nothing guesses its phase from shapes.
+
+    Args:
+        phase: "prefill" reads the prompt, "decode" goes on from it.
+        is_last_chunk: whether this pass ends the prompt; always true while decoding.
+    """
+
+    phase: Phase
+    is_last_chunk: bool
+
+
+PREFILL = Step(phase="prefill", is_last_chunk=True)
+PREFILL_CHUNK = Step(phase="prefill", is_last_chunk=False)
+DECODE = Step(phase="decode", is_last_chunk=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerShape:
+    """What one attention layer stores per token.
+
+    Args:
+        query_heads: query heads H.
+        kv_heads: KV heads G; H is a multiple of G.
+        key_dim: width of a key.
+        value_dim: width of a value.
+        window: tokens a sliding layer sees, itself included; 0 where the layer sees everything.
+        rotary: inverse frequencies [rotary_dim / 2] of rotate-half RoPE; None where keys are not rotated.
+    """
+
+    query_heads: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int
+    rotary: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelView:
+    """What a strategy may know of a model.
+
+    Args:
+        layers: one shape per layer.
+        dtype: of keys and values.
+        device: where they are made.
+        max_positions: longest sequence the model can read.
+        has_learned_positions: whether a position is a row of a table (GPT-2) rather than a rotation.
+    """
+
+    layers: tuple[LayerShape, ...]
+    dtype: torch.dtype
+    device: torch.device
+    max_positions: int
+    has_learned_positions: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunShape:
+    """How long the sequences of a batch are.
+
+    Args:
+        prompt_lengths: tokens of each row's prompt; shorter rows are padded on the left to the longest.
+        new_tokens: tokens that follow the prompt, or None where nobody knows.
+    """
+
+    prompt_lengths: tuple[int, ...]
+    new_tokens: int | None
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the batch."""
+        return len(self.prompt_lengths)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Columns of the padded prompt."""
+        return max(self.prompt_lengths)
+
+    @property
+    def padding(self) -> tuple[int, ...]:
+        """Columns of padding on the left of each row."""
+        return tuple(self.prompt_tokens - length for length in self.prompt_lengths)
