@@ -1,0 +1,56 @@
+"""Our own loop: one forward pass per token, nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kvbench.types import DECODE, PREFILL, PREFILL_CHUNK
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from kvbench.cache.kv_cache import KVCache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eager:
+    """Runs the model's forward as it stands.
+
+    Args:
+        prefill_chunk: tokens of the prompt per forward pass; 0 for the whole prompt at once.
+    """
+
+    prefill_chunk: int
+
+    def __post_init__(self) -> None:
+        """Refuse chunks that mean nothing."""
+        if self.prefill_chunk < 0:
+            raise ValueError(f"engine.prefill_chunk must be 0 (the whole prompt) or more; got {self.prefill_chunk}.")
+
+    def prefill(self, model: nn.Module, cache: KVCache, ids: Tensor) -> Tensor:
+        """Read the prompt [B, n] and return the logits after it [B, V]."""
+        tokens = ids.shape[1]
+        chunk = self.prefill_chunk or tokens
+        for start in range(0, tokens, chunk):
+            part = ids[:, start : start + chunk]
+            cache.begin(PREFILL if start + chunk >= tokens else PREFILL_CHUNK)
+            logits = _forward(model, cache, part)
+        return logits
+
+    def step(self, model: nn.Module, cache: KVCache, ids: Tensor) -> Tensor:
+        """Read the next tokens [B, T] and return the logits after them [B, V]."""
+        cache.begin(DECODE)
+        return _forward(model, cache, ids)
+
+
+def _forward(model: nn.Module, cache: KVCache, ids: Tensor) -> Tensor:
+    out = model(
+        ids,
+        past_key_values=cache,
+        use_cache=True,
+        position_ids=cache.position_ids(ids.shape[1]),
+        logits_to_keep=1,
+    )
+    logits: Tensor = out.logits[:, -1]
+    return logits

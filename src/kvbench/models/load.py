@@ -1,0 +1,189 @@
+"""Loading: pretrained, embedded or random weights on a device, and the probe that compares the two doors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kvbench.models.spec import ModelSpec
+from kvbench.models.view import view_of
+from kvbench.types import ModelView
+
+REACH_TIMEOUT_S = 5.0
+
+
+class ModelError(Exception):
+    """A model that cannot be loaded, with the reason and the key to change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model ready to run.
+
+    Args:
+        model: in evaluation mode, switched to the attention function of the cache.
+        tokenizer: or None where there is none (random weights).
+        view: what strategies may know of it.
+        weights: where the weights come from.
+        revision: commit, folder or seed they are identified by.
+    """
+
+    model: nn.Module
+    tokenizer: Any | None
+    view: ModelView
+    weights: str
+    revision: str
+
+
+def device_of(spec: ModelSpec) -> torch.device:
+    """Return the device a specification means on this machine.
+
+    Raises:
+        ModelError: if it asks for one that is not here.
+    """
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if spec.device == "auto":
+        return torch.device(next(name for name, present in here.items() if present))
+    if not here[spec.device]:
+        present = ", ".join(name for name, is_here in here.items() if is_here)
+        raise ModelError(f"model.device={spec.device} is not available here; set one of: auto, {present}.")
+    return torch.device(spec.device)
+
+
+def load(spec: ModelSpec, *, seed: int, attention: str) -> Loaded:
+    """Load a model.
+
+    Args:
+        spec: which.
+        seed: of random weights.
+        attention: name of the attention function it is switched to.
+
+    Raises:
+        ModelError: with the reason, if it cannot be loaded.
+    """
+    device, dtype = device_of(spec), getattr(torch, spec.dtype)
+    origin = _origin(spec)
+    if origin == "random":
+        torch.manual_seed(seed)
+        with _plain_errors(spec), torch.device(device), _default_dtype(dtype):
+            model = _auto().from_config(config_of(spec), dtype=dtype)
+        tokenizer, revision = None, f"seed-{seed}"
+    else:
+        source = str(spec.folder) if spec.folder is not None else spec.hub_id
+        with _plain_errors(spec):
+            model = _auto().from_pretrained(source, dtype=dtype, use_safetensors=True, **_remote(spec)).to(device)
+        tokenizer = _tokenizer(source, spec)
+        revision = getattr(model.config, "_commit_hash", None) or (spec.folder.name if spec.folder else spec.revision)
+    model.eval().requires_grad_(False)
+    model.set_attn_implementation(attention)
+    return Loaded(model=model, tokenizer=tokenizer, view=view_of(model), weights=origin, revision=revision)
+
+
+def config_of(spec: ModelSpec) -> Any:
+    """Return the transformers config of a specification."""
+    from transformers import AutoConfig
+
+    if spec.folder is not None:
+        return AutoConfig.from_pretrained(spec.folder)
+    arguments = dict(spec.architecture)
+    return AutoConfig.for_model(arguments.pop("model_type"), **arguments)
+
+
+def weight_bytes(spec: ModelSpec) -> int:
+    """Return what the weights will take, from the architecture alone."""
+    with _plain_errors(spec), torch.device("meta"):
+        model = _auto().from_config(config_of(spec))
+    return sum(p.numel() for p in model.parameters()) * getattr(torch, spec.dtype).itemsize
+
+
+def probe(model: nn.Module, stock: str, attention: str, run: Any, ids: Tensor) -> float:
+    """Return the largest logit difference to the stock forward, relative to the largest logit.
+
+    Args:
+        model: switched to `attention`.
+        stock: transformers' own attention function.
+        attention: ours.
+        run: callable that returns logits [B, T, V] of `ids` through our cache, prompt and decode steps.
+        ids: [B, T].
+    """
+    ours = run(ids)
+    model.set_attn_implementation(stock)  # type: ignore[operator]
+    try:
+        theirs = model(ids, use_cache=False).logits
+    finally:
+        model.set_attn_implementation(attention)  # type: ignore[operator]
+    return float((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max().clamp(min=1e-30))
+
+
+def _auto() -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM
+
+
+def _remote(spec: ModelSpec) -> dict[str, Any]:
+    return {} if spec.folder is not None else {"revision": spec.revision, "trust_remote_code": False}
+
+
+def _origin(spec: ModelSpec) -> str:
+    if spec.path:
+        return "pretrained"
+    if spec.weights != "auto":
+        return spec.weights
+    return "pretrained" if spec.hub_id and _reachable(spec) else "random"
+
+
+def _reachable(spec: ModelSpec) -> bool:
+    """Return whether the weights are in the local cache or the hub answers."""
+    import httpx
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    if isinstance(try_to_load_from_cache(spec.hub_id, "config.json", revision=spec.revision), str):
+        return True
+    try:
+        HfApi().model_info(spec.hub_id, revision=spec.revision, timeout=REACH_TIMEOUT_S)
+    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError):
+        return False
+    return True
+
+
+def _tokenizer(source: str, spec: ModelSpec) -> Any | None:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source, **_remote(spec))
+    except (OSError, ValueError):
+        return None
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def _plain_errors(spec: ModelSpec) -> Iterator[None]:
+    """Turn the many errors of loading into one sentence."""
+    from safetensors import SafetensorError
+
+    where = spec.path or spec.hub_id or spec.name
+    try:
+        yield
+    except SafetensorError as error:
+        raise ModelError(f"the weights of {where} are not readable safetensors ({error}); check model.path.") from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"{where} cannot be loaded as a causal language model: {reason}") from error

@@ -1,0 +1,69 @@
+"""What a model configuration says; loads nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+TINY = Path(__file__).parent / "tiny"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Which model to run, with which weights, where.
+
+    Args:
+        name: what rows call it.
+        path: local folder of a checkpoint, or "" for none; it wins over everything else.
+        weights: "auto" takes pretrained weights if they are cached or reachable, else random ones.
+        hub_id: repository of the pretrained weights, or "" where there is none.
+        revision: branch, tag or commit of that repository.
+        dtype: of weights, keys and values.
+        device: "auto" takes cuda, then mps, then cpu.
+        architecture: transformers config keys, model_type among them; empty for embedded weights and for `path`.
+        matched: names of the models of the same size with another architecture, by kind.
+    """
+
+    name: str
+    path: str
+    weights: Literal["auto", "pretrained", "random", "embedded"]
+    hub_id: str
+    revision: str
+    dtype: Literal["float32", "bfloat16", "float16"]
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    architecture: Mapping[str, Any]
+    matched: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be loaded, before anything is."""
+        if self.path and not Path(self.path).is_dir():
+            raise ValueError(f"model.path={self.path} is no folder; it must hold a checkpoint in safetensors form.")
+        if self.path and not (Path(self.path) / "config.json").is_file():
+            raise ValueError(f"model.path={self.path} has no config.json; it must hold a transformers checkpoint.")
+        if self.path:
+            return
+        if self.weights == "embedded" and self.architecture:
+            raise ValueError("model.weights=embedded is for model=tiny; use auto, pretrained or random.")
+        if self.weights == "pretrained" and not self.hub_id:
+            raise ValueError(f"model={self.name} has no pretrained weights; set model.weights=random or model.path=.")
+        if self.weights in ("auto", "random") and not self.architecture:
+            raise ValueError(f"model={self.name} has no architecture to fill with random weights; set model.path=.")
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder the weights come from, or None."""
+        if self.path:
+            return Path(self.path)
+        return TINY if self.weights == "embedded" else None
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest sequence the model can read, where that is known before loading."""
+        known: Mapping[str, Any] = self.architecture
+        if self.folder is not None:
+            known = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        found = known.get("max_position_embeddings", known.get("n_positions"))
+        return None if found is None else int(found)

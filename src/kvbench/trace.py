@@ -1,0 +1,64 @@
+"""What a strategy holds and says at every step, teacher-forced and untimed: feeds tests and pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kvbench.cache.kv_cache import ATTENTION
+from kvbench.models.view import view_of
+from kvbench.strategies.base import CacheStrategy
+from kvbench.types import DECODE, PREFILL, RunShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """A teacher-forced pass over one batch.
+
+    Args:
+        logits: [B, T, V].
+        held: per step and layer the positions held [B, 1 or G, m], ascending, -1 for none; the first step is the
+            end of the prompt, every other one a decoded token.
+    """
+
+    logits: Tensor
+    held: tuple[tuple[Tensor, ...], ...]
+
+
+def trace(model: nn.Module, strategy: CacheStrategy, ids: Tensor, prompt_tokens: int) -> Trace:
+    """Feed ids through a strategy's cache and look at it after every step.
+
+    Args:
+        model: a transformers causal language model; its attention function is switched for the time of the call.
+        strategy: what is stored.
+        ids: [B, T].
+        prompt_tokens: how many of them are the prompt; the rest is decoded one at a time.
+    """
+    batch, tokens = ids.shape
+    if not 0 < prompt_tokens <= tokens:
+        raise ValueError(f"prompt_tokens must be between 1 and the {tokens} ids given; got {prompt_tokens}.")
+    before = model.config._attn_implementation  # type: ignore[union-attr]
+    prepared = strategy.prepare(model)
+    prepared.set_attn_implementation(ATTENTION)  # type: ignore[operator]
+    try:
+        with torch.no_grad():
+            run = RunShape(prompt_lengths=(prompt_tokens,) * batch, new_tokens=tokens - prompt_tokens)
+            return _trace(prepared, strategy, ids, run)
+    finally:
+        model.set_attn_implementation(before)  # type: ignore[operator]
+
+
+def _trace(model: nn.Module, strategy: CacheStrategy, ids: Tensor, run: RunShape) -> Trace:
+    cache = strategy.build(view_of(model), run)
+    logits, held = [], []
+    stops = range(run.prompt_tokens, ids.shape[1] + 1)
+    with strategy.attach(model, cache):
+        for start, stop in zip([0, *stops], stops, strict=False):
+            cache.begin(PREFILL if start == 0 else DECODE)
+            positions = cache.position_ids(stop - start)
+            part = model(ids[:, start:stop], past_key_values=cache, use_cache=True, position_ids=positions)
+            logits.append(part.logits)
+            held.append(tuple(layer.held_positions() for layer in cache.layers))
+    return Trace(logits=torch.cat(logits, dim=1), held=tuple(held))

@@ -1,0 +1,251 @@
+"""Training of the embedded tiny model: corpus, tokenizer, mixture of tasks, optimiser.
+
+    python -m kvbench.train --out runs/train_tiny
+
+Text comes from what every Python installation has: the standard library's sources and its documentation topics.
+A run is a function of the recipe, the Python version and the thread count; it is resumed from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import pydoc_data.topics
+import random
+import sysconfig
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from kvbench.types import Sample
+from kvbench.workloads.recall import RecallTasks
+
+RECIPE = Path(__file__).parent / "models" / "tiny" / "recipe.yaml"
+_IGNORE = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Documents by name, split into what is trained on and what is held out."""
+
+    train: dict[str, str]
+    held_out: dict[str, str]
+
+    def hashes(self) -> dict[str, str]:
+        """Return the SHA-256 of every document."""
+        return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in (self.train | self.held_out).items()}
+
+
+def read_corpus(held_out_every: int, skip_folders: list[str]) -> Corpus:
+    """Read the standard library's documentation topics and sources.
+
+    Args:
+        held_out_every: every so many documents one is held out, in order of name.
+        skip_folders: folders of the standard library left out.
+    """
+    documents = {f"topics/{name}": text for name, text in pydoc_data.topics.topics.items()}
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py")):
+        inside = path.relative_to(root)
+        if not set(skip_folders) & set(inside.parts):
+            documents[str(inside)] = path.read_text(encoding="utf-8", errors="strict")
+    names = sorted(documents)
+    held_out = set(names[::held_out_every])
+    return Corpus(
+        train={name: documents[name] for name in names if name not in held_out},
+        held_out={name: documents[name] for name in names if name in held_out},
+    )
+
+
+def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE whose digits stand alone and whose texts begin with "<s>"."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            special_tokens=["<s>", "</s>"],
+            show_progress=False,
+        ),
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+class Mixture:
+    """Rows of text, copying, key-value recall and pass keys, with the targets that count."""
+
+    def __init__(self, tokens: Tensor, tasks: RecallTasks, shares: dict[str, list[float]], seed: int) -> None:
+        self.tokens, self.tasks, self.shares = tokens, tasks, shares
+        self.rng = random.Random(seed)
+
+    def batch(self, rows: int, length: int, fraction: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ids [rows, length], targets [rows, length] and which rows are text [rows]."""
+        kinds = list(self.shares)
+        weights = [share[0] if fraction < 0.5 else share[1] for share in self.shares.values()]
+        chosen = self.rng.choices(kinds, weights, k=rows)
+        if rows >= 2 and len(set(chosen) & {"text"}) == 0:
+            chosen[0] = "text"  # every step sees text
+        made = [getattr(self, f"_{kind}")(length) for kind in chosen]
+        ids, targets = (torch.stack(column) for column in zip(*made, strict=True))
+        return ids, targets, torch.tensor([kind == "text" for kind in chosen])
+
+    def _window(self, length: int) -> Tensor:
+        start = self.rng.randrange(len(self.tokens) - length)
+        prefix = torch.tensor(self.tasks.prefix)
+        return torch.cat([prefix, self.tokens[start : start + length - len(prefix)]])
+
+    def _text(self, length: int) -> tuple[Tensor, Tensor]:
+        ids = self._window(length)
+        return ids, ids
+
+    def _copy(self, length: int) -> tuple[Tensor, Tensor]:
+        words = torch.tensor(self.tasks.keys + self.tasks.values)
+        period = self.rng.randrange(8, length // 2 - 1)
+        segment = words[torch.tensor([self.rng.randrange(len(words)) for _ in range(period)])]
+        ids = torch.cat([torch.tensor(self.tasks.prefix), segment.repeat(length // period + 1)])[:length]
+        targets = ids.clone()
+        targets[: period + len(self.tasks.prefix) + 1] = _IGNORE
+        return ids, targets
+
+    def _key_value(self, length: int) -> tuple[Tensor, Tensor]:
+        most = 8 if length <= 64 else 16 if length <= 128 else 32
+        pairs = self.rng.choice([p for p in (2, 4, 8, 16, 32) if p <= most])
+        questions = min(pairs, 16, 2 if length <= 64 else 16)
+        context = length - questions * (len(self.tasks.question_mark) + 2)
+        while context < pairs * (len(self.tasks.pair_mark) + 2) + 8:
+            pairs //= 2
+            questions = min(questions, pairs)
+            context = length - questions * (len(self.tasks.question_mark) + 2)
+        return _answers_only(self.tasks.key_value(self.rng, context_tokens=context, pairs=pairs, questions=questions))
+
+    def _passkey(self, length: int) -> tuple[Tensor, Tensor]:
+        answer = sum(len(self.tasks.digits[0]) for _ in range(5))
+        context = length - len(self.tasks.passkey_lead) - answer
+        return _answers_only(self.tasks.passkey(self.rng, context_tokens=context))
+
+
+def _answers_only(sample: Sample) -> tuple[Tensor, Tensor]:
+    ids = torch.tensor(sample.ids)
+    targets = torch.full_like(ids, _IGNORE)
+    for span in sample.spans:
+        if span.kind == "answer":
+            targets[span.start : span.stop] = ids[span.start : span.stop]
+    return ids, targets
+
+
+def learning_rate(step: int, recipe: Any) -> float:
+    """Return the rate of a step: warm-up, plateau, linear decay."""
+    done = step / recipe.steps
+    decay = 1.0 if done < recipe.decay_from else max(recipe.last_rate, (1 - done) / (1 - recipe.decay_from))
+    return float(recipe.peak_rate * min(1.0, (step + 1) / recipe.warmup_steps) * decay)
+
+
+def train(recipe: Any, mixture: Mixture, vocab_size: int, out: Path) -> Iterator[dict[str, float]]:
+    """Train and yield a log entry now and then; checkpoints every 500 steps and resumes from the last one."""
+    torch.manual_seed(recipe.seed)
+    arguments = dict(recipe.model)
+    theta = arguments.pop("rope_theta")
+    rope = {"rope_type": "default", "rope_theta": theta}
+    config = LlamaConfig(
+        vocab_size=vocab_size, tie_word_embeddings=True, rope_parameters=rope, bos_token_id=0, eos_token_id=1, **arguments
+    )
+    model = LlamaForCausalLM(config)
+    model.set_attn_implementation("sdpa")
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    settings = recipe.optimiser
+    optimiser = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        betas=tuple(settings.betas),
+    )
+    first, checkpoint = 0, out / "checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=False)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        mixture.rng.setstate(state["rng"])
+        first = state["step"]
+    started, seen = time.perf_counter(), 0
+    for step in range(first, settings.steps):
+        fraction = step / settings.steps
+        length = next(value for until, value in sorted(recipe.lengths.items()) if fraction < float(until))
+        ids, targets, is_text = mixture.batch(settings.tokens_per_step // length, length, fraction)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(ids, use_cache=False).logits.float()
+        text, task = (_loss(logits[rows], targets[rows]) for rows in (is_text, ~is_text))
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, settings)
+        (text + task).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        optimiser.step()
+        optimiser.zero_grad()
+        seen += ids.numel()
+        if (step + 1) % 100 == 0 or step + 1 == settings.steps:
+            rate = seen / (time.perf_counter() - started)
+            yield {
+                "step": step + 1,
+                "length": length,
+                "text_nats": round(text.item(), 4),
+                "task_nats": round(task.item(), 4),
+                "tokens_per_s": round(rate),
+            }
+        if (step + 1) % 500 == 0 or step + 1 == settings.steps:
+            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+            partial = checkpoint.with_suffix(".partial")
+            torch.save(state | {"rng": mixture.rng.getstate(), "step": step + 1}, partial)
+            partial.replace(checkpoint)
+    model.to(torch.bfloat16).save_pretrained(out / "model")
+
+
+def _loss(logits: Tensor, targets: Tensor) -> Tensor:
+    if targets.numel() == 0:
+        return logits.sum()
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten(), ignore_index=_IGNORE
+    )
+
+
+def main() -> None:
+    """Train by the recipe and leave model, tokenizer, held-out text, hashes and log in a folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    recipe = OmegaConf.load(RECIPE)
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    corpus = read_corpus(recipe.data.held_out_every, list(recipe.data.skip_folders))
+    (out / "corpus.json").write_text(json.dumps(corpus.hashes(), indent=0))
+    (out / "held_out.txt").write_text("\n\n".join(corpus.held_out.values()))
+    if (out / "tokenizer.json").exists():
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
+    else:
+        tokenizer = train_tokenizer(list(corpus.train.values()), recipe.data.vocab_size)
+        tokenizer.save_pretrained(out)
+    tokens = torch.tensor(tokenizer("\n\n".join(corpus.train.values()), add_special_tokens=False).input_ids)
+    tasks = RecallTasks.build(tokenizer, tokens.tolist())
+    mixture = Mixture(tokens, tasks, OmegaConf.to_container(recipe.mix), recipe.seed)  # type: ignore[arg-type]
+    print(f"{len(tokens)} tokens, {len(tasks.keys)} keys", flush=True)  # noqa: T201
+    with (out / "log.jsonl").open("a") as log:
+        for entry in train(recipe, mixture, len(tokenizer), out):
+            print(json.dumps(entry), file=log, flush=True)
+
+
+if __name__ == "__main__":
+    main()

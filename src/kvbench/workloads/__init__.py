@@ -1,0 +1,1 @@
+"""Token ids, spans and the order of forward passes: pure data."""

@@ -1,0 +1,83 @@
+"""Where token ids come from."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvbench.workloads.recall import RecallTasks
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSource:
+    """Running text as token ids, or random ids where the model has no tokenizer.
+
+    Args:
+        prefix: ids the tokenizer puts before every text.
+        text: ids of the text; empty for random ids.
+        vocabulary: number of token ids.
+        seed: of windows and random ids.
+        name: what the text is, for messages.
+        tasks: recall tasks, or None where there is no tokenizer.
+    """
+
+    prefix: tuple[int, ...]
+    text: tuple[int, ...]
+    vocabulary: int
+    seed: int
+    name: str
+    tasks: RecallTasks | None
+
+    def windows(self, count: int, tokens: int) -> list[list[int]]:
+        """Return windows of exactly `tokens` ids, spread evenly over the text, prefix included.
+
+        Raises:
+            ValueError: if the text is too short.
+        """
+        if not self.text:
+            rng = random.Random(self.seed)
+            return [[rng.randrange(self.vocabulary) for _ in range(tokens)] for _ in range(count)]
+        need = tokens - len(self.prefix)
+        spare = len(self.text) - need
+        if spare < 0:
+            raise ValueError(
+                f"{self.name} has {len(self.text)} tokens, {need} are needed; lower workload.prompt_tokens or "
+                f"workload.new_tokens, or set workload.path to a longer file."
+            )
+        starts = [spare * index // max(1, count - 1) if count > 1 else 0 for index in range(count)]
+        return [[*self.prefix, *self.text[start : start + need]] for start in starts]
+
+
+def read_text(path: str) -> str:
+    """Return the text of a file.
+
+    Raises:
+        ValueError: if there is none to read.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"workload.path={path} is no file.")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"workload.path={path} is not UTF-8 text.") from error
+    if not text.strip():
+        raise ValueError(f"workload.path={path} is empty.")
+    return text
+
+
+def positive(section: str, **numbers: int) -> None:
+    """Raise a ValueError that names the key of the first number below 1."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{section}.{name} must be at least 1; got {number}.")
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int) -> list[list[int]]:
+    """Return the rows padded on the left to the longest."""
+    longest = max(map(len, rows))
+    return [[pad] * (longest - len(row)) + list(row) for row in rows]
