@@ -15,11 +15,12 @@ import pydoc_data.topics
 import random
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -66,6 +67,11 @@ def read_corpus(held_out_every: int, skip_folders: list[str]) -> Corpus:
     )
 
 
+def held_out_text(corpus: Corpus) -> str:
+    """Return the held-out sources; topics repeat each other, so that a held-out one may have been read elsewhere."""
+    return "\n\n".join(text for name, text in corpus.held_out.items() if not name.startswith("topics/"))
+
+
 def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE whose digits stand alone and whose texts begin with "<s>"."""
     tokenizer = Tokenizer(models.BPE())
@@ -89,15 +95,13 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
 class Mixture:
     """Rows of text, copying, key-value recall and pass keys, with the targets that count."""
 
-    def __init__(self, tokens: Tensor, tasks: RecallTasks, shares: dict[str, list[float]], seed: int) -> None:
-        self.tokens, self.tasks, self.shares = tokens, tasks, shares
+    def __init__(self, tokens: Tensor, tasks: RecallTasks, seed: int) -> None:
+        self.tokens, self.tasks = tokens, tasks
         self.rng = random.Random(seed)
 
-    def batch(self, rows: int, length: int, fraction: float) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self, rows: int, length: int, shares: Mapping[str, float]) -> tuple[Tensor, Tensor, Tensor]:
         """Return ids [rows, length], targets [rows, length] and which rows are text [rows]."""
-        kinds = list(self.shares)
-        weights = [share[0] if fraction < 0.5 else share[1] for share in self.shares.values()]
-        chosen = self.rng.choices(kinds, weights, k=rows)
+        chosen = self.rng.choices(list(shares), list(shares.values()), k=rows)
         if rows >= 2 and len(set(chosen) & {"text"}) == 0:
             chosen[0] = "text"  # every step sees text
         made = [getattr(self, f"_{kind}")(length) for kind in chosen]
@@ -148,11 +152,14 @@ def _answers_only(sample: Sample) -> tuple[Tensor, Tensor]:
     return ids, targets
 
 
-def learning_rate(step: int, recipe: Any) -> float:
-    """Return the rate of a step: warm-up, plateau, linear decay."""
-    done = step / recipe.steps
-    decay = 1.0 if done < recipe.decay_from else max(recipe.last_rate, (1 - done) / (1 - recipe.decay_from))
-    return float(recipe.peak_rate * min(1.0, (step + 1) / recipe.warmup_steps) * decay)
+def learning_rate(step: int, peak: float, points: Mapping[int, float]) -> float:
+    """Return the rate of a step: linear between the given points."""
+    return peak * float(np.interp(step, list(points), list(points.values())))
+
+
+def until(step: int, schedule: Mapping[int, Any]) -> Any:
+    """Return what a schedule says of a step: the value of the first bound above it."""
+    return next(value for bound, value in schedule.items() if step < bound)
 
 
 def train(recipe: Any, mixture: Mixture, vocab_size: int, out: Path) -> Iterator[dict[str, float]]:
@@ -182,14 +189,13 @@ def train(recipe: Any, mixture: Mixture, vocab_size: int, out: Path) -> Iterator
         first = state["step"]
     started, seen = time.perf_counter(), 0
     for step in range(first, settings.steps):
-        fraction = step / settings.steps
-        length = next(value for until, value in sorted(recipe.lengths.items()) if fraction < float(until))
-        ids, targets, is_text = mixture.batch(settings.tokens_per_step // length, length, fraction)
+        length = until(step, recipe.lengths)
+        ids, targets, is_text = mixture.batch(settings.tokens_per_step // length, length, until(step, recipe.mix))
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(ids, use_cache=False).logits.float()
         text, task = (_loss(logits[rows], targets[rows]) for rows in (is_text, ~is_text))
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, settings)
+            group["lr"] = learning_rate(step, settings.peak_rate, settings.rate)
         (text + task).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimiser.step()
@@ -232,7 +238,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     corpus = read_corpus(recipe.data.held_out_every, list(recipe.data.skip_folders))
     (out / "corpus.json").write_text(json.dumps(corpus.hashes(), indent=0))
-    (out / "held_out.txt").write_text("\n\n".join(corpus.held_out.values()))
+    (out / "held_out.txt").write_text(held_out_text(corpus))
     if (out / "tokenizer.json").exists():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
     else:
@@ -240,7 +246,7 @@ def main() -> None:
         tokenizer.save_pretrained(out)
     tokens = torch.tensor(tokenizer("\n\n".join(corpus.train.values()), add_special_tokens=False).input_ids)
     tasks = RecallTasks.build(tokenizer, tokens.tolist())
-    mixture = Mixture(tokens, tasks, OmegaConf.to_container(recipe.mix), recipe.seed)  # type: ignore[arg-type]
+    mixture = Mixture(tokens, tasks, recipe.seed)
     print(f"{len(tokens)} tokens, {len(tasks.keys)} keys", flush=True)  # noqa: T201
     with (out / "log.jsonl").open("a") as log:
         for entry in train(recipe, mixture, len(tokenizer), out):

@@ -47,6 +47,10 @@ class KVCache(Cache):
         self.view = view
         self.run = run
         self._step: Step | None = None
+        plan = plans[0]
+        self._rank: Tensor | None = None  # where new tokens are read once entries have left [B, 1]: learned positions
+        if plan.gives_rank:
+            self._rank = torch.tensor(plan.budget, device=view.device)[:, None]
 
     def begin(self, step: Step) -> None:
         """Say what the next forward pass is."""
@@ -58,14 +62,9 @@ class KVCache(Cache):
         at = torch.arange(seen, seen + tokens, device=self.view.device).expand(self.run.batch_size, -1)
         if self.padding is not None:
             at = at - self.padding[:, 0]
-        if self.view.has_learned_positions and self.layers[0].plan.by_rank:
-            at = at - torch.tensor([self._dropped(seen + i + 1) for i in range(tokens)], device=at.device).T
+        if self._rank is not None and seen >= self.run.prompt_tokens:
+            at = torch.minimum(at, self._rank)
         return at.clamp(min=0)
-
-    def _dropped(self, tokens_seen: int) -> tuple[int, ...]:
-        if tokens_seen <= self.run.prompt_tokens:
-            return (0,) * self.run.batch_size
-        return self.layers[0].dropped(tokens_seen)
 
     # -- transformers' side -------------------------------------------------------------------------------------
 
@@ -104,14 +103,36 @@ class KVCache(Cache):
 
     def crop(self, tokens_to_remove: int) -> None:
         """Refuse: eviction cannot be undone."""
-        raise ValueError("a kvbench cache cannot be cropped; assisted and speculative decoding need strategy=transformers")
+        self._refuse()
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Refuse: rows cannot change places."""
+        self._refuse()
+
+    def reset(self) -> None:
+        """Refuse: a new sequence needs a new cache."""
+        self._refuse()
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Refuse: rows cannot be repeated."""
+        self._refuse()
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Refuse: rows cannot be chosen."""
+        self._refuse()
+
+    def _refuse(self) -> None:
+        raise ValueError(
+            "a kvbench cache serves one batch from its prompt on: no beam search, no assisted decoding, no reuse. "
+            "Build a new cache, or use strategy=transformers."
+        )
 
     # -- what others ask ----------------------------------------------------------------------------------------
 
     def allocated_bytes(self) -> int:
         """Return the bytes of every storage the cache holds: payload, metadata, working rows."""
         tensors = [t for layer in self.layers for t in layer.tensors()]
-        tensors += [] if self.padding is None else [self.padding]
+        tensors += [t for t in (self.padding, self._rank) if t is not None]
         return sum({t.data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel() > 0}.values())
 
     def used_bytes(self) -> int:

@@ -134,6 +134,7 @@ class CacheLayer:
 
     def _prefill(self, query: Tensor, key: Tensor, value: Tensor, scale: float, is_last: bool) -> Tensor:
         tokens, window = query.shape[2], self.plan.shape.window
+        self._check_prompt(len(query), self.seen + tokens, is_last)
         at = self._positions(tokens, query.device)
         is_whole = self.seen == 0 and is_last
         if is_whole:
@@ -222,6 +223,14 @@ class CacheLayer:
             self._free_slots.copy_(slots.position.argmin(dim=-1))
             self._free = self._free_slots
 
+    def _check_prompt(self, batch: int, tokens: int, is_last: bool) -> None:
+        run = self.run
+        if batch != run.batch_size or tokens > run.prompt_tokens or (is_last and tokens < run.prompt_tokens):
+            raise ValueError(
+                f"this cache was built for prompts of {run.batch_size} x {run.prompt_tokens} tokens; got {batch} x "
+                f"{tokens}. Build it with the RunShape of the batch."
+            )
+
     # -- small things -------------------------------------------------------------------------------------------
 
     def _new_slots(self, key: Tensor, value: Tensor, capacity: int, *, with_score: bool, heads: int) -> Slots:
@@ -258,18 +267,17 @@ class CacheLayer:
     def _move_sinks(self) -> None:
         """Turn the sinks' keys by as many positions as have been dropped between them and the rest."""
         assert self._sinks is not None and self.plan.shape.rotary is not None
-        dropped = self.dropped(self.seen + 1)
-        if not any(dropped):
-            return
-        shift = torch.tensor(dropped, dtype=torch.float32, device=self._sinks.device)
-        self._stored().keys.write(0, turn(self._sinks, shift, self.plan.shape.rotary))
+        shift = self._dropped()
+        if not isinstance(shift, int) or shift > 0:
+            self._stored().keys.write(0, turn(self._sinks, shift, self.plan.shape.rotary))
 
-    def dropped(self, tokens_seen: int) -> tuple[int, ...]:
-        """Return per row how many tokens lie between the sinks and the rest once so many columns were seen."""
-        rows = [max(0, tokens_seen - pad) for pad in self.run.padding]
-        budget = self.plan.budget
-        assert budget is not None
-        return tuple(max(0, row - most - 1) for row, most in zip(rows, budget, strict=True))
+    def _dropped(self) -> Tensor | int:
+        """Return how many tokens lie between the sinks and the rest, [B] where rows differ."""
+        if self._budget is None:
+            assert self.plan.budget is not None
+            return max(0, self.seen - self.plan.budget[0])
+        padding = 0 if self.padding is None else self.padding
+        return (self.seen - padding - self._budget).clamp(min=0)[:, 0, 0]
 
     # -- what others ask ----------------------------------------------------------------------------------------
 

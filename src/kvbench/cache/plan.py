@@ -211,7 +211,13 @@ class LayerPlan:
         if self.evicts and not self.is_ring(run):  # the slot to fill next; where rows differ, budget and recent entries
             working = run.batch_size * (self.score_heads + 2 * self.is_ragged(run)) * torch.int64.itemsize
         sinks = run.batch_size * self.shape.kv_heads * self.num_moving * self.shape.key_dim * dtype.itemsize
-        return working + sinks
+        ranks = run.batch_size * torch.int64.itemsize if self.gives_rank else 0
+        return working + sinks + ranks
+
+    @property
+    def gives_rank(self) -> bool:
+        """Whether this layer's budget says where new tokens are read in a model with learned positions."""
+        return self.index == 0 and self.by_rank and self.shape.rotary is None
 
     @property
     def num_moving(self) -> int:
@@ -227,3 +233,8 @@ def grown(entries: int) -> int:
 def score_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype scores are kept in: float32, or wider where the model is."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def padding_bytes(run: RunShape) -> int:
+    """Return the bytes that say how much padding each row has."""
+    return run.batch_size * torch.int32.itemsize if any(run.padding) else 0

@@ -6,20 +6,23 @@ import torch
 from torch import Tensor
 
 
-def turn(keys: Tensor, shift: Tensor, inverse_frequency: Tensor) -> Tensor:
+def turn(keys: Tensor, shift: Tensor | int, inverse_frequency: Tensor) -> Tensor:
     """Return keys as if they had been written `shift` positions later.
 
     Rotations add, so RoPE's own scaling factor (YaRN) stays as it is in the keys.
 
     Args:
         keys: rotate-half RoPE keys [B, G, m, D]; dimensions past the rotary ones are left alone.
-        shift: positions [B].
+        shift: positions [B], or one number for all rows.
         inverse_frequency: [rotary_dim / 2].
     """
     wide = torch.promote_types(keys.dtype, torch.float32)
-    angle = shift.to(wide)[:, None] * inverse_frequency.to(device=keys.device, dtype=wide)
-    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    frequency = inverse_frequency.to(device=keys.device, dtype=wide)
+    angle = frequency * (shift if isinstance(shift, int) else shift.to(wide)[:, None, None, None])
+    cos, sin = angle.cos(), angle.sin()
     half = inverse_frequency.shape[0]
-    first, second, rest = keys[..., :half], keys[..., half : 2 * half], keys[..., 2 * half :]
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return torch.cat([*(t.to(keys.dtype) for t in turned), rest], dim=-1)
+    first, second = keys[..., :half], keys[..., half : 2 * half]
+    turned = keys.clone()
+    turned[..., :half] = first * cos - second * sin
+    turned[..., half : 2 * half] = second * cos + first * sin
+    return turned

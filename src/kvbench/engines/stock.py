@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """What one call of `generate` left behind.
+
+    Args:
+        tokens: [B, new_tokens].
+        cache_bytes: storages of the cache at the end.
+        step_ns: from the prompt to the first token, then from token to token; a token arrives when it is read back.
+    """
+
+    tokens: Tensor
+    cache_bytes: int
+    step_ns: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +40,14 @@ class Stock:
         if self.variant != "dynamic":
             raise ValueError(f"engine.variant must be dynamic; got {self.variant!r}.")
 
-    def generate(self, model: nn.Module, prompt: Tensor, new_tokens: int) -> tuple[Tensor, list[int]]:
-        """Return the tokens [B, new_tokens] and a host mark [ns] at the start and after each of them."""
+    def generate(self, model: nn.Module, prompt: Tensor, new_tokens: int) -> Generated:
+        """Generate greedily after a prompt [B, n], whatever token comes."""
         from transformers.generation.streamers import BaseStreamer
 
         marks: list[int] = []
 
         class Marks(BaseStreamer):  # type: ignore[misc]
-            """Notes the time of the prompt's and of every token's arrival."""
+            """Notes when the prompt and every token arrive."""
 
             def put(self, value: Tensor) -> None:
                 marks.append(time.perf_counter_ns())
@@ -40,7 +55,20 @@ class Stock:
             def end(self) -> None:
                 """Do nothing."""
 
-        settings: dict[str, Any] = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
-        streamer = Marks() if prompt.shape[0] == 1 else None
-        out = model.generate(prompt, streamer=streamer, use_cache=True, pad_token_id=0, **settings)  # type: ignore[operator]
-        return out[:, prompt.shape[1] :], marks
+        out = model.generate(  # type: ignore[operator]
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            streamer=Marks(),
+            use_cache=True,
+            do_sample=False,
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+        )
+        held = [t for layer in out.past_key_values.layers for t in (layer.keys, layer.values)]
+        return Generated(
+            tokens=out.sequences[:, prompt.shape[1] :],
+            cache_bytes=sum(t.untyped_storage().nbytes() for t in held),
+            step_ns=tuple(after - before for before, after in zip(marks, marks[1:], strict=False)),
+        )

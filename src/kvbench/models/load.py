@@ -67,7 +67,7 @@ def load(spec: ModelSpec, *, seed: int, attention: str) -> Loaded:
         ModelError: with the reason, if it cannot be loaded.
     """
     device, dtype = device_of(spec), getattr(torch, spec.dtype)
-    origin = _origin(spec)
+    origin = origin_of(spec)
     if origin == "random":
         torch.manual_seed(seed)
         with _plain_errors(spec), torch.device(device), _default_dtype(dtype):
@@ -94,11 +94,11 @@ def config_of(spec: ModelSpec) -> Any:
     return AutoConfig.for_model(arguments.pop("model_type"), **arguments)
 
 
-def weight_bytes(spec: ModelSpec) -> int:
-    """Return what the weights will take, from the architecture alone."""
+def skeleton(spec: ModelSpec) -> nn.Module:
+    """Return the model without any weights, to know its shapes before it is loaded."""
     with _plain_errors(spec), torch.device("meta"):
-        model = _auto().from_config(config_of(spec))
-    return sum(p.numel() for p in model.parameters()) * getattr(torch, spec.dtype).itemsize
+        model: nn.Module = _auto().from_config(config_of(spec))
+    return model
 
 
 def probe(model: nn.Module, stock: str, attention: str, run: Any, ids: Tensor) -> float:
@@ -130,7 +130,8 @@ def _remote(spec: ModelSpec) -> dict[str, Any]:
     return {} if spec.folder is not None else {"revision": spec.revision, "trust_remote_code": False}
 
 
-def _origin(spec: ModelSpec) -> str:
+def origin_of(spec: ModelSpec) -> str:
+    """Return where the weights will come from: pretrained, embedded or random."""
     if spec.path:
         return "pretrained"
     if spec.weights != "auto":

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from kvbench.cache.codecs.dense import Codec
-from kvbench.cache.kv_cache import KVCache
-from kvbench.cache.plan import LayerPlan, Scorer, Selector
+from kvbench.cache.plan import LayerPlan, Scorer, Selector, padding_bytes
 from kvbench.strategies.budget.base import Budget
 from kvbench.strategies.position.policies import Position
 from kvbench.strategies.selection.recency import Recency
 from kvbench.strategies.selection.selector import Protected
 from kvbench.strategies.trigger import Trigger
 from kvbench.types import Fidelity, ModelView, RunShape, Saving
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kvbench.cache.kv_cache import KVCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,11 @@ class CacheStrategy:
                 "strategy/position=rank needs kept entries to be the sinks and one recent run; "
                 "use strategy/scorer=recency or strategy/position=original."
             )
+        if self.position.by_rank and self.budget.limits and not self.trigger.every_step:
+            raise ValueError(
+                "strategy/position=rank needs the recent run to move on with every token; use "
+                "strategy/trigger=every_step or strategy/position=original."
+            )
         if self.trigger.every_step and self.budget.limits and not self.codec.writes_each_token_alone:
             raise ValueError(
                 "strategy/trigger=every_step overwrites single entries, which this codec cannot; "
@@ -66,6 +74,8 @@ class CacheStrategy:
         reason = self.unsupported(view, run)
         if reason is not None:
             raise ValueError(reason)
+        from kvbench.cache.kv_cache import KVCache  # here, because configurations are checked without transformers
+
         return KVCache(self.plans(view, run), view, run)
 
     def attach(self, model: nn.Module, cache: KVCache) -> contextlib.AbstractContextManager[None]:
@@ -109,8 +119,7 @@ class CacheStrategy:
 
     def allocated_bytes(self, view: ModelView, run: RunShape) -> int:
         """Return the bytes held once the prompt is read: every storage, metadata included."""
-        padding = run.batch_size * 4 if any(run.padding) else 0
-        return padding + sum(
+        return padding_bytes(run) + sum(
             run.batch_size * plan.capacity(run) * plan.slot_bytes(run, view.dtype) + plan.fixed_bytes(run, view.dtype)
             for plan in self.plans(view, run)
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar, Literal, Protocol
 
-from kvbench.cache.plan import LayerPlan
+from kvbench.cache.plan import GROW_LEAST, GROW_SHARE, LayerPlan, padding_bytes
 from kvbench.types import ModelView, RunShape
 
 
@@ -85,7 +85,16 @@ class Uniform:
         if self.unit == "tokens":
             return (int(self.amount),) * run.batch_size
         chosen = [p for p in plans if p.index not in self.skip_layers and p.shape.window == 0]
-        fixed = sum(plan.fixed_bytes(run, view.dtype) for plan in chosen)
-        per_slot = run.batch_size * sum(plan.slot_bytes(run, view.dtype) for plan in chosen)
-        slots = (int(self.amount) - fixed) // per_slot
-        return (max(0, slots - (1 if chosen[0].every_step else run.new_tokens or 0)),) * run.batch_size
+        if not chosen:  # nothing is limited
+            return (1,) * run.batch_size
+        fixed = padding_bytes(run) + sum(plan.fixed_bytes(run, view.dtype) for plan in chosen)
+        slots = (int(self.amount) - fixed) // (
+            run.batch_size * sum(plan.slot_bytes(run, view.dtype) for plan in chosen)
+        )
+        if chosen[0].every_step:
+            kept = slots - 1
+        elif run.new_tokens is None:
+            kept = min(slots - GROW_LEAST, slots * GROW_SHARE // (GROW_SHARE + 1))
+        else:
+            kept = slots - run.new_tokens
+        return (max(0, kept),) * run.batch_size

@@ -1,0 +1,1 @@
+"""Timings, each with its command, hardware and parquet. Nothing here is a test."""

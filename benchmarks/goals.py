@@ -1,0 +1,334 @@
+"""The decode path against its goals on one CPU thread: every ratio in pairs, inside one process.
+
+    python -m benchmarks.goals --out benchmarks/results/cpu_goals
+
+Models have random weights (time and bytes count, quality does not). Contexts restart at the same length in every
+block. Writes one parquet of timed steps, one of reached goals, and prints the latter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import DynamicCache
+
+from kvbench import children
+from kvbench.bench import Bench
+from kvbench.cache.kv_cache import ATTENTION
+from kvbench.configuration import build_group, check, compose, resolved
+from kvbench.engines.arm import Arm, DecodeArm
+from kvbench.job import Job
+from kvbench.measure.blocks import run_block
+from kvbench.measure.clock import HostClock
+from kvbench.measure.hardware import stream_bandwidth
+from kvbench.measure.host import LocalHost
+from kvbench.measure.paired import measure_paired
+from kvbench.measure.roofline import floor_ms
+from kvbench.measure.samples import PairedSamples, again
+from kvbench.measure.settings import Settings
+from kvbench.measure.statistics import latency, ratio_interval
+from kvbench.runner import job_of
+from kvbench.types import RunShape
+
+BLOCK = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """One promise and what became of it.
+
+    Args:
+        name: id of the goal and what it compares.
+        at_most: the promise.
+        reached: what was measured.
+        low: lower end of its interval, where it is a ratio of times.
+        high: upper end.
+    """
+
+    name: str
+    at_most: float
+    reached: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Bare:
+    """The decode loop without clock, marks or harness: a block is one step."""
+
+    def __init__(self, arm: DecodeArm) -> None:
+        self.arm = arm
+
+    def restore(self) -> None:
+        """Go back to the end of the prompt."""
+        self.arm.restore()
+
+    def step(self) -> None:
+        """Decode a block."""
+        for _ in range(BLOCK):
+            self.arm.step()
+
+
+class Harness(Bare):
+    """The same block as it is timed: with a mark per token."""
+
+    def step(self) -> None:
+        """Decode a block."""
+        run_block(BLOCK, self.arm.step, HostClock())
+
+
+class Dynamic:
+    """The same model with transformers' DynamicCache and its default attention, in a bare loop."""
+
+    def __init__(self, arm: Arm, run: RunShape, ids: torch.Tensor) -> None:
+        self.model: Any = arm.model
+        self.ids, self.length = ids, run.prompt_tokens
+        self._switch("sdpa")
+        self.cache = DynamicCache(config=self.model.config)
+        self.model(ids[:, : self.length], past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        self._switch(ATTENTION)
+        self.done = 0
+
+    def _switch(self, attention: str) -> None:
+        if self.model.config._attn_implementation != attention:
+            self.model.set_attn_implementation(attention)
+
+    def restore(self) -> None:
+        """Cut the cache back to the prompt."""
+        extra = self.cache.get_seq_length() - self.length
+        if extra:
+            self.cache.crop(-extra)
+        self._switch("sdpa")
+        self.done = 0
+
+    def step(self) -> None:
+        """Decode one token."""
+        at = self.length + self.done
+        self.model(self.ids[:, at : at + 1], past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        self.done += 1
+
+
+class Generate(Dynamic):
+    """transformers' generate from the same context: a block is one call."""
+
+    def step(self) -> None:
+        """Generate a block."""
+        prompt = self.ids[:, : self.length + 1]
+        self.model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            past_key_values=self.cache,
+            max_new_tokens=BLOCK,
+            min_new_tokens=BLOCK,
+            do_sample=False,
+            pad_token_id=0,
+        )
+
+
+class Ours(DecodeArm):
+    """A decode arm beside arms that switch the model's attention."""
+
+    def restore(self) -> None:
+        """Go back to the end of the prompt, with our attention."""
+        model: Any = self.arm.model
+        if model.config._attn_implementation != ATTENTION:
+            model.set_attn_implementation(ATTENTION)
+        super().restore()
+
+
+def job_for(overrides: list[str]) -> Job:
+    """Return the job of a command line."""
+    return job_of(check(compose(["quality=none", *overrides])))
+
+
+class Desk:
+    """One loaded model and the means to compare arms on it."""
+
+    def __init__(self, model: str, seconds: float) -> None:
+        self.job = job_for([f"model={model}", "model.device=cpu"])
+        self.bench = Bench(self.job, lambda stage, share: None)
+        self.settings: Settings = replace(self.job.settings, cell_seconds=seconds, quiet_seconds=10.0)
+        self.samples: list[pd.DataFrame] = []
+        self.model = model
+
+    def arm(self, strategy: str, *overrides: str) -> Arm:
+        """Return a strategy on the model."""
+        node = resolved(compose([f"strategy={strategy}", *overrides]))["strategy"]
+        return replace(self.bench.arms["baseline"], name=strategy, strategy=build_group(node, "strategy"))
+
+    def ids(self, tokens: int) -> torch.Tensor:
+        """Return random ids."""
+        return torch.tensor(self.bench.source.windows(1, tokens))
+
+    def decode(self, strategy: str, context: int, *overrides: str, new_tokens: int | None = BLOCK) -> DecodeArm:
+        """Return an arm that decodes from a context."""
+        run = RunShape(prompt_lengths=(context,), new_tokens=new_tokens)
+        return Ours(self.arm(strategy, *overrides), run, self.ids(context + (new_tokens or BLOCK)))
+
+    def compare(self, title: str, arms: dict[str, Any], *, steps: int = BLOCK) -> PairedSamples:
+        """Time arms in pairs against the first of them."""
+        paired = measure_paired(
+            arms,
+            baseline=next(iter(arms)),
+            steps=steps,
+            statistic="median",
+            settings=self.settings,
+            clock=HostClock(),
+            host=LocalHost(),
+            progress=lambda share: None,
+        )
+        frame = pd.DataFrame(paired.records()).assign(model=self.model, comparison=title)
+        self.samples.append(frame)
+        return paired
+
+
+def goal(name: str, at_most: float, paired: PairedSamples, arm: str, baseline: str) -> Goal:
+    """Return a goal on a ratio of times."""
+    found = ratio_interval(paired.samples, arm, baseline, "median")
+    assert found is not None, f"{name}: no clean rounds"
+    return Goal(name=name, at_most=at_most, reached=found.value, low=found.low, high=found.high)
+
+
+def against_transformers(desk: Desk, contexts: list[int]) -> Iterator[Goal]:
+    """C1, C2, C3, C23: our loop beside a bare one, generate and DynamicCache."""
+    limits = {512: (0.92, 0.98), 2048: (0.76, 0.90), 8192: (0.57, 0.70)}
+    for context in contexts:
+        dense = desk.decode("baseline", context)
+        run = RunShape(prompt_lengths=(context,), new_tokens=BLOCK)
+        ids = desk.ids(context + BLOCK)
+        blocks = {"bare": Bare(dense), "harness": Harness(dense)}
+        paired = desk.compare(f"harness at {context}", blocks, steps=1)
+        yield goal(f"C1 harness / bare loop, {context}", 1.005, paired, "harness", "bare")
+        arms = {"generate": Generate(dense.arm, run, ids), "baseline": Bare(dense)}
+        paired = desk.compare(f"generate at {context}", arms, steps=1)
+        yield goal(f"C2 baseline / generate, {context}", limits[context][0], paired, "baseline", "generate")
+        paired = desk.compare(f"dynamic at {context}", {"dynamic": Dynamic(dense.arm, run, ids), "baseline": dense})
+        yield goal(f"C3 baseline / DynamicCache loop, {context}", limits[context][1], paired, "baseline", "dynamic")
+        paired = desk.compare(f"A/A at {context}", {"baseline": dense})
+        aa = goal("", 0, paired, again("baseline"), "baseline")
+        yield Goal(name=f"C23 |A/A - 1|, {context}", at_most=0.02, reached=abs(aa.reached - 1))
+        gc.collect()
+
+
+def evicting(desk: Desk, context: int, budget: int) -> Iterator[Goal]:
+    """C7, C8, C10: decoding from a compressed cache beside the full cache at that length."""
+    amount = ["strategy.budget.unit=tokens", f"strategy.budget.amount={budget}"]
+    short = desk.decode("baseline", budget)
+    arms: dict[str, Any] = {"short": short, "full": desk.decode("baseline", context)}
+    for name in ("attention_sink", "snapkv", "h2o", "tova"):
+        arms[name] = desk.decode(name, context, *amount)
+    paired = desk.compare(f"evicting {context} to {budget}", arms)
+    limits = {"attention_sink": ("C7", 1.03), "snapkv": ("C8", 1.05), "h2o": ("C10", 1.15), "tova": ("C10", 1.15)}
+    for name, (number, limit) in limits.items():
+        yield goal(f"{number} {name} / baseline at {budget}", limit, paired, name, "short")
+    yield goal(f"C7 attention_sink / baseline at {context}", 0.48, paired, "attention_sink", "full")
+    for name in ("attention_sink", "snapkv"):
+        exact = short.cache.allocated_bytes() * budget / (budget + BLOCK)
+        yield Goal(name=f"C8 {name} steady / {budget} entries", at_most=1.05, reached=arms[name].cache.allocated_bytes() / exact)
+
+
+def growing(desk: Desk, context: int) -> Iterator[Goal]:
+    """C5: a cache of unknown length over a whole period of growth, beside an exact one."""
+    period = context // 4
+    exact = desk.decode("baseline", context, new_tokens=period)
+    open_ended = desk.decode("baseline", context, new_tokens=None)
+    open_ended.tokens = exact.tokens
+    paired = desk.compare(f"growing at {context}", {"exact": Whole(exact, period), "growing": Whole(open_ended, period)}, steps=1)
+    yield goal(f"C5 growing / exact over {period} steps, {context}", 1.03, paired, "growing", "exact")
+    held = open_ended.cache.used_bytes()
+    yield Goal(name=f"C5 allocated / used bytes, {context}", at_most=1.30, reached=open_ended.cache.allocated_bytes() / held)
+
+
+class Whole(Bare):
+    """A whole period as one step."""
+
+    def __init__(self, arm: DecodeArm, steps: int) -> None:
+        super().__init__(arm)
+        self.steps = steps
+
+    def step(self) -> None:
+        """Decode a period."""
+        for _ in range(self.steps):
+            self.arm.step()
+
+
+def efficiency(desk: Desk, context: int) -> Iterator[Goal]:
+    """C22: the full cache beside the time its bytes take at the bandwidth measured here and now."""
+    dense = desk.decode("baseline", context)
+    bandwidth = stream_bandwidth(torch.device("cpu"), desk.settings.threads)
+    paired = desk.compare(f"efficiency at {context}", {"baseline": dense})
+    found = latency(paired.samples, "baseline")
+    assert found is not None
+    read = sum(p.numel() * 4 for p in desk.bench.loaded.model.parameters()) + dense.cache.used_bytes()
+    read -= desk.bench.loaded.model.get_input_embeddings().weight.numel() * 4  # type: ignore[operator]
+    reached = floor_ms(read, bandwidth) / found.p50_ms
+    yield Goal(name=f"C22 measured / floor time at {context} ({bandwidth / 1e9:.1f} GB/s)", at_most=1 / 0.36, reached=1 / reached)
+
+
+def memory(model: str, context: int) -> Iterator[Goal]:
+    """C4, C7: peaks, each in a process of its own."""
+    overrides = [f"model={model}", "model.device=cpu", f"workload.prompt_tokens={context}", "workload.new_tokens=32"]
+    quick = ["measure.cell_seconds=1", "measure.max_rounds=10"]
+    job = job_for([*overrides, *quick])
+    ours = _peak("weigh", job, "baseline")
+    stock = _peak("stock_reference", job_for([*overrides, *quick, "strategy=transformers"]))
+    kv_bytes = ours["kv_used_bytes"]
+    yield Goal(name=f"C4 baseline decode peak / KV bytes, {context}", at_most=1.03, reached=ours["decode_peak_bytes"] / kv_bytes)
+    yield Goal(name=f"C4 baseline peak / generate peak, {context}", at_most=0.65, reached=ours["peak_bytes"] / stock["peak_bytes"])
+    sink = job_for([*overrides, *quick, "strategy=attention_sink", "strategy.budget.unit=tokens", "strategy.budget.amount=256"])
+    found = _peak("weigh", sink, "strategy")
+    window = found["kv_used_bytes"]
+    yield Goal(name=f"C7 attention_sink decode peak - window [MiB], {context}", at_most=2.0, reached=(found["decode_peak_bytes"] - window) / 2**20)
+
+
+def _peak(function: str, job: Job, *arguments: str) -> dict[str, Any]:
+    outcome = children.call(f"kvbench.worker:{function}", job, *arguments, timeout_s=600, progress=lambda stage, share: None)
+    assert outcome.status == "ok", outcome
+    row: dict[str, Any] = outcome.value.rows["strategy"]
+    return row
+
+
+def main() -> None:
+    """Measure all goals and write what was reached."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", default="llama8")
+    parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--contexts", type=int, nargs="+", default=[512, 2048, 8192])
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    desk = Desk(arguments.model, arguments.seconds)
+    longest = arguments.contexts[-1]
+    parts: list[Callable[[], Iterator[Goal]]] = [
+        lambda: against_transformers(desk, arguments.contexts),
+        lambda: evicting(desk, longest, 256),
+        lambda: growing(desk, 2048),
+        lambda: efficiency(desk, longest),
+        lambda: memory(arguments.model, longest),
+    ]
+    goals = []
+    for part in parts:
+        for found in part():
+            met = "met" if found.reached <= found.at_most else "MISSED"
+            interval = "" if found.low is None else f" [{found.low:.3f}, {found.high:.3f}]"
+            print(f"{found.name:58s} <= {found.at_most:5.3f}   {found.reached:.3f}{interval}  {met}", flush=True)  # noqa: T201
+            goals.append(found)
+    frame = pd.DataFrame([vars(g) for g in goals])
+    frame.to_parquet(arguments.out / "goals.parquet")
+    pd.concat(desk.samples).to_parquet(arguments.out / "steps.parquet")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    facts = {**desk.bench.facts, "commit": commit, "python": platform.python_version(), "command": vars(arguments)}
+    (arguments.out / "hardware.json").write_text(json.dumps(facts, indent=1, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Measuring processes: spawned cheaply, watched, ended on time; what they die of becomes a status."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+PRELOAD = ["kvbench.worker"]  # imported once by the fork server, so that a child starts in a tenth of a second
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a child ended.
+
+    Args:
+        status: ok | out_of_memory | timeout | error.
+        reason: why, where it is not ok.
+        value: what the function returned, where it is ok.
+        log: the traceback of an error.
+    """
+
+    status: str
+    reason: str
+    value: Any = None
+    log: str = ""
+
+
+def start() -> None:
+    """Start the fork server, so that its imports run while the parent goes on."""
+    context = _context()
+    context.Process(target=_nothing).start()
+
+
+def call(function: str, *arguments: Any, timeout_s: float, progress: Progress) -> Outcome:
+    """Run a function in a fresh process.
+
+    Args:
+        function: "module:name"; it is called with the arguments and a `report(stage, share)`.
+        arguments: picklable.
+        timeout_s: after which the process is ended.
+        progress: receives the child's reports.
+    """
+    receiver, sender = _context().Pipe(duplex=False)
+    child = _context().Process(target=_run, args=(sender, function, arguments), daemon=True)
+    child.start()
+    sender.close()
+    deadline = time.monotonic() + timeout_s
+    try:
+        return _listen(receiver, child, deadline, timeout_s, progress)
+    finally:
+        if child.is_alive():
+            child.kill()
+        child.join()
+        receiver.close()
+
+
+def _listen(receiver: Connection, child: Any, deadline: float, timeout_s: float, progress: Progress) -> Outcome:
+    while receiver.poll(max(0.0, deadline - time.monotonic())):
+        try:
+            kind, *content = receiver.recv()
+        except EOFError:
+            child.join()
+            if child.exitcode == -signal.SIGKILL:
+                return Outcome(status="out_of_memory", reason="the measuring process was killed by the system")
+            return Outcome(status="error", reason=f"the measuring process died with exit code {child.exitcode}")
+        if kind == "progress":
+            progress(*content)
+        elif kind == "value":
+            return Outcome(status="ok", reason="", value=content[0])
+        else:
+            status, reason, log = content
+            return Outcome(status=status, reason=reason, log=log)
+    return Outcome(status="timeout", reason=f"not done after measure.timeout_s={timeout_s:.0f} seconds")
+
+
+def _context() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
+
+
+def _nothing() -> None:
+    """Be the first child."""
+
+
+def _run(sender: Connection, function: str, arguments: tuple[Any, ...]) -> None:
+    import torch
+
+    def report(stage: str, share: float) -> None:
+        sender.send(("progress", stage, share))
+
+    try:
+        module, _, name = function.partition(":")
+        sender.send(("value", getattr(importlib.import_module(module), name)(*arguments, report)))
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        sender.send(("failure", "out_of_memory", _first_line(error), traceback.format_exc()))
+    except BaseException as error:  # noqa: BLE001  whatever ends a child is its row's reason
+        sender.send(("failure", "error", _first_line(error), traceback.format_exc()))
+    finally:
+        sender.close()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    name = type(error).__name__
+    if name in ("ModelError", "ValueError") and text:
+        return text
+    return f"{name}: {text.splitlines()[0]}" if text else name

@@ -1,0 +1,79 @@
+"""The command line: `kvbench run|list|table|trace|export|hardware`. Every command imports what it needs itself."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from kvbench.cli.messages import complain
+
+_RUN = "measure what overrides ask for: kvbench run [-m] [group=choice] [group.key=value]; the same as python run.py"
+
+
+def entry() -> None:
+    """Be the console script."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; return the exit status.
+
+    Args:
+        arguments: the command and what follows it.
+    """
+    if arguments and arguments[0] == "run":  # Hydra reads what follows
+        from kvbench.cli import run
+
+        return run.main(arguments[1:])
+    parsed = vars(_parser().parse_args(list(arguments)))
+    module, _, function = parsed.pop("home").partition(":")
+    try:
+        getattr(import_module(f"kvbench.cli.{module}"), function)(**parsed)
+    except (ValueError, OSError) as error:
+        return complain(error)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="kvbench", description="Which KV-cache strategy, and is that claim true?")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    commands.add_parser("run", help=_RUN, add_help=False)
+
+    listing = _add(
+        commands, "list", "catalogue:main", "name the models, strategies, parts, workloads and engines there are"
+    )
+    listing.add_argument("kind", nargs="?", default="", help="only this kind, such as strategy or strategy/scorer")
+    listing.add_argument("--markdown", action="store_true", help="as a page for the documentation")
+
+    table = _add(commands, "table", "show:table", "show the table of any tree of runs again")
+    table.add_argument("path", nargs="?", default="runs", help="a run, a sweep or a whole tree (default: runs)")
+
+    compare = _add(commands, "compare", "show:compare", "set the runs of one folder against those of another")
+    compare.add_argument("a", help="folder of a run or of many")
+    compare.add_argument("b", help="folder of a run or of many")
+
+    export = _add(commands, "export", "show:export", "write results as csv or json")
+    export.add_argument("path", help="a run, a sweep or a whole tree")
+    export.add_argument("file", help="ends in .csv or .json")
+    export.add_argument("--steps", action="store_true", help="every timed step instead of one row per arm")
+
+    trace = _add(commands, "trace", "trace:main", "draw which positions each layer held: kvbench trace strategy=snapkv")
+    trace.add_argument("overrides", nargs="*", help="as for run")
+    trace.add_argument("--config-dir", help="folder with more configurations")
+    trace.add_argument("--out", default="", help="picture to write (.png, .svg or .pdf)")
+
+    hardware = _add(commands, "hardware", "hardware:main", "measure bandwidth, gemv, GEMM and the links to a GPU")
+    hardware.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    hardware.add_argument("--threads", type=int, default=1, help="of the CPU (default: 1)")
+    hardware.add_argument("--out", default="", help="file to write (.csv or .json)")
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, home: str, text: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(home=home)
+    return parser

@@ -1,0 +1,67 @@
+"""`kvbench list`: what there is, in the words of each yaml's first comment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+from kvbench.configuration.errors import ConfigError, hint
+
+CONF = "kvbench.conf"
+SHOWN = ("model", "strategy", "workload", "engine", "quality", "experiment", "row", "measure", "sink")  # in this order
+
+
+def main(kind: str, *, markdown: bool) -> None:
+    """Print every choice of every group with one line each.
+
+    Args:
+        kind: only this group and those below it; "" for all.
+        markdown: as a page for the documentation.
+    """
+    groups = dict(catalogue())
+    wanted = [name for name in groups if not kind or name == kind or name.startswith(f"{kind}/")]
+    if not wanted:
+        raise ConfigError(f"there is nothing called {kind}. {hint(kind, groups, label='Kinds')}")
+    print(_page(groups, wanted) if markdown else _listing(groups, wanted))
+
+
+def catalogue() -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield every group with what its choices say of themselves."""
+    root = files(CONF)
+    for name in SHOWN:
+        yield from _group(root / name, name)
+
+
+def _group(folder: Traversable, name: str) -> Iterator[tuple[str, dict[str, str]]]:
+    inside = sorted(folder.iterdir(), key=lambda entry: entry.name)
+    choices = {entry.name.removesuffix(".yaml"): first_line(entry) for entry in inside if entry.name.endswith(".yaml")}
+    yield name, choices
+    for entry in inside:
+        if entry.is_dir():
+            yield from _group(entry, f"{name}/{entry.name}")
+
+
+def first_line(file: Traversable) -> str:
+    """Return what a yaml says of itself in its first comment."""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and "@package" not in line:
+            return line.lstrip("# ").strip()
+    return ""
+
+
+def _listing(groups: dict[str, dict[str, str]], wanted: list[str]) -> str:
+    width = max(len(name) for group in wanted for name in groups[group])
+    blocks = []
+    for group in wanted:
+        lines = [f"  {name:{width}}  {text}" for name, text in groups[group].items()]
+        blocks.append("\n".join([f"{group}=", *lines]))
+    return "\n\n".join(blocks)
+
+
+def _page(groups: dict[str, dict[str, str]], wanted: list[str]) -> str:
+    blocks = ["# What there is\n\nWritten by `make docs` from the first comment of each yaml."]
+    for group in wanted:
+        rows = [f"| `{group}={name}` | {text} |" for name, text in groups[group].items()]
+        blocks.append("\n".join([f"## {group}", "", "| choice | what it is |", "| --- | --- |", *rows]))
+    return "\n\n".join(blocks)

@@ -1,0 +1,104 @@
+"""From measured objects to columns by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from kvbench.cache.kv_cache import KVCache
+from kvbench.engines.arm import Arm
+from kvbench.job import Job, Row
+from kvbench.measure import roofline, statistics
+from kvbench.measure.environment import environment
+from kvbench.measure.samples import Sample
+from kvbench.models.load import Loaded
+from kvbench.types import RunShape
+
+
+def facts(job: Job, loaded: Loaded, attention: str) -> Row:
+    """Return what is known of every arm once the model is loaded."""
+    run = job.workload.runs()[-1]
+    return {
+        "status": "ok",
+        "reason": "",
+        "weights": loaded.weights,
+        "model_revision": loaded.revision,
+        "weights_bytes": sum(p.numel() * p.element_size() for p in loaded.model.parameters()),
+        "dtype": str(loaded.view.dtype).removeprefix("torch."),
+        "attention": attention,
+        "batch_size": run.batch_size,
+        "prompt_tokens": run.prompt_tokens,
+        "new_tokens": run.new_tokens,
+        **environment(str(loaded.view.device)),
+    }
+
+
+def held(arm: Arm, cache: KVCache, run: RunShape) -> Row:
+    """Return what a cache holds, by count and by formula."""
+    entries = torch.cat([entries.flatten().float() for entries in cache.entries_held()])
+    plans = arm.strategy.plans(arm.view, run)
+    asked = [budget for plan in plans if plan.budget is not None for budget in plan.budget]
+    return {
+        "kv_allocated_bytes": cache.allocated_bytes(),
+        "kv_used_bytes": cache.used_bytes(),
+        "kv_predicted_bytes": arm.strategy.allocated_bytes(arm.view, run),
+        "host_bytes": 0,
+        "disk_bytes": 0,
+        "entries_asked": sum(asked) / len(asked) if asked else None,
+        "entries_held_mean": entries.mean().item(),
+        "entries_held_min": int(entries.min()),
+        "entries_held_max": int(entries.max()),
+    }
+
+
+def weights_read(loaded: Loaded) -> int:
+    """Return the bytes of weights one decode step reads: all but an input embedding that is not tied."""
+    total = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+    embedding = loaded.model.get_input_embeddings().weight  # type: ignore[operator]
+    output = loaded.model.get_output_embeddings()  # type: ignore[operator]
+    is_tied = output is not None and output.weight.data_ptr() == embedding.data_ptr()
+    return total if is_tied else total - embedding.numel() * embedding.element_size()
+
+
+def latency_of(samples: Sequence[Sample], name: str) -> statistics.Latency:
+    """Return an arm's percentiles over its clean blocks; over all of them, where none was clean."""
+    found = statistics.latency(samples, name) or statistics.latency(samples, name, clean_only=False)
+    assert found is not None
+    return found
+
+
+def latency_columns(samples: Sequence[Sample], name: str, run: RunShape) -> Row:
+    """Return the percentiles of an arm's decode steps."""
+    found = latency_of(samples, name)
+    return {
+        "tpot_ms": found.mean_ms,
+        "decode_p50_ms": found.p50_ms,
+        "decode_p90_ms": found.p90_ms,
+        "decode_p95_ms": found.p95_ms,
+        "decode_p99_ms": found.p99_ms,
+        "decode_max_ms": found.max_ms,
+        "decode_mean_ms": found.mean_ms,
+        "tokens_per_s": 1e3 * run.batch_size / found.mean_ms,
+    }
+
+
+def roofline_columns(read_bytes: int, bandwidth: float, p50_ms: float) -> Row:
+    """Return the least time of a step and how near it the measured one is."""
+    floor = roofline.floor_ms(read_bytes, bandwidth)
+    return {
+        "bytes_read_per_step": read_bytes,
+        "bandwidth_bytes_per_s": bandwidth,
+        "floor_ms": floor,
+        "efficiency": floor / p50_ms,
+    }
+
+
+def interval_columns(name: str, found: statistics.Interval) -> Row:
+    """Return a value and its interval under three names."""
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def above(value: int | None, idle: int | None) -> int | None:
+    """Return the bytes above idle, or None where either is unknown."""
+    return None if value is None or idle is None else max(0, value - idle)

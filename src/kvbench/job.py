@@ -1,0 +1,49 @@
+"""What crosses the border to a measuring process and back; imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvbench.engines.eager import Eager
+from kvbench.engines.stock import Stock
+from kvbench.measure.settings import Settings
+from kvbench.models.spec import ModelSpec
+from kvbench.quality import Quality
+from kvbench.strategies.base import CacheStrategy
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything a measuring process is told.
+
+    Args:
+        spec: the model.
+        strategy: the strategy asked for.
+        baseline: what it is compared with, or None.
+        engine: how tokens get made.
+        workload: what is run.
+        quality: what is asked.
+        settings: how it is timed.
+        seed: of random weights, windows and samples.
+    """
+
+    spec: ModelSpec
+    strategy: CacheStrategy
+    baseline: CacheStrategy | None
+    engine: Eager | Stock
+    workload: Any
+    quality: Quality
+    settings: Settings
+    seed: int
+
+
+@dataclass(kw_only=True)
+class Measured:
+    """What a measuring process brings back: columns per arm, timed steps, generated texts."""
+
+    rows: dict[str, Row]
+    steps: list[Row] = field(default_factory=list)
+    texts: dict[str, list[str]] = field(default_factory=dict)

@@ -1,0 +1,191 @@
+"""Every column of a result, its type, its unit and its meaning; the words it may hold; and the version of all that."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+import pyarrow as pa
+
+SCHEMA_VERSION: Final = 1
+
+ArmName = Literal["strategy", "baseline"]
+Status = Literal["ok", "unsupported", "unavailable", "out_of_memory", "timeout", "error"]
+Evidence = Literal["measured", "modelled", "published"]
+Saving = Literal["physical", "packed", "offloaded", "none"]
+Fidelity = Literal["exact", "lossy_training_free", "uptrained", "trained", "structure_only"]
+Weights = Literal["pretrained", "embedded", "random"]
+Verdict = Literal["faster", "slower", "no_difference", "inconclusive", "none"]
+Regime = Literal["memory_bound", "overhead_bound", "launch_bound"]
+Comparison = Literal["paired", "unpaired", "none"]
+Statistic = Literal["median", "mean"]
+BudgetUnit = Literal["tokens", "ratio", "bytes"]
+Phase = Literal["prefill", "decode"]
+TimedArm = Literal["strategy", "baseline", "baseline_again"]
+
+RUN_WORDS: Final[dict[str, tuple[str, ...]]] = {
+    "arm": get_args(ArmName),
+    "status": get_args(Status),
+    "evidence": get_args(Evidence),
+    "saving": get_args(Saving),
+    "fidelity": get_args(Fidelity),
+    "weights": get_args(Weights),
+    "verdict": get_args(Verdict),
+    "regime": get_args(Regime),
+    "comparison": get_args(Comparison),
+    "statistic": get_args(Statistic),
+    "budget_unit": get_args(BudgetUnit),
+}
+STEP_WORDS: Final[dict[str, tuple[str, ...]]] = {"arm": get_args(TimedArm), "phase": get_args(Phase)}
+
+_Column = tuple[str, pa.DataType, str, str]
+_WORD, _COUNT, _REAL, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+
+_IDENTITY: list[_Column] = [
+    ("schema_version", _COUNT, "", "version of this list of columns"),
+    ("run_id", _WORD, "", "name of the run's folder; repeats of a run end in -2, -3, ..."),
+    ("arm", _WORD, "", "which side of the comparison the row describes"),
+    ("sweep", _WORD, "", "folder the run lies in: the experiment's name or a hash of the overrides"),
+    ("created_at", _WORD, "", "when the run began, UTC, ISO 8601"),
+    ("strategy", _WORD, "", "name of the arm's strategy; 'baseline' for the baseline's arm"),
+    ("model", _WORD, "", "name of the model"),
+    ("engine", _WORD, "", "what made the tokens"),
+    ("workload", _WORD, "", "name of the workload"),
+    ("seed", _COUNT, "", "of everything drawn at random"),
+    ("config_hash", _WORD, "", "hash of the resolved configuration"),
+    ("config_json", _WORD, "", "the resolved configuration"),
+    ("overrides", _WORD, "", "what was typed, separated by spaces"),
+    ("source_hash", _WORD, "", "hash of kvbench's source tree"),
+    ("device", _WORD, "", "kind of device"),
+    ("status", _WORD, "", "how the run ended"),
+    ("evidence", _WORD, "", "where the numbers come from; rows of different evidence are never ranked together"),
+    ("comparison", _WORD, "", "paired: timed block by block beside the baseline; unpaired: apart from it"),
+    ("batch_size", _COUNT, "rows", "sequences at once"),
+    ("prompt_tokens", _COUNT, "tokens", "prompt of the longest row"),
+]
+
+_ORIGIN: list[_Column] = [
+    ("model_revision", _WORD, "", "commit of the checkpoint, or a hash of its weights"),
+    ("weights", _WORD, "", "origin of the weights; with random ones quality is empty"),
+    ("git_commit", _WORD, "", "commit of kvbench's checkout; empty when installed"),
+    ("git_dirty", _FLAG, "", "whether the checkout had changes"),
+    ("device_name", _WORD, "", "name of the device"),
+    ("cpu_model", _WORD, "", "name of the processor"),
+    ("num_cpus", _COUNT, "", "processor cores the run may use"),
+    ("num_threads", _COUNT, "", "threads that computed"),
+    ("ram_bytes", _COUNT, "bytes", "memory of the machine"),
+    ("driver", _WORD, "", "version of the device's driver"),
+    ("load_1min", _REAL, "", "load average when the run began"),
+    ("python", _WORD, "", "version"),
+    ("torch", _WORD, "", "version"),
+    ("transformers", _WORD, "", "version"),
+    ("triton", _WORD, "", "version"),
+    ("kvbench", _WORD, "", "version"),
+    ("dtype", _WORD, "", "of weights and cache"),
+    ("attention", _WORD, "", "attention implementation that ran"),
+]
+
+_WHAT: list[_Column] = [
+    ("new_tokens", _COUNT, "tokens", "tokens after the prompt; empty where nobody knows"),
+    ("reason", _WORD, "", "why the status is not ok, or why the verdict is what it is"),
+    ("saving", _WORD, "", "kind of saving the method makes"),
+    ("fidelity", _WORD, "", "how the outputs relate to the full cache's"),
+    ("verdict", _WORD, "", "what may be claimed of the speed"),
+    ("regime", _WORD, "", "what bounds a step of the baseline; overhead_bound: its bytes fit in the processor's cache"),
+    ("statistic", _WORD, "", "of a block's steps that `ratio` is made of; the mean for strategies with periodic work"),
+    ("query_aware", _FLAG, "", "whether the question is in the cache when it is compressed"),
+    ("data_dependent", _FLAG, "", "whether the bytes stored depend on the data"),
+    ("decode_rule", _FLAG, "", "whether the budget also holds while decoding"),
+    ("budget_unit", _WORD, "", "what budget_amount counts; a ratio is the fraction kept of a row's prompt"),
+    ("budget_amount", _REAL, "budget_unit", "budget asked for"),
+    ("entries_asked", _REAL, "entries", "budget per layer and KV head, mean over them"),
+    ("entries_held_mean", _REAL, "entries", "held per layer and KV head at the end of decoding, mean over them"),
+    ("entries_held_min", _COUNT, "entries", "the same, least"),
+    ("entries_held_max", _COUNT, "entries", "the same, most"),
+]
+
+_TIME: list[_Column] = [
+    ("ttft_ms", _REAL, "ms", "time to first token: prefill, with scoring and compression; median"),
+    ("ttft_ratio", _REAL, "ratio", "ttft over the baseline's, median over rounds; below 1 is faster"),
+    ("ttft_ratio_low", _REAL, "ratio", "lower end of its 95% interval"),
+    ("ttft_ratio_high", _REAL, "ratio", "upper end of its 95% interval"),
+    ("tpot_ms", _REAL, "ms", "time per output token after the first, mean of all kept steps"),
+    ("decode_p50_ms", _REAL, "ms", "time of a decode step, clean blocks without their first step: median"),
+    ("decode_p90_ms", _REAL, "ms", "90th percentile"),
+    ("decode_p95_ms", _REAL, "ms", "95th percentile"),
+    ("decode_p99_ms", _REAL, "ms", "99th percentile"),
+    ("decode_max_ms", _REAL, "ms", "largest"),
+    ("decode_mean_ms", _REAL, "ms", "amortised mean, over full periods for strategies with periodic work"),
+    ("tokens_per_s", _REAL, "tokens/s", "generated tokens of all rows per second of decoding"),
+    ("ratio", _REAL, "ratio", "time of a decode step over the baseline's, median over rounds; below 1 is faster"),
+    ("ratio_low", _REAL, "ratio", "lower end of its 95% interval"),
+    ("ratio_high", _REAL, "ratio", "upper end of its 95% interval"),
+    ("aa_ratio", _REAL, "ratio", "the baseline over itself: the noise"),
+    ("aa_low", _REAL, "ratio", "lower end of its 95% interval"),
+    ("aa_high", _REAL, "ratio", "upper end of its 95% interval"),
+    ("ceiling", _REAL, "speed-up", "most that the bytes read allow: bytes a step of the baseline reads over the arm's"),
+    ("floor_ms", _REAL, "ms", "least time of a step: bytes_read_per_step at bandwidth_bytes_per_s"),
+    ("efficiency", _REAL, "share", "floor_ms over decode_p50_ms"),
+    ("bytes_read_per_step", _COUNT, "bytes", "weights and cache that a decode step reads"),
+    ("bandwidth_bytes_per_s", _REAL, "bytes/s", "of reading, measured in this run"),
+    ("rounds", _COUNT, "", "rounds with a clean block of both arms"),
+    ("dirty_share", _REAL, "share", "blocks disturbed by other processes"),
+    ("setup_s", _REAL, "s", "warm-up, compilation included"),
+]
+
+_MEMORY: list[_Column] = [
+    ("weights_bytes", _COUNT, "bytes", "parameters and buffers of the model"),
+    ("kv_allocated_bytes", _COUNT, "bytes", "all storages of the cache: payload, scales, indices, windows, metadata"),
+    ("kv_used_bytes", _COUNT, "bytes", "the part that is occupied at the end"),
+    ("kv_predicted_bytes", _COUNT, "bytes", "kv_allocated_bytes by the strategy's closed form"),
+    ("host_bytes", _COUNT, "bytes", "cache kept in host memory while the model is on another device"),
+    ("disk_bytes", _COUNT, "bytes", "cache kept on disk"),
+    ("idle_bytes", _COUNT, "bytes", "memory with the model loaded and no cache; the next five are above it"),
+    ("steady_bytes", _COUNT, "bytes", "after prefill and compression, staging freed"),
+    ("prefill_peak_bytes", _COUNT, "bytes", "most during prefill"),
+    ("decode_peak_bytes", _COUNT, "bytes", "most during decoding"),
+    ("peak_bytes", _COUNT, "bytes", "most of both, measured in a process of its own"),
+    ("average_bytes", _COUNT, "bytes", "mean over the decode steps"),
+    ("resident_bytes", _COUNT, "bytes", "resident memory of the process at the end, on a CPU"),
+]
+
+_QUALITY: list[_Column] = [
+    ("nll_nats", _REAL, "nats/token", "loss on the scored tokens, read through the cache"),
+    ("nll_delta_nats", _REAL, "nats/token", "nll_nats less that of the full cache"),
+    ("bits_per_byte", _REAL, "bits/byte", "nll_nats per byte of text, comparable across tokenizers"),
+    ("kl_nats", _REAL, "nats/token", "divergence of the next-token distribution from the full cache's"),
+    ("top1_agreement", _REAL, "share", "tokens for which the full cache would choose the same"),
+    ("recall_key_value", _REAL, "share", "values recalled exactly"),
+    ("recall_passkey", _REAL, "share", "passkeys recalled exactly"),
+    ("max_logit_difference", _REAL, "logits", "largest difference from the full cache's logits"),
+    ("quality_tokens", _COUNT, "tokens", "tokens scored"),
+    ("recall_samples", _COUNT, "", "samples of each recall task"),
+]
+
+_STEP: list[_Column] = [
+    ("run_id", _WORD, "", "of the run"),
+    ("arm", _WORD, "", "what was timed; baseline_again is the baseline under a second name, to see the noise"),
+    ("round", _COUNT, "", "every arm is timed once in each"),
+    ("block", _COUNT, "", "number of the block within the run and the phase, in order of time"),
+    ("index_in_block", _COUNT, "", "0 is recorded, but counts only where it is alone"),
+    ("phase", _WORD, "", "what the step did"),
+    ("position", _COUNT, "tokens", "tokens of a row already seen by the model when the step began"),
+    ("tokens", _COUNT, "tokens", "tokens the step read, all rows together"),
+    ("wall_ns", _COUNT, "ns", "host's clock; only the launching, where there is an event_ms"),
+    ("is_clean", _FLAG, "", "whether the block was left alone by other processes"),
+]
+_STEP_MEASURES: list[_Column] = [("event_ms", _REAL, "ms", "device's clock; empty where the host's clock tells all")]
+
+
+def _schema(required: list[_Column], nullable: list[_Column]) -> pa.Schema:
+    columns = [(column, False) for column in required] + [(column, True) for column in nullable]
+    return pa.schema(
+        [
+            pa.field(name, kind, nullable=can_be_empty, metadata={"doc": doc, "unit": unit})
+            for (name, kind, unit, doc), can_be_empty in columns
+        ],
+        metadata={"kvbench_schema_version": str(SCHEMA_VERSION)},
+    )
+
+
+RUN: Final = _schema(_IDENTITY, [*_ORIGIN, *_WHAT, *_TIME, *_MEMORY, *_QUALITY])
+STEPS: Final = _schema(_STEP, _STEP_MEASURES)

@@ -1,0 +1,219 @@
+"""The whole story of a run: identity, measuring processes, rows, files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from kvbench import children
+from kvbench.configuration import Checked, build_group, compose, resolved
+from kvbench.engines.stock import Stock
+from kvbench.job import Job, Measured, Row
+from kvbench.measure.environment import environment, source_hash
+from kvbench.models.load import device_of, origin_of
+from kvbench.results.folder import finished, open_draft
+from kvbench.results.load import load
+
+Progress = Callable[[str, float], None]
+
+NOT_IDENTITY = ("runs", "force", "sink", "sweep", "plugins")  # keys that do not change what is measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """What was chosen, by name.
+
+    Args:
+        strategy: the strategy.
+        model: the model.
+        engine: the engine.
+        workload: the workload.
+        overrides: what was typed.
+    """
+
+    strategy: str
+    model: str
+    engine: str
+    workload: str
+    overrides: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A finished run.
+
+    Args:
+        rows: one per arm.
+        folder: where its files are.
+        is_new: whether it ran now; otherwise its rows were there already.
+    """
+
+    rows: pd.DataFrame
+    folder: Path
+    is_new: bool
+
+
+def run(config: DictConfig, checked: Checked, *, names: Names, progress: Progress) -> Result:
+    """Measure one strategy on one model and one workload, unless that has been done.
+
+    Args:
+        config: resolved, without Hydra's own node.
+        checked: the objects made of it.
+        names: what was chosen.
+        progress: told the stage and how much of it is done.
+
+    Raises:
+        ValueError: if the run cannot be what is asked, before anything is loaded.
+        StorageError: if its results cannot be written.
+    """
+    children.start()
+    job = job_of(checked)
+    check_lengths(job)
+    identity = identify(config, job, names)
+    runs, run_id = Path(config.runs), identity.pop("run_id")
+    there = finished(runs, sweep=checked.sweep, run_id=run_id)
+    if there is not None and not config.force:
+        return Result(rows=load(there), folder=there, is_new=False)
+    with open_draft(runs, sweep=checked.sweep, run_id=run_id, force=config.force) as draft:
+        started = time.monotonic()
+        measured = measure(job, draft.log, progress)
+        draft.log(f"measured in {time.monotonic() - started:.1f} s")
+        draft.write_text("config.yaml", OmegaConf.to_yaml(config, resolve=True))
+        draft.write_json("env.json", environment(identity["device"]))
+        draft.write_json("texts.json", measured.texts)
+        rows = [{**identity, **describe(job, arm), **row} for arm, row in measured.rows.items()]
+        place = draft.finish(rows, measured.steps)
+    checked.sink.mirror(place.folder)
+    return Result(rows=load(place.folder), folder=place.folder, is_new=place.is_new)
+
+
+def job_of(checked: Checked) -> Job:
+    """Return what the measuring processes are told."""
+    baseline = build_group(resolved(compose(["strategy=baseline"]))["strategy"], "strategy")
+    return Job(
+        spec=checked.model,
+        strategy=checked.strategy,
+        baseline=baseline if checked.compare == "baseline" else None,
+        engine=checked.engine,
+        workload=checked.workload,
+        quality=checked.quality,
+        settings=checked.measure,
+        seed=checked.seed,
+    )
+
+
+def check_lengths(job: Job) -> None:
+    """Refuse a workload that is too long for the model, with the numbers."""
+    most = job.spec.max_positions
+    for shape in job.workload.runs():
+        total = shape.prompt_tokens + (shape.new_tokens or 0)
+        if most is not None and total > most:
+            raise ValueError(
+                f"{shape.prompt_tokens} prompt tokens and {shape.new_tokens} new ones are {total}, but "
+                f"model={job.spec.name} reads at most {most} positions; lower workload.prompt_tokens or choose another "
+                f"model."
+            )
+    quality = job.quality.context_tokens + 1 + job.quality.scored_tokens
+    if most is not None and job.quality.text_windows and quality > most:
+        raise ValueError(
+            f"quality reads windows of {quality} tokens, but model={job.spec.name} reads at most {most} positions; "
+            f"lower quality.context_tokens or set quality=none."
+        )
+
+
+def identify(config: DictConfig, job: Job, names: Names) -> Row:
+    """Return what makes this run this run, its id among them."""
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, Mapping)
+    kept = {key: value for key, value in resolved.items() if key not in NOT_IDENTITY}
+    config_json = json.dumps(kept, sort_keys=True)
+    device, weights = str(device_of(job.spec)), origin_of(job.spec)
+    parts = [names.strategy, config_json, source_hash(), device, weights]
+    return {
+        "run_id": hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12],
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "strategy": names.strategy,
+        "model": names.model,
+        "engine": names.engine,
+        "workload": names.workload,
+        "seed": job.seed,
+        "config_hash": hashlib.sha256(config_json.encode()).hexdigest()[:12],
+        "config_json": config_json,
+        "overrides": names.overrides,
+        "weights": weights,
+        "source_hash": source_hash(),
+        "device": device,
+    }
+
+
+def describe(job: Job, arm: str) -> Row:
+    """Return what is known of an arm without measuring it."""
+    strategy = job.strategy if arm == "strategy" else job.baseline
+    assert strategy is not None
+    shape = job.workload.runs()[-1]
+    comparison = "none" if job.baseline is None else "unpaired" if isinstance(job.engine, Stock) else "paired"
+    return {
+        "arm": arm,
+        **({"strategy": "baseline", "engine": "eager"} if arm == "baseline" else {}),
+        "evidence": "measured",
+        "comparison": comparison,
+        "batch_size": shape.batch_size,
+        "prompt_tokens": shape.prompt_tokens,
+        "new_tokens": shape.new_tokens,
+        "saving": strategy.saving,
+        "fidelity": strategy.fidelity,
+        "decode_rule": strategy.keeps_budget,
+        "data_dependent": False,
+        "query_aware": bool(getattr(job.workload, "question_in_cache", False)),
+        "statistic": "median",
+        "budget_unit": getattr(strategy.budget, "unit", None),
+        "budget_amount": getattr(strategy.budget, "amount", None),
+    }
+
+
+def measure(job: Job, log: Callable[[str], None], progress: Progress) -> Measured:
+    """Run the measuring processes and gather what they bring back; what ends one becomes its row's status."""
+    if isinstance(job.engine, Stock):
+        return _beside_stock(job, log, progress)
+    timed = _call("time_and_quality", job, log=log, job=job, progress=progress)
+    if isinstance(timed, Measured):
+        for name, row in timed.rows.items():
+            if row["status"] == "ok":
+                weighed = _call("weigh", job, name, log=log, job=job, progress=progress)
+                row |= weighed.rows["strategy"] if isinstance(weighed, Measured) else weighed
+        return timed
+    return Measured(rows={"strategy": timed})
+
+
+def _beside_stock(job: Job, log: Callable[[str], None], progress: Progress) -> Measured:
+    """Run a black box alone, and our full cache apart from it."""
+    found = _call("stock_reference", job, log=log, job=job, progress=progress)
+    out = found if isinstance(found, Measured) else Measured(rows={"strategy": found})
+    if job.baseline is None:
+        return out
+    from kvbench.engines.eager import Eager
+
+    alone = replace(job, engine=Eager(prefill_chunk=0), strategy=job.baseline, baseline=None)
+    baseline = measure(alone, log, progress)
+    out.rows["baseline"] = baseline.rows["strategy"]
+    out.steps += [{**step, "arm": "baseline"} for step in baseline.steps]
+    out.texts |= {"baseline": baseline.texts["strategy"]} if "strategy" in baseline.texts else {}
+    return out
+
+
+def _call(function: str, *arguments: Any, log: Callable[[str], None], job: Job, progress: Progress) -> Measured | Row:
+    outcome = children.call(f"kvbench.worker:{function}", *arguments, timeout_s=job.settings.timeout_s, progress=progress)
+    if outcome.status == "ok":
+        value: Measured = outcome.value
+        return value
+    log(f"{function}: {outcome.status}: {outcome.reason}\n{outcome.log}")
+    return {"status": outcome.status, "reason": outcome.reason}

@@ -1,0 +1,47 @@
+"""What a measuring process dies of becomes a status."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvbench import children
+
+HERE = "tests.support.dying"
+
+
+def call(name: str, timeout_s: float = 60.0) -> children.Outcome:
+    """Call a function of the support module in a child."""
+    return children.call(f"{HERE}:{name}", 3, timeout_s=timeout_s, progress=lambda stage, share: None)
+
+
+def test_value_and_progress_come_back() -> None:
+    seen: list[tuple[str, float]] = []
+    outcome = children.call(f"{HERE}:double", 3, timeout_s=60, progress=lambda *report: seen.append(report))
+    assert (outcome.status, outcome.value) == ("ok", 6)
+    assert seen == [("half", 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "reason"),
+    [
+        ("refuse", "error", "set workload.x"),
+        ("stumble", "error", "ZeroDivisionError: division by zero"),
+        ("eat", "out_of_memory", "weights of 9 GiB"),
+        ("vanish", "error", "exit code 7"),
+        ("killed", "out_of_memory", "killed by the system"),
+    ],
+)
+def test_each_death_has_its_status_and_reason(name: str, status: str, reason: str) -> None:
+    outcome = call(name)
+    assert outcome.status == status
+    assert reason in outcome.reason
+
+
+def test_a_process_that_hangs_is_ended() -> None:
+    outcome = call("hang", timeout_s=1.0)
+    assert outcome.status == "timeout"
+    assert "measure.timeout_s=1" in outcome.reason
+
+
+def test_the_traceback_of_an_error_is_kept_for_the_log() -> None:
+    assert "stumble" in call("stumble").log

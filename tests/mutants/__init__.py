@@ -1,0 +1,1 @@
+"""Broken variants, each of which an oracle must catch."""

@@ -1,0 +1,84 @@
+"""Feeds ids through a kvbench cache, and looks at it after every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kvbench.cache.kv_cache import KVCache
+from kvbench.models.view import view_of
+from kvbench.strategies.base import CacheStrategy
+from kvbench.types import DECODE, PREFILL, PREFILL_CHUNK, RunShape
+from tests.support.models import attention
+
+Watch = Callable[[KVCache, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Driven:
+    """What came of it.
+
+    Args:
+        logits: [B, T, V].
+        held: per step and layer the positions held [B, 1 or G, m], -1 for none; the first is the end of the prompt.
+        cache: as it was left.
+    """
+
+    logits: Tensor
+    held: list[list[Tensor]]
+    cache: KVCache
+
+
+def drive(
+    model: PreTrainedModel,
+    strategy: CacheStrategy,
+    ids: Tensor,
+    run: RunShape,
+    *,
+    chunks: Sequence[int] = (),
+    steps: Sequence[int] = (),
+    watch: Watch | None = None,
+) -> Driven:
+    """Run ids [B, T], the prompt first.
+
+    Args:
+        model: in evaluation mode.
+        strategy: builds the cache.
+        ids: prompt and what follows it, padded on the left.
+        run: how long the rows are.
+        chunks: tokens of the prompt per pass; all at once if empty.
+        steps: tokens per decode pass; one each if empty.
+        watch: called with the cache and the columns seen after every pass.
+    """
+    prompt = run.prompt_tokens
+    passes = [*(chunks or (prompt,)), *(steps or (1,) * (ids.shape[1] - prompt))]
+    logits, held, at = [], [], 0
+    with attention(model, "kvbench"):
+        cache = strategy.build(view_of(model), run)
+        for tokens in passes:
+            stop = at + tokens
+            cache.begin(PREFILL_CHUNK if stop < prompt else PREFILL if stop == prompt else DECODE)
+            where = cache.position_ids(tokens)
+            part = model(ids[:, at:stop], past_key_values=cache, use_cache=True, position_ids=where)
+            logits.append(part.logits)
+            at = stop
+            if at >= prompt:
+                held.append([layer.held_positions() for layer in cache.layers])
+            if watch is not None and at >= prompt:
+                watch(cache, at)
+    return Driven(logits=torch.cat(logits, dim=1), held=held, cache=cache)
+
+
+def padded(rows: Sequence[Tensor]) -> Tensor:
+    """Return rows of ids [T] in one batch [B, T]; shorter ones have zeros on the left."""
+    longest = max(len(row) for row in rows)
+    return torch.stack([torch.nn.functional.pad(row, (longest - len(row), 0)) for row in rows])
+
+
+def positions(held: Tensor) -> list[list[int]]:
+    """Return the positions held of one row [1 or G, m] as lists."""
+    return [[at for at in row if at >= 0] for row in held.tolist()]

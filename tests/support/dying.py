@@ -1,0 +1,46 @@
+"""Ways for a measuring process to end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+Report = Callable[[str, float], None]
+
+
+def double(number: int, report: Report) -> int:
+    """Succeed."""
+    report("half", 0.5)
+    return 2 * number
+
+
+def refuse(number: int, report: Report) -> None:
+    """Raise what a user can mend."""
+    raise ValueError("set workload.x")
+
+
+def stumble(number: int, report: Report) -> float:
+    """Raise what nobody expected."""
+    return number / 0
+
+
+def eat(number: int, report: Report) -> None:
+    """Say that there is not enough memory."""
+    raise MemoryError("weights of 9 GiB")
+
+
+def vanish(number: int, report: Report) -> None:
+    """End without a word."""
+    os._exit(7)
+
+
+def killed(number: int, report: Report) -> None:
+    """End as the kernel ends a process that eats too much."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang(number: int, report: Report) -> None:
+    """Never come back."""
+    time.sleep(600)
