@@ -93,7 +93,7 @@ class Dynamic:
         self.model: Any = arm.model
         self.ids, self.length = ids, run.prompt_tokens
         self._switch("sdpa")
-        self.cache = DynamicCache(config=self.model.config)
+        self.cache = DynamicCache(config=arm.model.config)  # type: ignore[arg-type]
         self.model(ids[:, : self.length], past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         self._switch(ATTENTION)
         self.done = 0
@@ -233,7 +233,11 @@ def evicting(desk: Desk, context: int, budget: int) -> Iterator[Goal]:
     yield goal(f"C7 attention_sink / baseline at {context}", 0.48, paired, "attention_sink", "full")
     for name in ("attention_sink", "snapkv"):
         exact = short.cache.allocated_bytes() * budget / (budget + BLOCK)
-        yield Goal(name=f"C8 {name} steady / {budget} entries", at_most=1.05, reached=arms[name].cache.allocated_bytes() / exact)
+        yield Goal(
+            name=f"C8 {name} steady / {budget} entries",
+            at_most=1.05,
+            reached=arms[name].cache.allocated_bytes() / exact,
+        )
 
 
 def growing(desk: Desk, context: int) -> Iterator[Goal]:
@@ -242,10 +246,14 @@ def growing(desk: Desk, context: int) -> Iterator[Goal]:
     exact = desk.decode("baseline", context, new_tokens=period)
     open_ended = desk.decode("baseline", context, new_tokens=None)
     open_ended.tokens = exact.tokens
-    paired = desk.compare(f"growing at {context}", {"exact": Whole(exact, period), "growing": Whole(open_ended, period)}, steps=1)
+    paired = desk.compare(
+        f"growing at {context}", {"exact": Whole(exact, period), "growing": Whole(open_ended, period)}, steps=1
+    )
     yield goal(f"C5 growing / exact over {period} steps, {context}", 1.03, paired, "growing", "exact")
     held = open_ended.cache.used_bytes()
-    yield Goal(name=f"C5 allocated / used bytes, {context}", at_most=1.30, reached=open_ended.cache.allocated_bytes() / held)
+    yield Goal(
+        name=f"C5 allocated / used bytes, {context}", at_most=1.30, reached=open_ended.cache.allocated_bytes() / held
+    )
 
 
 class Whole(Bare):
@@ -271,7 +279,11 @@ def efficiency(desk: Desk, context: int) -> Iterator[Goal]:
     read = sum(p.numel() * 4 for p in desk.bench.loaded.model.parameters()) + dense.cache.used_bytes()
     read -= desk.bench.loaded.model.get_input_embeddings().weight.numel() * 4  # type: ignore[operator]
     reached = floor_ms(read, bandwidth) / found.p50_ms
-    yield Goal(name=f"C22 measured / floor time at {context} ({bandwidth / 1e9:.1f} GB/s)", at_most=1 / 0.36, reached=1 / reached)
+    yield Goal(
+        name=f"C22 measured / floor time at {context} ({bandwidth / 1e9:.1f} GB/s)",
+        at_most=1 / 0.36,
+        reached=1 / reached,
+    )
 
 
 def memory(model: str, context: int) -> Iterator[Goal]:
@@ -282,16 +294,32 @@ def memory(model: str, context: int) -> Iterator[Goal]:
     ours = _peak("weigh", job, "baseline")
     stock = _peak("stock_reference", job_for([*overrides, *quick, "strategy=transformers"]))
     kv_bytes = ours["kv_used_bytes"]
-    yield Goal(name=f"C4 baseline decode peak / KV bytes, {context}", at_most=1.03, reached=ours["decode_peak_bytes"] / kv_bytes)
-    yield Goal(name=f"C4 baseline peak / generate peak, {context}", at_most=0.65, reached=ours["peak_bytes"] / stock["peak_bytes"])
-    sink = job_for([*overrides, *quick, "strategy=attention_sink", "strategy.budget.unit=tokens", "strategy.budget.amount=256"])
+    yield Goal(
+        name=f"C4 baseline decode peak / KV bytes, {context}",
+        at_most=1.03,
+        reached=ours["decode_peak_bytes"] / kv_bytes,
+    )
+    yield Goal(
+        name=f"C4 baseline peak / generate peak, {context}",
+        at_most=0.65,
+        reached=ours["peak_bytes"] / stock["peak_bytes"],
+    )
+    sink = job_for(
+        [*overrides, *quick, "strategy=attention_sink", "strategy.budget.unit=tokens", "strategy.budget.amount=256"]
+    )
     found = _peak("weigh", sink, "strategy")
     window = found["kv_used_bytes"]
-    yield Goal(name=f"C7 attention_sink decode peak - window [MiB], {context}", at_most=2.0, reached=(found["decode_peak_bytes"] - window) / 2**20)
+    yield Goal(
+        name=f"C7 attention_sink decode peak - window [MiB], {context}",
+        at_most=2.0,
+        reached=(found["decode_peak_bytes"] - window) / 2**20,
+    )
 
 
 def _peak(function: str, job: Job, *arguments: str) -> dict[str, Any]:
-    outcome = children.call(f"kvbench.worker:{function}", job, *arguments, timeout_s=600, progress=lambda stage, share: None)
+    outcome = children.call(
+        f"kvbench.worker:{function}", job, *arguments, timeout_s=600, progress=lambda stage, share: None
+    )
     assert outcome.status == "ok", outcome
     row: dict[str, Any] = outcome.value.rows["strategy"]
     return row
@@ -320,7 +348,7 @@ def main() -> None:
         for found in part():
             met = "met" if found.reached <= found.at_most else "MISSED"
             interval = "" if found.low is None else f" [{found.low:.3f}, {found.high:.3f}]"
-            print(f"{found.name:58s} <= {found.at_most:5.3f}   {found.reached:.3f}{interval}  {met}", flush=True)  # noqa: T201
+            print(f"{found.name:58s} <= {found.at_most:5.3f}   {found.reached:.3f}{interval}  {met}", flush=True)
             goals.append(found)
     frame = pd.DataFrame([vars(g) for g in goals])
     frame.to_parquet(arguments.out / "goals.parquet")

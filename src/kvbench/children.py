@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -35,8 +36,8 @@ class Outcome:
 
 def start() -> None:
     """Start the fork server, so that its imports run while the parent goes on."""
-    context = _context()
-    context.Process(target=_nothing).start()
+    _context()
+    forkserver.ensure_running()
 
 
 def call(function: str, *arguments: Any, timeout_s: float, progress: Progress) -> Outcome:
@@ -85,10 +86,6 @@ def _context() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     return context
-
-
-def _nothing() -> None:
-    """Be the first child."""
 
 
 def _run(sender: Connection, function: str, arguments: tuple[Any, ...]) -> None:

@@ -22,6 +22,7 @@ from kvbench.measure.environment import environment, source_hash
 from kvbench.models.load import device_of, origin_of
 from kvbench.results.folder import finished, open_draft
 from kvbench.results.load import load
+from kvbench.strategies.base import BlackBox
 
 Progress = Callable[[str, float], None]
 
@@ -55,11 +56,13 @@ class Result:
         rows: one per arm.
         folder: where its files are.
         is_new: whether it ran now; otherwise its rows were there already.
+        warning: what went wrong beside the run, or None.
     """
 
     rows: pd.DataFrame
     folder: Path
     is_new: bool
+    warning: str | None = None
 
 
 def run(config: DictConfig, checked: Checked, *, names: Names, progress: Progress) -> Result:
@@ -75,7 +78,6 @@ def run(config: DictConfig, checked: Checked, *, names: Names, progress: Progres
         ValueError: if the run cannot be what is asked, before anything is loaded.
         StorageError: if its results cannot be written.
     """
-    children.start()
     job = job_of(checked)
     check_lengths(job)
     identity = identify(config, job, names)
@@ -83,6 +85,7 @@ def run(config: DictConfig, checked: Checked, *, names: Names, progress: Progres
     there = finished(runs, sweep=checked.sweep, run_id=run_id)
     if there is not None and not config.force:
         return Result(rows=load(there), folder=there, is_new=False)
+    children.start()
     with open_draft(runs, sweep=checked.sweep, run_id=run_id, force=config.force) as draft:
         started = time.monotonic()
         measured = measure(job, draft.log, progress)
@@ -92,12 +95,17 @@ def run(config: DictConfig, checked: Checked, *, names: Names, progress: Progres
         draft.write_json("texts.json", measured.texts)
         rows = [{**identity, **describe(job, arm), **row} for arm, row in measured.rows.items()]
         place = draft.finish(rows, measured.steps)
-    checked.sink.mirror(place.folder)
-    return Result(rows=load(place.folder), folder=place.folder, is_new=place.is_new)
+    warning = checked.sink.mirror(place.folder)
+    return Result(rows=load(place.folder), folder=place.folder, is_new=place.is_new, warning=warning)
 
 
 def job_of(checked: Checked) -> Job:
     """Return what the measuring processes are told."""
+    if isinstance(checked.strategy, BlackBox) != isinstance(checked.engine, Stock):
+        raise ValueError(
+            "engine=transformers brings its own cache, which strategy=transformers names: the two go together and with "
+            "nothing else. Leave engine= out."
+        )
     baseline = build_group(resolved(compose(["strategy=baseline"]))["strategy"], "strategy")
     return Job(
         spec=checked.model,
@@ -211,7 +219,9 @@ def _beside_stock(job: Job, log: Callable[[str], None], progress: Progress) -> M
 
 
 def _call(function: str, *arguments: Any, log: Callable[[str], None], job: Job, progress: Progress) -> Measured | Row:
-    outcome = children.call(f"kvbench.worker:{function}", *arguments, timeout_s=job.settings.timeout_s, progress=progress)
+    outcome = children.call(
+        f"kvbench.worker:{function}", *arguments, timeout_s=job.settings.timeout_s, progress=progress
+    )
     if outcome.status == "ok":
         value: Measured = outcome.value
         return value

@@ -169,7 +169,12 @@ def train(recipe: Any, mixture: Mixture, vocab_size: int, out: Path) -> Iterator
     theta = arguments.pop("rope_theta")
     rope = {"rope_type": "default", "rope_theta": theta}
     config = LlamaConfig(
-        vocab_size=vocab_size, tie_word_embeddings=True, rope_parameters=rope, bos_token_id=0, eos_token_id=1, **arguments
+        vocab_size=vocab_size,
+        tie_word_embeddings=True,
+        rope_parameters=rope,
+        bos_token_id=0,
+        eos_token_id=1,
+        **arguments,
     )
     model = LlamaForCausalLM(config)
     model.set_attn_implementation("sdpa")
@@ -215,7 +220,7 @@ def train(recipe: Any, mixture: Mixture, vocab_size: int, out: Path) -> Iterator
             partial = checkpoint.with_suffix(".partial")
             torch.save(state | {"rng": mixture.rng.getstate(), "step": step + 1}, partial)
             partial.replace(checkpoint)
-    model.to(torch.bfloat16).save_pretrained(out / "model")
+    model.bfloat16().save_pretrained(out / "model")
 
 
 def _loss(logits: Tensor, targets: Tensor) -> Tensor:

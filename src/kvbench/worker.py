@@ -1,16 +1,17 @@
-"""What a measuring process does: time in pairs and ask questions, weigh, or run a black box. Returns columns by name."""
+"""What a measuring process does: time in pairs and ask questions, weigh, or run a black box."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from statistics import median
 
 import torch
 import transformers.models.gpt2.modeling_gpt2
-import transformers.models.llama.modeling_llama  # noqa: F401  imported once, by the fork server
+import transformers.models.llama.modeling_llama
+import transformers.utils.logging
 
+from kvbench.asking import all_cores, ask_likelihood, ask_recall, write_text
 from kvbench.bench import Bench, source_of
 from kvbench.columns import above, facts, held, latency_columns
 from kvbench.engines.stock import Generated, Stock
@@ -19,9 +20,12 @@ from kvbench.measure.memory import MemoryMeter
 from kvbench.measure.paired import garbage_frozen
 from kvbench.measure.samples import Sample
 from kvbench.models.load import load
+from kvbench.timing import time_decode, time_prefill
 from kvbench.types import RunShape
 
 Report = Callable[[str, float], None]
+
+transformers.utils.logging.disable_progress_bar()  # the parent shows one for all
 
 
 def time_and_quality(job: Job, report: Report) -> Measured:
@@ -31,11 +35,12 @@ def time_and_quality(job: Job, report: Report) -> Measured:
     if refused is not None:
         return Measured(rows={"strategy": {**bench.facts, "status": "unsupported", "reason": refused}})
     for run in job.workload.runs():
-        bench.time_prefill(run)
-    bench.time_decode(job.workload.runs()[-1])
-    bench.ask_likelihood()
-    bench.ask_recall()
-    bench.write_text()
+        time_prefill(bench, run)
+    time_decode(bench, job.workload.runs()[-1])
+    with all_cores(bench):
+        ask_likelihood(bench)
+        ask_recall(bench)
+        write_text(bench)
     return bench.measured
 
 
@@ -44,7 +49,7 @@ def weigh(job: Job, name: str, report: Report) -> Measured:
     bench = Bench(job, report)
     run = job.workload.runs()[-1]
     arm, ids = bench.arms[name], bench.ids(run)
-    arm.prefill(arm.cache(replace(run, prompt_lengths=(8,) * run.batch_size)), ids[:, :8])  # libraries' own workspace
+    arm.prefill(arm.cache(run), ids[:, : run.prompt_tokens])  # libraries' own workspace
     meter = MemoryMeter(bench.loaded.view.device)
     meter.settle()
     idle = meter.held_bytes()

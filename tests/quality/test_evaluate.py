@@ -1,4 +1,4 @@
-"""Quality is measured through the cache, against a full cache, and equals what a plain forward says where nothing left."""
+"""Quality is measured through the cache, and equals what a plain forward says where nothing left."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def plain_nll(windows: torch.Tensor) -> float:
     model = scaled("sdpa").model
     with torch.no_grad():
         logits = model(windows, use_cache=False).logits[:, CONTEXT:-1].double().log_softmax(-1)
-    return -logits.gather(2, windows[:, CONTEXT + 1 :, None]).sum().item()
+    return -float(logits.gather(2, windows[:, CONTEXT + 1 :, None]).sum())
 
 
 def check_full(found: Likelihood, windows: torch.Tensor) -> None:

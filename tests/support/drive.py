@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvbench.cache.kv_cache import KVCache
+from kvbench.cache.slots import Slots
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
 from kvbench.types import DECODE, PREFILL, PREFILL_CHUNK, RunShape
@@ -25,11 +26,13 @@ class Driven:
     Args:
         logits: [B, T, V].
         held: per step and layer the positions held [B, 1 or G, m], -1 for none; the first is the end of the prompt.
+        scores: per step, layer and row, per kept set, the score of every position in storage.
         cache: as it was left.
     """
 
     logits: Tensor
     held: list[list[Tensor]]
+    scores: list[list[list[list[dict[int, float]]]]]
     cache: KVCache
 
 
@@ -56,7 +59,7 @@ def drive(
     """
     prompt = run.prompt_tokens
     passes = [*(chunks or (prompt,)), *(steps or (1,) * (ids.shape[1] - prompt))]
-    logits, held, at = [], [], 0
+    logits, held, noted, at = [], [], [], 0
     with attention(model, "kvbench"):
         cache = strategy.build(view_of(model), run)
         for tokens in passes:
@@ -68,9 +71,18 @@ def drive(
             at = stop
             if at >= prompt:
                 held.append([layer.held_positions() for layer in cache.layers])
+                noted.append([[scores(layer.slots, row) for row in range(len(ids))] for layer in cache.layers])
             if watch is not None and at >= prompt:
                 watch(cache, at)
-    return Driven(logits=torch.cat(logits, dim=1), held=held, cache=cache)
+    return Driven(logits=torch.cat(logits, dim=1), held=held, scores=noted, cache=cache)
+
+
+def scores(slots: Slots | None, row: int) -> list[dict[int, float]]:
+    """Return the score at every position of one row, per kept set; nothing where no score is kept."""
+    if slots is None or slots.score is None:
+        return []
+    pairs = zip(slots.position[row].tolist(), slots.score[row].tolist(), strict=True)
+    return [dict(zip(positions, scores, strict=True)) for positions, scores in pairs]
 
 
 def padded(rows: Sequence[Tensor]) -> Tensor:

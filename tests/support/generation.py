@@ -20,7 +20,8 @@ from tests.support.strategies import strategy
 def generate(model_name: str, implementation: str, prompt: Tensor, cache: Any, **more: Any) -> Tensor:
     """Return the greedy continuation [B, NEW] from transformers' own loop."""
     mask = more.pop("attention_mask", torch.ones_like(prompt))
-    with attention(model(model_name), implementation) as network:
+    network: Any = model(model_name)
+    with attention(network, implementation):
         out: Tensor = network.generate(
             prompt,
             attention_mask=mask,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -38,18 +38,20 @@ VALUE_SCALE = 4.0
 @functools.cache
 def model(name: str, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
     """Return the model of that name, the same object every time; `attention` switches what it attends with."""
-    with torch.random.fork_rng():
-        torch.manual_seed(sum(map(ord, name)))
-        made: PreTrainedModel = _MAKERS[name]().double().eval()
-        made.requires_grad_(False)
-        _scale(made)
+    before = torch.random.get_rng_state()
+    torch.manual_seed(sum(map(ord, name)))
+    made: Any = _MAKERS[name]().double().eval().requires_grad_(False)
+    _scale(made)
+    torch.random.set_rng_state(before)
     if hasattr(made.base_model, "rotary_emb"):
         made.base_model.rotary_emb = ExactRotary(made.base_model.rotary_emb, made.config)
-    return made.to(dtype)
+    made.to(dtype=dtype)
+    network: PreTrainedModel = made
+    return network
 
 
 class ExactRotary(nn.Module):
-    """RoPE in float64: transformers rounds its angles to float32, which would hide errors up to 1e-7."""
+    """RoPE in float64: transformers rounds angles to float32, which would hide errors of 1e-7."""
 
     def __init__(self, original: nn.Module, config: Any) -> None:
         super().__init__()
@@ -77,7 +79,7 @@ def inverse_frequency(config: Any, kind: str | None) -> Tensor:
 def ids(seed: int, rows: int, tokens: int) -> Tensor:
     """Return token ids [rows, tokens] that differ within a row; never 0, which stands for padding.
 
-    A token met twice has keys of the same norm in the first layer, and which of the two leaves is then left to rounding.
+    A token met twice has keys of the same norm in the first layer, and rounding then decides which one leaves.
     """
     generator = torch.Generator().manual_seed(seed)
     return torch.stack([torch.randperm(VOCABULARY - 1, generator=generator)[:tokens] + 1 for _ in range(rows)])
@@ -112,7 +114,7 @@ def _sizes(**more: Any) -> dict[str, Any]:
 
 
 def _gpt2() -> PreTrainedModel:
-    sizes = {"n_embd": HEADS * WIDTH, "n_head": HEADS, "n_layer": LAYERS, "n_positions": 512}
+    sizes: dict[str, Any] = {"n_embd": HEADS * WIDTH, "n_head": HEADS, "n_layer": LAYERS, "n_positions": 512}
     return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, bos_token_id=None, eos_token_id=None, **sizes))
 
 
@@ -123,7 +125,7 @@ def _gemma3() -> PreTrainedModel:
     )
 
 
-_MAKERS = {
+_MAKERS: Mapping[str, Callable[[], Any]] = {
     "llama_mha": lambda: LlamaForCausalLM(LlamaConfig(**_sizes(num_key_value_heads=HEADS))),
     "llama_gqa": lambda: LlamaForCausalLM(LlamaConfig(**_sizes())),
     "gpt2": _gpt2,

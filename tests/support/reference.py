@@ -6,6 +6,8 @@ pass over prompt and continuation: which entries a query sees is worked out toke
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from tests.support.models import attention, inverse_frequency
+from tests.support.models import model as model_of
 
 NAME = "reference"
 
@@ -57,20 +60,27 @@ class Rules:
 
 @dataclass
 class Pass:
-    """One forward pass of the reference: the rules, and the kept positions it notes per layer, step and KV head."""
+    """One forward pass of the reference: the rules, and what it notes per layer, step and kept set."""
 
     rules: Rules
     prompt: int
     frequency: Callable[[nn.Module], Tensor | None]
     held: dict[int, list[list[list[int]]]] = field(default_factory=dict)
+    scores: dict[int, list[list[dict[int, float]]]] = field(default_factory=dict)
 
 
 _PASSES: list[Pass] = []
 
 
-def run(model: PreTrainedModel, ids: Tensor, prompt: int, rules: Rules) -> tuple[Tensor, Pass]:
+def run(model_name: str, ids: Tensor, prompt: int, rules: Rules) -> tuple[Tensor, Pass]:
     """Return the logits [1, T, V] of ids [1, T] under the rules, and what was held."""
-    tokens = ids.shape[1]
+    assert ids.shape[0] == 1
+    return _run(model_name, tuple(ids[0].tolist()), prompt, rules)
+
+
+@functools.cache
+def _run(model_name: str, ids: tuple[int, ...], prompt: int, rules: Rules) -> tuple[Tensor, Pass]:
+    tokens, model = len(ids), model_of(model_name)
     made = Pass(rules=rules, prompt=prompt, frequency=lambda module: _frequency(model, module))
     learned = not hasattr(model.base_model, "rotary_emb")
     at = torch.zeros(tokens, dtype=torch.long)  # no rotation by the model: the reference rotates on its own
@@ -82,7 +92,7 @@ def run(model: PreTrainedModel, ids: Tensor, prompt: int, rules: Rules) -> tuple
     _PASSES.append(made)
     try:
         with attention(model, NAME):
-            logits: Tensor = model(ids, use_cache=False, position_ids=at[None]).logits
+            logits: Tensor = model(torch.tensor([ids]), use_cache=False, position_ids=at[None]).logits
     finally:
         _PASSES.pop()
     return logits, made
@@ -123,7 +133,7 @@ def _attend(
         frequency=made.frequency(module),
     )
     out = layer.run(made.prompt, sliding_window or 0)
-    made.held[module.layer_idx] = layer.held
+    made.held[module.layer_idx], made.scores[module.layer_idx] = layer.held, layer.scores
     return out.transpose(0, 1)[None], None
 
 
@@ -140,6 +150,7 @@ class _Layer:
     frequency: Tensor | None
     rows: list[list[list[float]]] = field(default_factory=list)  # attention weights of each query [T][H][T]
     held: list[list[list[int]]] = field(default_factory=list)  # per step and kept set, from the prompt's end on
+    scores: list[list[dict[int, float]]] = field(default_factory=list)  # of the entries held, likewise
 
     def __post_init__(self) -> None:
         self.heads, self.tokens, _ = self.query.shape
@@ -166,6 +177,9 @@ class _Layer:
                 self.kept = [self._after(s, now, prompt) for s in range(self.sets)]
             if now >= prompt - 1:
                 self.held.append([sorted(kept) for kept in self.kept])
+                self.scores.append(
+                    [{at: self._score(s, at, now, prompt) for at in kept} for s, kept in enumerate(self.kept)]
+                )
         return out
 
     def _weights(self, head: int, group: int, now: int, visible: list[int]) -> Tensor:
@@ -203,12 +217,12 @@ class _Layer:
 
     def _score(self, kept_set: int, at: int, now: int, prompt: int) -> float:
         rules = self.rules
-        if rules.score == "recency":
+        if rules.score in ("recency", "none"):
             return float(at)
         if rules.score == "lot":
             return lot(rules.seed, at, kept_set, self.index)
         if rules.score == "norm":
-            return -sum(float(x) ** 2 for x in self.key[kept_set, at]) ** 0.5
+            return -math.hypot(*self.key[kept_set, at].tolist())
         if rules.score == "last":  # all heads of the layer, the latest query
             return sum(self.rows[now][head][at] for head in range(self.heads)) / self.heads
         if rules.score == "mass":

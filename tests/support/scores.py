@@ -6,16 +6,16 @@ import functools
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from kvbench.cache.plan import PromptView, Scorer
-from tests.support.checks import BUDGET, NEW, PROMPT, assert_close, assert_same_held, uniform
+from tests.support.checks import BUDGET, EXACT, NEW, PROMPT, assert_close, assert_same_held, uniform
 from tests.support.drive import drive
 from tests.support.models import HEADS, LAYERS, attention, ids, model
 from tests.support.strategies import strategy
-
 
 # transformers' eager softmax is float32 for Llama: PROMPT weights of at most 1, half a unit in the last place each
 ROUNDING = {"llama_mha": PROMPT * 2**-24, "llama_gqa": PROMPT * 2**-24, "gpt2": 1e-10}
@@ -86,7 +86,8 @@ class RepeatedView(PromptView):
 
     def attention_received(self, last: int = 0) -> Tensor:
         """Return the mean over the copies [B, G, n]."""
-        return self.full.attention_received(last).unflatten(1, (-1, self.share)).mean(dim=2)
+        received: Tensor = self.full.attention_received(last).unflatten(1, (-1, self.share))
+        return received.mean(dim=2)
 
 
 class GroupMean(Wrapped):
@@ -117,8 +118,8 @@ class GroupMean(Wrapped):
 @functools.cache
 def repeated_heads() -> PreTrainedModel:
     """Return the grouped-query model as one with a KV head per query head."""
-    grouped = model("llama_gqa")
-    config = type(grouped.config)(**(grouped.config.to_dict() | {"num_key_value_heads": HEADS}))
+    grouped: Any = model("llama_gqa")
+    config = LlamaConfig(**(grouped.config.to_dict() | {"num_key_value_heads": HEADS}))
     made: PreTrainedModel = LlamaForCausalLM(config).double().eval().requires_grad_(False)
     weights = {
         name: weight.unflatten(0, (2, -1)).repeat_interleave(2, dim=0).flatten(0, 1)
@@ -141,3 +142,7 @@ def grouped_heads_equal_repeated_heads(name: str) -> None:
     assert_close(grouped.logits, repeated.logits)
     copies = [[held.repeat_interleave(2, dim=1) if per_head else held for held in step] for step in grouped.held]
     assert_same_held(repeated.held, copies)
+    for layer in range(LAYERS):
+        for mine, theirs in zip(grouped.scores[-1][layer], repeated.scores[-1][layer], strict=True):
+            for one, other in zip(mine, theirs[:: 2 if per_head else 1], strict=True):
+                assert one == pytest.approx(other, rel=0, abs=EXACT)

@@ -16,8 +16,9 @@ from kvbench.cache.kv_cache import KVCache
 from kvbench.cache.layer import CacheLayer
 from kvbench.models.view import view_of
 from kvbench.strategies.budget.base import Uniform
+from kvbench.strategies.selection.selector import Protected
 from kvbench.types import DECODE, RunShape
-from tests.support.checks import BUDGET, NEW, PROMPT
+from tests.support.checks import BUDGET, NEW, PROMPT, uniform
 from tests.support.drive import drive, padded
 from tests.support.models import WIDTH, attention, ids, model
 from tests.support.reference import Rules
@@ -32,7 +33,9 @@ FORBIDDEN = ("cat", "stack", "index", "index_select", "gather", "take_along_dim"
 # -- the formulas ---------------------------------------------------------------------------------------------------
 
 
-def allocated(truth: Sequence[Rules], budgets: Sequence[int], lengths: Sequence[int], new: int, name: str, item: int) -> int:
+def allocated(
+    truth: Sequence[Rules], budgets: Sequence[int], lengths: Sequence[int], new: int, name: str, item: int
+) -> int:
     """Return the bytes a cache allocates.
 
     Args:
@@ -75,7 +78,7 @@ def fixed(rule: Rules, ragged: bool, name: str, item: int) -> int:
 
 
 def whole(truth: Sequence[Rules], pads: bool, name: str) -> int:
-    """Return the bytes per row that belong to no layer: padding, and the rank of new tokens where positions are learned."""
+    """Return the bytes per row that belong to no layer: padding, and new tokens' rank where positions are learned."""
     return PADDING_BYTES * pads + INDEX_BYTES * (truth[0].by_rank and name == "gpt2")
 
 
@@ -95,7 +98,11 @@ def layer_rules(name: str, model_name: str) -> list[Rules]:
 
 
 def bytes_follow_their_formulas(
-    name: str, model_name: str, unit: str = "tokens", lengths: Sequence[int] = (PROMPT, PROMPT), dtype: torch.dtype = torch.float64
+    name: str,
+    model_name: str,
+    unit: str = "tokens",
+    lengths: Sequence[int] = (PROMPT, PROMPT),
+    dtype: torch.dtype = torch.float64,
 ) -> None:
     """GO3, GO10: allocated and used bytes, entries held and the size of every storage, at every step."""
     amount, budgets = {
@@ -186,6 +193,18 @@ def byte_budget_is_kept(
         assert made.allocated_bytes(view, run) == cache.allocated_bytes()
 
 
+def fractions_are_exact() -> None:
+    """A ratio or share of k hundredths of a hundred entries is k entries, never one less by rounding."""
+    run, view = uniform(100), view_of(model("llama_gqa"))
+    for hundredths in range(1, 101):
+        amount = hundredths / 100
+        plan = replace(strategy("tova"), budget=Uniform(amount=amount, unit="ratio", skip_layers=())).plans(view, run)[
+            0
+        ]
+        assert plan.budget == (hundredths,)
+        assert Protected(num_sink=0, num_recent=0, recent_share=amount).recent(100) == hundredths
+
+
 # -- a decode step --------------------------------------------------------------------------------------------------
 
 
@@ -193,7 +212,7 @@ class Recorder(TorchDispatchMode):
     """Notes every operation, and the bytes of the largest thing made anew."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: list[str] = []
         self.largest = 0
 
@@ -214,7 +233,7 @@ def steady_decode_does_the_same_in_place(
 ) -> None:
     """A decode step makes the same operations each time: no concatenation, no gathering, no reading on the host.
 
-    Nothing as large as a layer's keys is made, and no storage of the cache moves or grows.
+    Nothing as large as the keys in use is made, and no storage of the cache moves or grows.
     """
     run = RunShape(prompt_lengths=tuple(lengths), new_tokens=steps + 4)
     tokens = padded([ids(50 + row, 1, length + steps + 4)[0] for row, length in enumerate(lengths)])
@@ -246,8 +265,8 @@ def _watched(layer: CacheLayer) -> Callable[..., Tensor]:
             out = attend(*args)
         assert not set(recorder.names) & set(FORBIDDEN), sorted(set(recorder.names) & set(FORBIDDEN))
         assert layer.slots is not None
-        keys = layer.slots.keys.tensors()[0].untyped_storage().nbytes()
-        assert recorder.largest < keys, "something as large as a layer's keys is made anew"
+        keys = layer.slots.keys.read(layer.slots.filled)
+        assert recorder.largest < keys.numel() * keys.element_size(), "something as large as the keys is made anew"
         return out
 
     return inner

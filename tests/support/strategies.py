@@ -5,16 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
-
-from kvbench.configuration.building import build
+from kvbench.configuration import build_group, compose, resolved
 from kvbench.strategies.base import CacheStrategy
 from tests.support.reference import Rules
-
-CONF = Path(__file__).parents[2] / "conf"
 
 METHODS = ("baseline", "random_eviction", "sliding_window", "attention_sink", "h2o", "tova", "snapkv", "knorm")
 LIMITED = METHODS[1:]
@@ -53,12 +47,8 @@ def strategy(name: str, *overrides: str, tokens: int | None = None) -> CacheStra
 @functools.cache
 def composed(name: str, *overrides: str) -> CacheStrategy:
     """Return a method from its yaml with overrides and nothing else."""
-    groups = [text if "/" in text.split("=")[0] else f"strategy.{text}" for text in overrides]
-    with initialize_config_dir(version_base=None, config_dir=str(CONF)):
-        config = compose(overrides=[*groups], config_name=f"strategy/{name}")
-    node = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(node, dict)
-    made = build(node["strategy"], CacheStrategy, "strategy", ("kvbench.",))
+    full = [text if "/" in text.split("=")[0] else f"strategy.{text}" for text in overrides]
+    made = build_group(resolved(compose([f"strategy={name}", *full]))["strategy"], "strategy")
     assert isinstance(made, CacheStrategy)
     return made
 

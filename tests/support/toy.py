@@ -135,12 +135,22 @@ def newest_may_leave_while_decoding() -> None:
     assert layer.held_positions().tolist() == [[[-1, 0, 1, 3, 4]]]
 
 
+def last_query_replaces_while_decoding() -> None:
+    """TOVA: what the prompt's last query paid counts for nothing once another one has come."""
+    layer = small_layer(strategy("tova"))
+    feed_prompt(layer)
+    layer.attend(query_of({0: 0.05, 1: 0.2, 3: 0.2, 4: 0.25, 6: 0.3}), key_of(6), key_of(6), 1.0, DECODE)
+    assert layer.held_positions().tolist() == [[[-1, 1, 3, 4, 6]]]
+
+
 def small_norms_stay() -> None:
     """L2 compression keeps the entries with small keys, whatever all keys are multiplied with."""
     made = strategy("knorm")
-    directions = torch.nn.functional.normalize(torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(0)).double())
+    directions = torch.nn.functional.normalize(
+        torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(0)).double()
+    )
     keys = (directions * torch.tensor([1.0, 5.0, 2.0, 9.0, 3.0, 4.0]).double()[:, None])[None, None]
-    for factor in (1.0, 7.0):
+    for factor in (1.0, 7.0, 0.1):
         assert kept(made.scorer, made.selector, view(keys, keys * factor)) == {0, 2, 4, 5}
 
 

@@ -57,7 +57,9 @@ def test_check_catches_answers_that_are_not_told(tasks: RecallTasks) -> None:
 
 
 def test_same_seed_same_samples(tasks: RecallTasks) -> None:
-    first, again, other = (draw(tasks, "key_value", 5, 200, 4, seed=seed, question_in_cache=False) for seed in (3, 3, 4))
+    first, again, other = (
+        draw(tasks, "key_value", 5, 200, 4, seed=seed, question_in_cache=False) for seed in (3, 3, 4)
+    )
     assert first == again
     assert first != other
 

@@ -50,10 +50,19 @@ def test_prefill_workload_has_a_run_per_length() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Decode(prompt_tokens=0, new_tokens=1, batch_size=1), r"workload\.prompt_tokens must be at least 1; got 0"),
-        (lambda: Decode(prompt_tokens=1, new_tokens=1, batch_size=-2), r"workload\.batch_size must be at least 1; got -2"),
+        (
+            lambda: Decode(prompt_tokens=0, new_tokens=1, batch_size=1),
+            r"workload\.prompt_tokens must be at least 1; got 0",
+        ),
+        (
+            lambda: Decode(prompt_tokens=1, new_tokens=1, batch_size=-2),
+            r"workload\.batch_size must be at least 1; got -2",
+        ),
         (lambda: Prefill(prompt_tokens=(16, 8), batch_size=1), r"workload\.prompt_tokens must be rising"),
-        (lambda: Text(path="/no/such/file", prompt_tokens=1, new_tokens=1, batch_size=1), r"workload\.path=/no/such/file is no file"),
+        (
+            lambda: Text(path="/no/such/file", prompt_tokens=1, new_tokens=1, batch_size=1),
+            r"workload\.path=/no/such/file is no file",
+        ),
         (
             lambda: Recall(task="riddle", prompt_tokens=9, pairs=1, samples=1, batch_size=1, question_in_cache=False),  # type: ignore[arg-type]
             r"workload\.task must be key_value or passkey",

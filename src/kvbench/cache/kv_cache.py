@@ -40,10 +40,13 @@ class KVCache(Cache):
         run: how long the rows of the batch are.
     """
 
+    layers: list[CacheLayer]  # type: ignore[assignment]
+
     def __init__(self, plans: Sequence[LayerPlan], view: ModelView, run: RunShape) -> None:
+        """Build empty layers."""
         pads = any(run.padding)
         self.padding = torch.tensor(run.padding, dtype=torch.int32, device=view.device)[:, None, None] if pads else None
-        super().__init__(layers=[CacheLayer(plan, run, self.padding) for plan in plans])  # type: ignore[arg-type]
+        super().__init__(layers=[CacheLayer(plan, run, self.padding) for plan in plans])  # type: ignore[misc]
         self.view = view
         self.run = run
         self._step: Step | None = None

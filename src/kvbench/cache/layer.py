@@ -87,7 +87,8 @@ class CacheLayer:
         out, weights = attend_one(query, slots.tiles(), scale, with_weights=observes)
         if plan.evicts:
             if observes:
-                assert weights is not None and slots.score is not None
+                assert weights is not None
+                assert slots.score is not None
                 plan.scorer.observe(slots.score.narrow(2, 0, slots.filled), weights[0])
             self._choose_free(position)
         return out
@@ -102,7 +103,8 @@ class CacheLayer:
             last = self._free if isinstance(self._free, int) else slots.filled - 1
             self._free = first if last + 1 >= slots.filled else last + 1
             return
-        assert self._free_slots is not None and slots.score is not None
+        assert self._free_slots is not None
+        assert slots.score is not None
         plan.selector.victim(
             slots.score, slots.position, newest, self._recent, self._free_slots, has_empty=self._is_ragged
         )
@@ -150,9 +152,7 @@ class CacheLayer:
         if is_whole and self.padding is None and (window == 0 or tokens <= window):
             out = attend_causal(query, keys, values, scale)
         else:
-            out = attend_prompt(
-                query, keys, values, scale, position=position, query_position=at, window=window
-            )
+            out = attend_prompt(query, keys, values, scale, position=position, query_position=at, window=window)
         if self.plan.compresses:
             self._score_prompt(query, keys, values, position, at, scale, is_last)
         if is_last:
@@ -195,7 +195,8 @@ class CacheLayer:
             self.slots.has_holes = self.padding is not None
             return
         score, self._prompt_score = self._prompt_score, None
-        assert plan.budget is not None and score is not None
+        assert plan.budget is not None
+        assert score is not None
         index, has_holes = plan.selector.keep(score, position, plan.budget, run.prompt_lengths)
         slots = self._new_slots(keys, values, plan.capacity(run), with_score=True, heads=plan.score_heads)
         at = index.clamp(min=0)
@@ -266,7 +267,8 @@ class CacheLayer:
 
     def _move_sinks(self) -> None:
         """Turn the sinks' keys by as many positions as have been dropped between them and the rest."""
-        assert self._sinks is not None and self.plan.shape.rotary is not None
+        assert self._sinks is not None
+        assert self.plan.shape.rotary is not None
         shift = self._dropped()
         if not isinstance(shift, int) or shift > 0:
             self._stored().keys.write(0, turn(self._sinks, shift, self.plan.shape.rotary))

@@ -116,7 +116,14 @@ class Selector(Protocol):
         """
 
     def victim(
-        self, score: Tensor, position: Tensor, newest: Tensor | int, recent: Tensor | int, out: Tensor, *, has_empty: bool
+        self,
+        score: Tensor,
+        position: Tensor,
+        newest: Tensor | int,
+        recent: Tensor | int,
+        out: Tensor,
+        *,
+        has_empty: bool,
     ) -> None:
         """Choose the slot to free.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     module, _, function = parsed.pop("home").partition(":")
     try:
         getattr(import_module(f"kvbench.cli.{module}"), function)(**parsed)
+    except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         return complain(error)
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib
 import json
 import types
@@ -74,7 +73,6 @@ def _construct(cls: type, node: Mapping[Any, Any], key: str, prefixes: Sequence[
         raise ConfigError(text if key in text else f"{key}: {text}") from error
 
 
-@functools.cache
 def schema(cls: type) -> dict[str, Any]:
     """Return the annotation of every field of a dataclass that its yaml has to give."""
     kinds = typing.get_type_hints(cls)

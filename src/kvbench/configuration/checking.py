@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from kvbench.configuration.building import TARGET, build
 from kvbench.configuration.errors import ConfigError, hint
@@ -109,6 +109,12 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     """
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except InterpolationKeyError as error:
+        missing = str(error.msg).partition("'")[2].partition("'")[0]
+        key = error.full_key
+        raise ConfigError(
+            f"{key} refers to {missing}, which this composition does not have; set {key}=<value>."
+        ) from error
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "the configuration"
         raise ConfigError(f"{key}: {' '.join(str(error.msg).split())}") from error

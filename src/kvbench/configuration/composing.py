@@ -120,7 +120,7 @@ def search_path(folder: str | None) -> list[str]:
         return []
     if not Path(folder).is_dir():
         raise ConfigError(f"--config-dir={folder} is no folder.")
-    return [f"hydra.searchpath=[file://{Path(folder).resolve()}]"]
+    return [f"hydra.searchpath=['file://{Path(folder).resolve()}']"]
 
 
 def explain(error: Exception, overrides: Sequence[str], loader: ConfigLoader) -> ConfigError:
@@ -154,7 +154,9 @@ def _reason(override: Override, groups: Sequence[str], chosen: Sequence[str], lo
     if override.is_sweep_override():
         return f"{line} holds several values: add -m to run every one, or write [a,b] for a list."
     if "/" in key and key not in groups:
-        return f"{line}: there is no group {key}. {hint(key, groups, label='Groups')}"
+        parent, _, last = key.rpartition("/")
+        siblings = [group.rpartition("/")[2] for group in groups if group.rpartition("/")[0] == parent]
+        return f"{line}: there is no group {key}. {hint(last, siblings, prefix=f'{parent}/', label='Groups')}"
     if key in groups and not isinstance(override.value(), str | list | None):
         return f"{line}: {key} is chosen by name. {hint('', loader.get_group_options(key))}"
     if override.is_add() and key in groups and key.partition("/")[0] in (_plain(loader, []) or {}):

@@ -21,5 +21,6 @@ def hint(wrong: str, choices: Iterable[str], *, prefix: str = "", label: str = "
     """
     known = sorted(set(choices))
     close = difflib.get_close_matches(wrong, known, n=3, cutoff=0.6)
+    close = close or [name for name in known if wrong and wrong in name][:3]
     guess = f"Did you mean {' or '.join(prefix + name for name in close)}? " if close else ""
     return f"{guess}{label}: {', '.join(known) if known else 'none'}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -46,7 +47,7 @@ class Stock:
 
         marks: list[int] = []
 
-        class Marks(BaseStreamer):  # type: ignore[misc]
+        class Marks(BaseStreamer):
             """Notes when the prompt and every token arrive."""
 
             def put(self, value: Tensor) -> None:
@@ -70,5 +71,5 @@ class Stock:
         return Generated(
             tokens=out.sequences[:, prompt.shape[1] :],
             cache_bytes=sum(t.untyped_storage().nbytes() for t in held),
-            step_ns=tuple(after - before for before, after in zip(marks, marks[1:], strict=False)),
+            step_ns=tuple(after - before for before, after in pairwise(marks)),
         )

@@ -161,7 +161,7 @@ class CudaClock(QueueClock):
 
     def new_event(self) -> Event:
         """Return a CUDA event that keeps the time."""
-        return cast(Event, torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]
+        return cast(Event, torch.cuda.Event(enable_timing=True))
 
     def settle(self) -> None:
         """Return when every stream of the device is idle."""

@@ -18,11 +18,12 @@ class KneserNey:
     """
 
     def __init__(self, ids: Sequence[int], vocabulary: int) -> None:
-        trigrams = Counter(zip(ids, ids[1:], ids[2:], strict=False))
-        bigrams = Counter((b, c) for _, b, c in trigrams)  # in how many contexts a pair was seen
-        unigrams = Counter(c for _, c in bigrams)
+        trigrams: Counter[tuple[int, ...]] = Counter(zip(ids, ids[1:], ids[2:], strict=False))
+        # in how many contexts a shorter gram was seen
+        bigrams: Counter[tuple[int, ...]] = Counter(gram[1:] for gram in trigrams)
+        unigrams: Counter[tuple[int, ...]] = Counter(gram[1:] for gram in bigrams)
         self.vocabulary = vocabulary
-        self._orders = [_Order(trigrams), _Order(bigrams), _Order(Counter({(c,): n for c, n in unigrams.items()}))]
+        self._orders = [_Order(trigrams), _Order(bigrams), _Order(unigrams)]
 
     def nll_nats(self, ids: Sequence[int]) -> float:
         """Return the mean negative log-likelihood of the tokens after the first two [nats per token]."""

@@ -24,10 +24,10 @@ def best_unit(values: Sequence[float], units: Mapping[str, float]) -> tuple[str,
 
 
 def number(value: float) -> str:
-    """Return three significant digits without an exponent, and never fewer than the whole part."""
+    """Return three significant digits, without an exponent, the whole part whole, and at most three decimals."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    decimals = max(0, 2 - math.floor(math.log10(abs(float(f"{value:.3g}")))))
     return f"{value:.{min(decimals, 3)}f}"
 
 

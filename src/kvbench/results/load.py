@@ -47,10 +47,9 @@ def load(path: str | Path, *, steps: bool = False) -> pd.DataFrame:
     root = Path(path)
     if not root.is_dir():
         raise ValueError(f"no folder {root}: give the folder that runs= named, or one inside it.")
-    files = _current([folder / RUN_FILE for folder in _folders(root)])
-    if not files:
+    runs = _runs([folder / RUN_FILE for folder in _folders(root)])
+    if not runs.num_rows:
         raise ValueError(f"no finished run below {root}: run something first, or give the folder that runs= named.")
-    runs = _read(files, RUN)
     runs = runs.take(pc.sort_indices(runs, [(name, "ascending") for name in ("created_at", "folder", "arm")]))
     return to_frame((_steps(runs) if steps else runs).drop_columns("folder"))
 
@@ -65,12 +64,18 @@ def _folders(root: Path) -> list[Path]:
     return found
 
 
-def _current(files: Sequence[Path]) -> list[Path]:
-    if not files:
-        return []
-    versions = _read(files, pa.schema([RUN.field("schema_version")]))
-    ours = versions.filter(pc.is_valid(versions["schema_version"]))
-    others = ours.filter(pc.not_equal(ours["schema_version"], SCHEMA_VERSION))
+def _runs(files: Sequence[Path]) -> pa.Table:
+    try:
+        runs = _read(files, RUN)
+    except ValueError:  # under another version a column may have another type
+        _refuse_other_versions(_read(files, pa.schema([RUN.field("schema_version")])))
+        raise
+    _refuse_other_versions(runs)
+    return runs.filter(pc.is_valid(runs["schema_version"]))
+
+
+def _refuse_other_versions(runs: pa.Table) -> None:
+    others = runs.filter(pc.not_equal(runs["schema_version"], SCHEMA_VERSION))
     if others.num_rows:
         folder, version = others["folder"][0].as_py(), others["schema_version"][0].as_py()
         raise ValueError(
@@ -78,7 +83,6 @@ def _current(files: Sequence[Path]) -> list[Path]:
             f"{SCHEMA_VERSION}: their columns do not mean the same. Move it out of the tree, or read it with the "
             f"kvbench that wrote it."
         )
-    return [Path(folder) / RUN_FILE for folder in pc.unique(ours["folder"]).to_pylist()]
 
 
 def _steps(runs: pa.Table) -> pa.Table:

@@ -14,7 +14,7 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
-from kvbench.results.cells import FIELDS, Row, Units, label_of, plain, units_of
+from kvbench.results.cells import FIELDS, Row, Units, label_of, plain, ratio_of, units_of
 
 _KIND = (
     "schema_version",
@@ -85,6 +85,11 @@ class _Group:
         """All rows shown, the baseline first."""
         return [*([self.baseline] if self.baseline else []), *self.others]
 
+    @property
+    def known(self) -> Row:
+        """The row that knows most of the model and the machine: one that did not end early, if there is one."""
+        return min(self.rows, key=lambda row: row["status"] != "ok")
+
 
 def print_table(frame: pd.DataFrame, console: Console, *, path: Path | None = None) -> None:
     """Show runs, a table for each model and workload, as wide as the console allows.
@@ -123,7 +128,16 @@ def _of_a_kind(rows: Sequence[Row]) -> Iterator[list[Row]]:
 
 def _render(group: _Group, console: Console) -> Iterator[RenderableType]:
     yield Text()
-    yield _heading(group.rows[0])
+    yield _heading(group.known)
+    if any(row["status"] == "ok" for row in group.rows):
+        yield from _tables(group, console)
+    yield Text()
+    yield from _legend(group.rows)
+    yield from _notes(group)
+    yield _weights_note(group.known)
+
+
+def _tables(group: _Group, console: Console) -> Iterator[RenderableType]:
     units = units_of(group.rows)
     for layout in _LAYOUTS:
         tables = [_table(group, columns, units) for columns in layout]
@@ -132,8 +146,6 @@ def _render(group: _Group, console: Console) -> Iterator[RenderableType]:
     for table in tables:
         yield Text()
         yield table
-    yield Text()
-    yield from _notes(group)
 
 
 def _width(table: Table, console: Console) -> int:
@@ -187,12 +199,17 @@ def _heading(row: Row) -> Text:
     return Text.assemble((str(row["model"]), "bold"), f" | {what}{aware} | {machine}{evidence}")
 
 
+def _legend(rows: Sequence[Row]) -> Iterator[RenderableType]:
+    if any(ratio_of(row) for row in rows):
+        what = "the prefill" if all(row["ratio"] is None for row in rows) else "a decode step"
+        yield _note("ratio", f"time of {what} over the baseline's, below 1 is faster, with its 95% interval")
+        yield _note("ceiling", "the most that the bytes read allow, as a speed-up")
+    if any(row["status"] == "ok" for row in rows):
+        yield _note("KV, loss", "all storages of the cache; nats per token above the full cache's loss")
+
+
 def _notes(group: _Group) -> Iterator[RenderableType]:
     rows = group.rows
-    what = "the prefill" if all(row["ratio"] is None for row in rows) else "a decode step"
-    yield _note("ratio", f"time of {what} over the baseline's, below 1 is faster, with its 95% interval")
-    yield _note("ceiling", "the most that the bytes read allow, as a speed-up")
-    yield _note("KV, loss", "all storages of the cache; nats per token above the full cache's loss")
     for row, name in zip(rows, _names(group), strict=True):
         if row["status"] != "ok":
             yield _note(str(row["status"]).replace("_", " "), f"{name}: {row['reason']}", style="yellow")
@@ -205,7 +222,6 @@ def _notes(group: _Group) -> Iterator[RenderableType]:
     if any(row["data_dependent"] for row in rows if row["weights"] == "random"):
         yield _note("bytes", "some strategies store what the data asks for: random weights do not ask", style="yellow")
     yield from _baseline_note(group)
-    yield _weights_note(rows[0])
 
 
 def _note(title: str, text: str, style: str = "dim") -> RenderableType:

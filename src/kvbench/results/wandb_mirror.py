@@ -50,6 +50,7 @@ def mirror(folder: Path, *, project: str, mode: Mode, timeout_s: float) -> None:
             run.log(point)
         run.log({"rows": wandb.Table(columns=list(row), data=[list(one.values()) for one in rows])})
         run.summary.update(summary(rows))
+    wandb.teardown()  # offline, the end of a run does not wait for the disk
 
 
 def summary(rows: list[Row]) -> dict[str, Any]:

@@ -26,9 +26,7 @@ class Decode:
 
     def __post_init__(self) -> None:
         """Refuse lengths that mean nothing."""
-        positive(
-            "workload", prompt_tokens=self.prompt_tokens, new_tokens=self.new_tokens, batch_size=self.batch_size
-        )
+        positive("workload", prompt_tokens=self.prompt_tokens, new_tokens=self.new_tokens, batch_size=self.batch_size)
 
     def runs(self) -> list[RunShape]:
         """Return the shape of the one batch."""

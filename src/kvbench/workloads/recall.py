@@ -184,7 +184,8 @@ class Recall:
         tasks = needed(source)
         total = run.prompt_tokens + self.new_tokens
         return [
-            [*sample.ids, *tasks.filler[: total - len(sample.ids)]] for sample in self.draw(tasks, run.batch_size, source)
+            [*sample.ids, *tasks.filler[: total - len(sample.ids)]]
+            for sample in self.draw(tasks, run.batch_size, source)
         ]
 
     def draw(self, tasks: RecallTasks, count: int, source: TokenSource) -> list[Sample]:

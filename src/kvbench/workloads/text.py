@@ -26,9 +26,7 @@ class Text:
 
     def __post_init__(self) -> None:
         """Refuse missing files and lengths that mean nothing."""
-        positive(
-            "workload", prompt_tokens=self.prompt_tokens, new_tokens=self.new_tokens, batch_size=self.batch_size
-        )
+        positive("workload", prompt_tokens=self.prompt_tokens, new_tokens=self.new_tokens, batch_size=self.batch_size)
         if self.path:
             read_text(self.path)
 

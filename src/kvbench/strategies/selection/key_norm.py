@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from kvbench.cache.plan import PromptView, score_dtype
@@ -27,4 +28,5 @@ class KeyNorm(ScorerDefaults):
 
 
 def _negative_norm(keys: Tensor) -> Tensor:
-    return -keys.norm(dim=-1, dtype=score_dtype(keys.dtype))
+    norm: Tensor = torch.linalg.vector_norm(keys, dim=-1, dtype=score_dtype(keys.dtype))
+    return -norm

@@ -57,7 +57,14 @@ class Protected:
         return index.masked_fill(index == columns, -1), min(counts) < max(counts)
 
     def victim(
-        self, score: Tensor, position: Tensor, newest: Tensor | int, recent: Tensor | int, out: Tensor, *, has_empty: bool
+        self,
+        score: Tensor,
+        position: Tensor,
+        newest: Tensor | int,
+        recent: Tensor | int,
+        out: Tensor,
+        *,
+        has_empty: bool,
     ) -> None:
         """Choose the slot to free; see `kvbench.cache.plan.Selector`."""
         stays = [position > newest - recent] if isinstance(recent, Tensor) or recent > 0 else []

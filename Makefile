@@ -1,0 +1,59 @@
+# Every target works in a fresh clone: the first one makes .venv and installs what constraints.txt pins.
+#   make run PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"    a Linux machine without a GPU
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+RUNS ?= runs
+WHEELS ?=
+VENV = .venv
+BIN = $(VENV)/bin
+COMPAT = .venv-compat
+COMPAT_TRANSFORMERS = 5.17.0
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help install run test lint compat gpu-check docs figures
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/installed  ## make .venv
+
+run: install  ## five strategies on the embedded model, offline
+	$(BIN)/python run.py +experiment=first_look runs=$(RUNS)
+
+test: lint  ## lint, types, tests, notebooks
+	$(BIN)/python -m pytest -n 2
+
+lint: install  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+compat: $(COMPAT)/installed  ## the tests with the oldest transformers that is supported
+	$(COMPAT)/bin/python -m pytest -n 2
+
+gpu-check:  ## device tests and one table on a GPU, with PYTHON's own packages; WHEELS=folder adds Hydra's
+	if [ -n "$(WHEELS)" ]; then \
+		$(PYTHON) -m pip install --quiet --no-index --find-links "$(WHEELS)" --no-deps --target build/gpu-check \
+			hydra-core omegaconf antlr4-python3-runtime; fi
+	PYTHONPATH=src:build/gpu-check $(PYTHON) -m pytest -m gpu -o addopts= -p no:cacheprovider
+	PYTHONPATH=src:build/gpu-check $(PYTHON) -m benchmarks.gpu_check --out $(RUNS)/gpu_check
+
+docs: install  ## the pages that are made of the configuration
+	mkdir -p docs
+	$(BIN)/kvbench list --markdown > docs/catalogue.md
+
+figures: install  ## notebooks/executed.ipynb: the analysis with its figures, from RUNS
+	cp notebooks/analysis.ipynb notebooks/executed.ipynb
+	KVBENCH_RUNS="$(abspath $(RUNS))" $(BIN)/jupyter execute --inplace notebooks/executed.ipynb
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt $(PIP_FLAGS)
+	touch $@
+
+$(COMPAT)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(COMPAT)
+	sed 's/^transformers==.*/transformers==$(COMPAT_TRANSFORMERS)/' constraints.txt > $(COMPAT)/constraints.txt
+	$(COMPAT)/bin/python -m pip install --quiet --editable '.[dev]' --constraint $(COMPAT)/constraints.txt $(PIP_FLAGS)
+	touch $@

@@ -1,0 +1,1 @@
+"""Hydra finds sweepers in this namespace only."""

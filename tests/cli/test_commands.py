@@ -1,0 +1,143 @@
+"""`kvbench list|table|compare|export|trace|hardware`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from kvbench.cli import hardware, main, trace
+from kvbench.cli.catalogue import catalogue
+from kvbench.measure.hardware import Capability
+from kvbench.tracing import Trace
+from tests.cli.conftest import FakeRunner
+
+HEAVY = ("torch", "hydra", "pandas", "matplotlib", "transformers", "pyarrow", "rich", "numpy")
+
+
+def test_help_and_import_need_nothing_heavy() -> None:
+    code = (
+        (
+            "import sys, kvbench.cli, kvbench\n"
+            "try:\n    kvbench.cli.main(['--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
+            f"assert not {HEAVY!r} & sys.modules.keys(), sys.modules.keys()"
+        )
+        .replace("not (", "not set((")
+        .replace(") &", ")) &")
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("run", "list", "table", "compare", "export", "trace", "hardware"):
+        assert f"\n    {command} " in done.stdout
+
+
+def test_list_names_every_yaml_that_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    conf = Path(str(files("kvbench.conf"))).resolve()
+    for file in conf.rglob("*/*.yaml"):
+        group = str(file.parent.relative_to(conf))
+        block = out.partition(f"{group}=\n")[2].partition("\n\n")[0]
+        assert f"\n  {file.stem} " in f"\n{block}", f"{group}={file.stem}"
+    assert " H2O (arXiv:2306.14048): half recent tokens" in out
+
+
+def test_list_can_be_asked_for_one_kind_and_for_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "strategy/scorer"]) == 0
+    assert capsys.readouterr().out.startswith("strategy/scorer=\n  attention_mass    Entries matter by all")
+    assert main(["list", "engine", "--markdown"]) == 0
+    assert "| `engine=eager` | Our own loop:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("list stratgy", "there is nothing called stratgy. Did you mean strategy"),
+        ("table nowhere", "no folder nowhere"),
+        ("compare nowhere nowhere", "no folder nowhere"),
+        ("export nowhere out.csv", "no folder nowhere"),
+        ("trace strategy=h2oo", "Did you mean strategy=h2o?"),
+        ("hardware --threads 0", "--threads must be at least 1; got 0."),
+    ],
+)
+def test_wrong_input_gives_one_message_and_status_2(
+    line: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(line.split()) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("kvbench: ")
+    assert message in err
+
+
+def test_run_is_the_command_line_of_run_py(fake: FakeRunner) -> None:
+    assert main(["run", "strategy=h2o"]) == 0
+    assert fake.strategies == ["h2o"]
+
+
+HELD = Trace(  # two steps, two layers, one head that holds all and two heads that hold different halves
+    logits=torch.zeros(1, 5, 3),
+    held=(
+        (torch.tensor([[[0, 1, 2, 3]]]), torch.tensor([[[0, 1], [2, 3]]])),
+        (torch.tensor([[[0, 1, 2, 3, 4]]]), torch.tensor([[[0, 1, -1], [2, 3, 4]]])),
+    ),
+)
+
+
+def test_a_trace_becomes_one_row_per_entry() -> None:
+    table = trace.table(HELD)
+    assert len(table) == 4 + 4 + 5 + 5
+    last = table[(table["step"] == 1) & (table["layer"] == 1)]
+    assert list(zip(last["head"], last["position"], strict=True)) == [(0, 0), (0, 1), (1, 2), (1, 3), (1, 4)]
+
+
+def test_a_drawing_shows_the_share_of_heads_that_hold_a_position() -> None:
+    _, first, second = trace.drawn(trace.table(HELD), tokens=5, width=80)
+    assert first == "layer  0       5 held |#####|"
+    assert second == "layer  1       2 held |-----|"
+    _, first, _ = trace.drawn(trace.table(HELD), tokens=10, width=4)  # 0-2 3-4 5-7 8-9 of positions 0-4 held
+    assert first.endswith("|##  |")
+
+
+def test_trace_draws_in_the_terminal_and_as_a_picture(
+    outside: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "held.png"
+    line = "model=mini strategy=attention_sink workload.prompt_tokens=40 workload.new_tokens=8"
+    assert main(["trace", *line.split(), "--config-dir", str(outside), "--out", str(picture)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[1].startswith("layer  0      10 held |#")  # a quarter of the prompt
+    assert out[1].endswith("#|")
+    assert picture.stat().st_size > 1000
+    assert main(["trace", *line.split(), "--config-dir", str(outside), "--out", str(tmp_path / "no" / "held.png")]) == 2
+
+
+def test_hardware_prints_and_writes_what_was_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    read = Capability(
+        name="read",
+        device="cpu",
+        num_threads=2,
+        dtype="float32",
+        num_bytes=8,
+        unit="bytes/s",
+        value=2e10,
+        low=1e10,
+        high=3e10,
+    )
+    monkeypatch.setattr(hardware, "measure_hardware", lambda device, threads: [read])
+    assert main(["hardware", "--device", "cpu", "--threads", "2", "--out", str(tmp_path / "hardware.csv")]) == 0
+    assert capsys.readouterr().out.split() == ["read", "20.0", "GB/s", "(10.0", "to", "30.0)", "cpu", "float32"]
+    assert pd.read_csv(tmp_path / "hardware.csv").to_dict("records") == [read.record()]
+
+
+def test_the_catalogue_has_a_line_for_everything() -> None:
+    for group, choices in catalogue():
+        assert choices or group == "strategy", group
+        assert all(choices.values())

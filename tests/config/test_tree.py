@@ -1,0 +1,173 @@
+"""The whole tree: every yaml is complete, says what it is, and gives way in the right order."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from kvbench.cli.catalogue import catalogue, first_line
+from kvbench.configuration import Checked, ConfigError, check, compose
+from kvbench.configuration.building import TARGET, build, schema
+from kvbench.configuration.composing import VERSION_BASE
+from tests.mutants import configuration as mutants
+
+CONF = Path(str(files("kvbench.conf"))).resolve()
+PARTS = [name for name in dict(catalogue()) if "/" in name]
+CHOICES = [f"{group}={name}" for group, names in catalogue() for name in names if group not in ("experiment", "row")]
+ROWS = list(dict(catalogue())["row"])
+EXPERIMENTS = list(dict(catalogue())["experiment"])
+PREFIXES = ("kvbench.",)
+
+
+def composed(conf: Path, *overrides: str) -> DictConfig:
+    """Return what a tree that need not be ours makes of overrides."""
+    with initialize_config_dir(str(conf), version_base=VERSION_BASE):
+        return hydra_compose("config", list(overrides))
+
+
+def objects(node: object, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield every node that stands for an object."""
+    if isinstance(node, Mapping):
+        if TARGET in node:
+            yield key, node
+        for name, value in node.items():
+            yield from objects(value, f"{key}.{name}")
+
+
+def plain(file: Path) -> Any:
+    """Return what one file says, uncomposed."""
+    return OmegaConf.to_container(OmegaConf.load(file))
+
+
+def check_keys(conf: Path, choice: str) -> None:
+    """Fail unless every object of a choice is given exactly its class's fields, none of which has a default."""
+    group = choice.partition("=")[0]
+    node: Any = OmegaConf.to_container(composed(conf, choice), resolve=True)
+    for part in group.split("/"):
+        node = node[part]
+    found = list(objects(node, group))
+    assert found
+    for key, given in found:
+        cls = type(build(given, object, key, PREFIXES))
+        assert set(given) - {TARGET} == set(schema(cls)), key
+        for field in dataclasses.fields(cls):
+            assert field.default is dataclasses.MISSING, f"{key}.{field.name} has a default in the code"
+            assert field.default_factory is dataclasses.MISSING, f"{key}.{field.name} has a default in the code"
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_yaml_gives_its_class_every_field_and_no_other(choice: str) -> None:
+    check_keys(CONF, choice)
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        partial(mutants.with_line, "workload/decode.yaml", "dead_flag: 1"),
+        partial(mutants.without_key, "workload/decode.yaml", "new_tokens"),
+    ],
+)
+def test_the_check_of_keys_catches_dead_flags_and_hidden_defaults(mutant: Any, tmp_path: Path) -> None:
+    with pytest.raises((AssertionError, ConfigError)):
+        check_keys(mutant(CONF, tmp_path / "conf"), "workload=decode")
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_makes_a_whole_run(choice: str) -> None:
+    assert isinstance(check(compose([choice])), Checked)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_makes_a_whole_run(row: str) -> None:
+    assert isinstance(check(compose([f"+row={row}"])), Checked)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_says_its_question_and_its_command(name: str) -> None:
+    line = first_line(CONF / "experiment" / f"{name}.yaml")
+    assert line.endswith(f"python run.py +experiment={name}")
+    assert "?   " in line
+
+
+def test_every_yaml_says_in_its_first_comment_what_it_is() -> None:
+    silent = [str(file) for file in CONF.rglob("*.yaml") if len(first_line(file)) < 5]
+    assert silent == []
+
+
+def nulls(node: object, key: str) -> Iterator[str]:
+    """Yield the keys of a node that hold nothing."""
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            yield from nulls(value, f"{key}.{name}")
+    elif node is None:
+        yield key
+
+
+def test_no_value_is_null_but_what_transformers_calls_so() -> None:
+    found = [key for file in CONF.rglob("*.yaml") for key in nulls(plain(file), file.stem)]
+    assert [key for key in found if ".architecture." not in key] == ["config.hydra.output_subdir"]
+
+
+EXPERIMENT = """\
+# @package _global_
+seed: 7
+compare: none
+workload:
+  prompt_tokens: 96
+"""
+CHOICE = """\
+# @package _global_
+seed: 9
+"""
+
+
+def check_order(conf: Path, tmp_path: Path) -> None:
+    """Fail unless choices and experiments win over the tree's own values, and the command line over all."""
+    elsewhere = tmp_path / "elsewhere"
+    for file, text in {"experiment/mine.yaml": EXPERIMENT, "quality/mine.yaml": CHOICE}.items():
+        (elsewhere / file).parent.mkdir(parents=True)
+        (elsewhere / file).write_text(text, encoding="utf-8")
+    there = f"hydra.searchpath=[file://{elsewhere}]"
+    assert composed(conf, "quality=mine", there).seed == 9
+    got = composed(conf, "quality=mine", "+experiment=mine", there)
+    assert (got.seed, got.compare, got.workload.prompt_tokens) == (7, "none", 96)
+    typed = composed(conf, "quality=mine", "+experiment=mine", "seed=8", "workload.prompt_tokens=97", there)
+    assert (typed.seed, typed.compare, typed.workload.prompt_tokens) == (8, "none", 97)
+
+
+def test_the_command_line_wins_over_an_experiment_and_that_over_the_tree(tmp_path: Path) -> None:
+    check_order(CONF, tmp_path)
+
+
+def test_the_check_of_the_order_catches_self_at_the_end(tmp_path: Path) -> None:
+    broken = mutants.self_last(CONF, tmp_path / "conf")
+    with pytest.raises(AssertionError):
+        check_order(broken, tmp_path)
+
+
+def test_a_row_wins_over_its_experiment_and_the_command_line_over_both() -> None:
+    config = compose(["+experiment=first_look", "+row=h2o_quarter", "strategy.budget.amount=0.5", "model=llama8"])
+    assert config.strategy.selector.recent_share == 0.5
+    assert (config.strategy.budget.amount, config.model.name) == (0.5, "llama8")
+
+
+def test_parts_are_chosen_on_the_command_line_for_every_cache_strategy() -> None:
+    for strategy in ("baseline", "attention_sink"):
+        for part in PARTS:
+            for choice in dict(catalogue())[part]:
+                config = compose([f"strategy={strategy}", f"{part}={choice}"])
+                assert TARGET in config.strategy[part.partition("/")[2]]
+
+
+def test_a_strategy_may_choose_the_engine_and_the_command_line_still_wins() -> None:
+    assert "Stock" in compose(["strategy=transformers"]).engine[TARGET]
+    assert "Eager" in compose(["strategy=transformers", "engine=eager"]).engine[TARGET]

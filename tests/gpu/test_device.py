@@ -1,0 +1,77 @@
+"""What only a GPU can show; skipped where there is none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kvbench.api import strategy
+from kvbench.cache.kv_cache import ATTENTION
+from kvbench.engines.arm import Arm, DecodeArm
+from kvbench.engines.eager import Eager
+from kvbench.models.load import load
+from kvbench.types import RunShape
+from tests.support.small import spec
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+EVICTING = ["random_eviction", "sliding_window", "attention_sink", "h2o", "tova", "snapkv", "knorm"]
+RUN = RunShape(prompt_lengths=(48, 48), new_tokens=24)
+
+
+def arm(name: str, device: str) -> DecodeArm:
+    """Return a strategy at the end of a prompt."""
+    loaded = load(spec(device=device, weights="random"), seed=0, attention=ATTENTION)
+    state = load(spec(device="cpu"), seed=0, attention=ATTENTION).model.state_dict()
+    loaded.model.load_state_dict(state)
+    settings: dict[str, object] = {}
+    if name != "baseline":
+        settings["budget"] = {"amount": 20, "unit": "tokens", "skip_layers": []}
+    if name == "snapkv":
+        settings["scorer"] = {"window": 8}
+    made = Arm(
+        name=name,
+        model=loaded.model,
+        view=loaded.view,
+        strategy=strategy(name, **settings),
+        engine=Eager(prefill_chunk=0),
+    )
+    ids = torch.randint(5, 200, (2, 72), generator=torch.Generator().manual_seed(0))
+    return DecodeArm(made, RUN, ids.to(loaded.view.device))
+
+
+@pytest.mark.parametrize("name", ["baseline", *EVICTING])
+def test_a_decode_step_never_waits_for_the_host(name: str) -> None:
+    with torch.no_grad():
+        running = arm(name, "cuda")
+        running.step()
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(16):
+                running.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", ["baseline", *EVICTING])
+def test_logits_are_the_cpus(name: str) -> None:
+    with torch.no_grad():
+        outs = []
+        for device in ("cpu", "cuda"):
+            running = arm(name, device)
+            logits = [running.arm.step(running.cache, token) for token in running.tokens]
+            outs.append(torch.stack(logits).cpu())
+    torch.testing.assert_close(outs[0], outs[1], rtol=0, atol=2e-3)
+
+
+def test_decoding_allocates_nothing_that_stays() -> None:
+    with torch.no_grad():
+        running = arm("h2o", "cuda")
+        running.step()
+        before = torch.cuda.memory_allocated()
+        for _ in range(16):
+            running.step()
+        assert torch.cuda.memory_allocated() == before

@@ -1,0 +1,1 @@
+"""Tests of what knows time, on a device that only pretends."""

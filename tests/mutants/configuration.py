@@ -1,0 +1,48 @@
+"""Broken configuration: trees, checks and sweeps that the tests must refuse."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
+def locate_anything(target: object, key: str, prefixes: Sequence[str]) -> type:
+    """Import whatever a configuration names."""
+    module, _, name = str(target).rpartition(".")
+    found: type = getattr(importlib.import_module(module), name)
+    return found
+
+
+def bare_hash(overrides: Sequence[str]) -> str:
+    """Name a sweep by hexadecimal digits alone, some of which are numbers."""
+    return hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:8]
+
+
+def self_last(conf: Path, copy: Path) -> Path:
+    """Copy a tree and let config.yaml's own values win over experiments."""
+    shutil.copytree(conf, copy)
+    text = (copy / "config.yaml").read_text(encoding="utf-8")
+    first = next(line for line in text.splitlines() if line.strip().startswith("- _self_"))
+    moved = text.replace(first + "\n", "").replace("- strategy: baseline", "- strategy: baseline\n  - _self_")
+    (copy / "config.yaml").write_text(moved, encoding="utf-8")
+    return copy
+
+
+def with_line(file: str, line: str, conf: Path, copy: Path) -> Path:
+    """Copy a tree and add a line to one of its files."""
+    shutil.copytree(conf, copy)
+    (copy / file).write_text((copy / file).read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
+    return copy
+
+
+def without_key(file: str, key: str, conf: Path, copy: Path) -> Path:
+    """Copy a tree and leave a default to the code."""
+    shutil.copytree(conf, copy)
+    lines = (copy / file).read_text(encoding="utf-8").splitlines()
+    (copy / file).write_text("\n".join(line for line in lines if not line.startswith(f"{key}:")), encoding="utf-8")
+    return copy

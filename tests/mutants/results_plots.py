@@ -1,0 +1,69 @@
+"""Pictures of something else."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from kvbench.plots import decode_latency, held_positions, memory_against_context, quality_against_memory
+
+
+def with_first_steps(steps: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Count the first step of a block."""
+    return decode_latency(steps.assign(index_in_block=steps["index_in_block"] + 1), ax)
+
+
+def with_disturbed_blocks(steps: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Count blocks that other processes disturbed."""
+    return decode_latency(steps.assign(is_clean=True), ax)
+
+
+def with_the_second_baseline(steps: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Count the baseline twice."""
+    return decode_latency(steps.assign(arm=steps["arm"].replace("baseline_again", "baseline")), ax)
+
+
+def in_seconds(steps: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Draw seconds on an axis of milliseconds."""
+    return decode_latency(steps.assign(wall_ns=steps["wall_ns"] // 1000), ax)
+
+
+def in_megabytes(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Take a million bytes for a MiB."""
+    return memory_against_context(
+        runs.assign(kv_allocated_bytes=(runs["kv_allocated_bytes"] * 2**20 // 10**6).astype("Int64")), ax
+    )
+
+
+def front_of_the_last(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Call everything best that is better than the next smaller one."""
+    table = quality_against_memory(runs, ax)
+    return table.assign(is_on_front=table["quality"].diff().fillna(-1.0) < 0)
+
+
+def front_with_ties(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Call best what is as good as something smaller."""
+    table = quality_against_memory(runs, ax)
+    return table.assign(is_on_front=table["quality"] <= table["quality"].cummin())
+
+
+def front_upside_down(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Take the largest loss for the best."""
+    negated = quality_against_memory(runs.assign(nll_delta_nats=-runs["nll_delta_nats"]), ax)
+    return negated.assign(quality=-negated["quality"])
+
+
+def counts_entries(held: pd.DataFrame, ax: Axes, *, rows: str) -> pd.DataFrame:
+    """Count an entry as often as it is listed."""
+    renamed = held.assign(head=held.groupby(["step", "layer", "head", "position"]).cumcount() * 100 + held["head"])
+    return held_positions(renamed, ax)
+
+
+def forgets_layers(held: pd.DataFrame, ax: Axes, *, rows: str) -> pd.DataFrame:
+    """Call a position held when any layer holds it."""
+    return held_positions(held.assign(layer=0), ax)
+
+
+LATENCIES = [with_first_steps, with_disturbed_blocks, with_the_second_baseline, in_seconds]
+FRONTS = [front_of_the_last, front_with_ties, front_upside_down]
+TRACES = [counts_entries, forgets_layers]

@@ -1,0 +1,47 @@
+"""An installed kvbench finds its configuration, its embedded model and its sweeper."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = ("src", "conf", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
+BUILD = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return what is in a wheel built from a copy of the sources."""
+    copy = tmp_path_factory.mktemp("sources")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(
+                ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__")
+            )
+        elif (ROOT / name).exists():
+            shutil.copy(ROOT / name, copy / name)
+    done = subprocess.run([sys.executable, "-c", BUILD], cwd=copy, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(copy / done.stdout.splitlines()[-1]) as archive:
+        return archive.namelist()
+
+
+def test_every_yaml_is_in_the_wheel_and_nothing_of_the_tests(wheel: list[str]) -> None:
+    want = {f"kvbench/conf/{file.relative_to(ROOT / 'conf')}" for file in (ROOT / "conf").rglob("*.yaml")}
+    assert want <= set(wheel)
+    assert {name.partition("/")[0] for name in wheel if ".dist-info" not in name} == {"kvbench", "hydra_plugins"}
+
+
+def test_models_types_and_licences_are_in_the_wheel(wheel: list[str]) -> None:
+    tiny = ROOT / "src" / "kvbench" / "models" / "tiny"
+    want = {f"kvbench/models/tiny/{file.name}" for file in tiny.iterdir() if file.is_file()}
+    assert {*want, "kvbench/py.typed", "kvbench/conf/__init__.py", "hydra_plugins/kvbench_sweeper/sweeper.py"} <= set(
+        wheel
+    )
+    assert {name.rpartition("/")[2] for name in wheel if "/licenses/" in name} == {"LICENSE", "NOTICE"}

@@ -1,0 +1,262 @@
+"""What people read: every number where it belongs, nothing claimed that was not shown, at any width."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from kvbench.results.records import Record
+from kvbench.results.table import print_table
+from tests.mutants import results_table as mutants
+from tests.results.factory import baseline, failed, frame, row, without_quality
+
+Printer = Callable[..., None]
+FASTER = row("h2o")
+UNSUPPORTED = failed("tova", "unsupported", "a budget of 3 entries is below the 20 protected ones; raise it")
+
+GOLDEN = """
+tiny | decode: 1,024 + 64 tokens, batch 1 | float32 on AMD EPYC, 1 thread
+
+strategy    KV  peak  TTFT  TPOT p50   p99  ratio        interval  verdict       ceiling    loss  top-1  recall  passkey  saving
+           MiB   MiB    ms        ms    ms                                                  nats      %       %        %
+----------------------------------------------------------------------------------------------------------------------------------
+baseline  34.0  40.0   182      12.5  14.9      -               -  -                   -  +0.000  100.0    98.4    100.0  none
+h2o 25%   9.00  13.0   182      7.70  9.10  0.614  [0.603, 0.627]  1.63x faster    2.18x  +0.083   93.4    70.3     91.0  physical
+tova 25%     -     -     -         -     -      -               -  unsupported         -       -      -       -        -  physical
+
+ratio         time of a decode step over the baseline's, below 1 is faster, with its 95% interval
+ceiling       the most that the bytes read allow, as a speed-up
+KV, loss      all storages of the cache; nats per token above the full cache's loss
+unsupported   tova 25%: a budget of 3 entries is below the 20 protected ones; raise it
+weights       embedded: a small model trained by kvbench and shipped with it
+files         runs/adhoc
+"""  # noqa: E501
+
+
+def shown(table: pd.DataFrame, *, width: int = 160, printer: Printer = print_table, path: Path | None = None) -> str:
+    """Return what a console of this width shows, without spaces at the ends of lines."""
+    out = io.StringIO()
+    printer(table, Console(file=out, width=width), path=path)
+    return "\n".join(line.rstrip() for line in out.getvalue().replace("\u2500", "-").split("\n"))
+
+
+def line_of(text: str, name: str) -> list[str]:
+    """Return the words of the table's line that begins with a strategy's name."""
+    (line,) = [line for line in text.split("\n") if line.startswith(f"{name} ") and "  " in line]
+    return line.split()
+
+
+def test_a_table_on_one_line_per_row() -> None:
+    both = frame([FASTER, baseline()], [UNSUPPORTED, baseline()])
+    assert shown(both, path=Path("runs/adhoc")) == GOLDEN
+
+
+ROWS: list[Record] = [
+    row("random_eviction", verdict="slower", ratio=1.112, regime="overhead_bound"),
+    row("attention_sink", kv_allocated_bytes=512),
+    FASTER,
+    UNSUPPORTED,
+    failed("knorm", "out_of_memory", "34.2 GiB were asked for, and there are 24.0 GiB " * 3),
+    row("snapkv", verdict="inconclusive", reason="void: the baseline lay 3.1% from itself"),
+]
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 160, 200])
+@pytest.mark.parametrize("count", range(1, len(ROWS) + 1))
+def test_nothing_is_cut_or_wrapped(width: int, count: int) -> None:
+    text = shown(frame(*[[one, baseline()] for one in ROWS[:count]]), width=width)
+    assert all(len(line) <= width for line in text.split("\n"))
+    assert "\u2026" not in text
+    for one in ROWS[:count]:
+        line = next(line for line in text.split("\n") if line.startswith(f"{one['strategy']} 25%"))
+        if one["status"] == "ok":
+            assert f"{one['ratio']:.3f}" in line
+
+
+@pytest.mark.parametrize(("width", "lines"), [(160, 1), (100, 2), (80, 2)])
+def test_a_narrow_console_gets_two_lines_to_a_row(width: int, lines: int) -> None:
+    text = shown(frame([FASTER, baseline()]), width=width).split("\n")
+    first = next(index for index, line in enumerate(text) if line.startswith("h2o 25%"))
+    assert ("[0.603, 0.627]" in text[first]) == (lines == 1)
+    assert ("[0.603, 0.627]" in text[first + 1]) == (lines == 2)
+
+
+def check_no_speed_inside_the_processors_cache(printer: Printer) -> None:
+    """Where all fits in the cache, the ratio is shown and nothing is claimed, whatever the row says."""
+    fast = frame([row("h2o", regime="overhead_bound"), baseline(regime="overhead_bound")])
+    words = line_of(shown(fast, printer=printer), "h2o")
+    assert "overhead-bound" in words
+    assert words[7:10] == ["0.614", "[0.603,", "0.627]"]
+    assert "faster" not in words
+    assert "its speed allows no verdict" in shown(fast, printer=printer)
+
+
+def test_no_speed_is_claimed_inside_the_processors_cache() -> None:
+    check_no_speed_inside_the_processors_cache(print_table)
+
+
+def check_random_weights_have_no_quality(printer: Printer) -> None:
+    """Random weights leave the four columns of quality empty, and are announced."""
+    text = shown(frame([without_quality(FASTER), without_quality(baseline())]), printer=printer)
+    assert line_of(text, "h2o")[-5:] == ["-", "-", "-", "-", "physical"]
+    assert line_of(text, "baseline")[-5:] == ["-", "-", "-", "-", "none"]
+    assert "RANDOM" in text
+
+
+def test_random_weights_have_no_quality() -> None:
+    check_random_weights_have_no_quality(print_table)
+
+
+def check_the_baseline_is_a_run_that_was(printer: Printer) -> None:
+    """The baseline stands on the first line, once, and its numbers are those of one run."""
+    runs = [[row(name), baseline(decode_p50_ms=ms)] for name, ms in [("h2o", 12.5), ("snapkv", 12.9), ("tova", 14.9)]]
+    lines = shown(frame(*runs), printer=printer).split("\n")
+    table = [line for line in lines if line.startswith(("baseline", "h2o", "snapkv", "tova"))]
+    assert [line.split()[0] for line in table] == ["baseline", "h2o", "snapkv", "tova"]
+    assert table[0].split()[4] == "12.5"
+
+
+def test_the_baseline_is_a_run_that_was() -> None:
+    check_the_baseline_is_a_run_that_was(print_table)
+
+
+def check_what_differs_stands_apart(printer: Printer) -> None:
+    """Other models, lengths, devices and evidence get a table and a heading of their own."""
+    others: list[dict[str, object]] = [
+        {"model": "gpt2"},
+        {"prompt_tokens": 512},
+        {"workload": "text"},
+        {"device_name": "H200", "device": "cuda"},
+        {"evidence": "published"},
+        {"weights": "random"},
+    ]
+    runs = [[row("h2o", **other), baseline(**other)] for other in [{}, *others]]
+    text = shown(frame(*runs), printer=printer)
+    assert text.count("strategy  ") == len(runs)
+    assert [line for line in text.split("\n") if " | " in line] == [
+        "tiny | decode: 1,024 + 64 tokens, batch 1 | float32 on AMD EPYC, 1 thread",
+        "gpt2 | decode: 1,024 + 64 tokens, batch 1 | float32 on AMD EPYC, 1 thread",
+        "tiny | decode: 512 + 64 tokens, batch 1 | float32 on AMD EPYC, 1 thread",
+        "tiny | text: 1,024 + 64 tokens, batch 1 | float32 on AMD EPYC, 1 thread",
+        "tiny | decode: 1,024 + 64 tokens, batch 1 | float32 on H200",
+        "tiny | decode: 1,024 + 64 tokens, batch 1 | float32 on AMD EPYC, 1 thread | published, not measured",
+        "tiny | decode: 1,024 + 64 tokens, batch 1 | float32 on AMD EPYC, 1 thread",
+    ]
+
+
+def test_what_differs_stands_apart() -> None:
+    check_what_differs_stands_apart(print_table)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "check"),
+    [
+        (mutants.claims_speed_anyway, check_no_speed_inside_the_processors_cache),
+        (mutants.fills_gaps_with_zero, check_random_weights_have_no_quality),
+        (mutants.averages_baselines, check_the_baseline_is_a_run_that_was),
+        (mutants.repeats_baselines, check_the_baseline_is_a_run_that_was),
+        (mutants.throws_all_together, check_what_differs_stands_apart),
+        (mutants.ranks_published_with_measured, check_what_differs_stands_apart),
+    ],
+)
+def test_oracle_catches_a_table_that_says_too_much(mutant: Printer, check: Callable[[Printer], None]) -> None:
+    with pytest.raises(AssertionError):
+        check(mutant)
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ({"verdict": "slower", "ratio": 1.114}, "1.11x slower"),
+        ({"verdict": "no_difference"}, "no difference"),
+        ({"verdict": "inconclusive"}, "inconclusive"),
+        ({"verdict": "none"}, "-"),
+        ({"comparison": "unpaired"}, "unpaired"),
+        ({"comparison": "none", "ratio": None, "ratio_low": None, "ratio_high": None}, "-"),
+    ],
+)
+def test_a_verdict_is_what_the_row_says(values: dict[str, object], verdict: str) -> None:
+    line = next(x for x in shown(frame([row("h2o", **values), baseline()])).split("\n") if x.startswith("h2o"))
+    after = line.split("]")[-1] if "]" in line else line.split("  -  ", 1)[1]
+    assert after.strip().startswith(verdict)
+
+
+def test_a_speed_up_of_prefill_is_shown_where_nothing_is_decoded() -> None:
+    nothing = dict.fromkeys(["ratio", "ratio_low", "ratio_high", "decode_p50_ms", "decode_p99_ms"])
+    prefill = {"ttft_ratio": 1.031, "ttft_ratio_low": 1.02, "ttft_ratio_high": 1.04, "workload": "prefill"}
+    text = shown(frame([row("snapkv", **nothing, **prefill, new_tokens=None), baseline(**nothing, workload="prefill")]))
+    assert line_of(text, "snapkv")[7:10] == ["1.031", "[1.020,", "1.040]"]
+    assert "ratio         time of the prefill over the baseline's" in text
+    assert "prefill: 1,024 tokens" in text
+
+
+def test_a_run_that_ended_early_stays_with_its_model() -> None:
+    unknown = dict.fromkeys(["dtype", "device_name", "num_threads", "weights", "query_aware", "data_dependent"])
+    early = failed("tova", "error", "the process died", **unknown)
+    text = shown(frame([early], [FASTER, baseline()]))
+    assert text.count("strategy  ") == 1
+    assert "float32 on AMD EPYC, 1 thread" in text
+    assert "error         tova 25%: the process died" in text
+
+
+def test_where_nothing_went_well_there_is_no_table() -> None:
+    text = shown(frame([failed("tova", "error", "the process died", weights=None)]))
+    assert [line.split("  ")[0] for line in text.split("\n") if line] == [
+        "tiny | decode: 1,024 + 64 tokens, batch 1 | float32 on AMD EPYC, 1 thread",
+        "error",
+        "weights",
+    ]
+
+
+def test_baselines_that_differ_in_more_than_the_strategy_are_announced() -> None:
+    def run(name: str, threads: int) -> Sequence[Record]:
+        config = json.dumps({"strategy": {"name": name}, "measure": {"threads": threads}})
+        return [row(name, config_json=config), baseline(config_json=config)]
+
+    note = "each run was timed against its own, and they differ in measure.threads; shown is that of r0"
+    assert note in shown(frame(run("h2o", 1), run("snapkv", 2)))
+    assert "each run was timed" not in shown(frame(run("h2o", 1), run("snapkv", 1)))
+
+
+def test_runs_that_share_a_name_are_told_apart() -> None:
+    text = shown(frame([FASTER, baseline()], [row("h2o", overrides="strategy=h2o strategy/codec=int8"), baseline()]))
+    assert "h2o 25% (r0)" in text
+    assert "h2o 25% (r1)" in text
+    assert "overrides     r1: strategy=h2o strategy/codec=int8" in text
+
+
+def test_a_baseline_that_was_run_as_a_strategy_is_shown_as_such() -> None:
+    own = row("baseline", budget_unit=None, budget_amount=None, ratio=1.001, verdict="no_difference")
+    text = shown(frame([own, baseline()], [FASTER, baseline()]))
+    assert [line.split("  ")[0] for line in text.split("\n") if line.startswith(("baseline", "h2o"))] == [
+        "baseline",
+        "baseline again",
+        "h2o 25%",
+    ]
+    alone = shown(frame([row("baseline", budget_unit=None, budget_amount=None, comparison="none")]))
+    assert sum(line.startswith("baseline ") for line in alone.split("\n")) == 1
+
+
+def test_a_budget_is_part_of_the_name() -> None:
+    for unit, amount, name in [
+        ("tokens", 128, "h2o 128 tok"),
+        ("ratio", 0.125, "h2o 12.5%"),
+        ("bytes", 2**21, "h2o 2.00 MiB"),
+    ]:
+        assert name in shown(frame([row("h2o", budget_unit=unit, budget_amount=float(amount))]))
+
+
+def test_data_that_random_weights_do_not_have_is_pointed_out() -> None:
+    text = shown(frame([without_quality(row("ada", data_dependent=True)), without_quality(baseline())]))
+    assert "random weights do not ask" in text
+
+
+def test_pretrained_weights_are_named_with_their_revision() -> None:
+    text = shown(frame([row("h2o", weights="pretrained", model_revision="11c5a3d")]))
+    assert "weights       pretrained (11c5a3d)" in text

@@ -1,0 +1,142 @@
+"""One run from overrides to files: its numbers can be recomputed, and it is never measured twice by accident."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import kvbench
+from kvbench.runner import Result
+
+QUICK = [
+    "measure.cell_seconds=1.0",
+    "measure.max_rounds=10",
+    "workload.prompt_tokens=96",
+    "workload.new_tokens=12",
+    "sink.wandb.mode=disabled",
+    "model.device=cpu",
+]
+SMALL_QUALITY = [
+    "quality.text_windows=2",
+    "quality.context_tokens=128",
+    "quality.scored_tokens=8",
+    "quality.recall_samples=8",
+    "quality.recall_tokens=128",
+    "quality.pairs=4",
+]
+
+
+def run(folder: Path, *overrides: str) -> Result:
+    """Run quickly into a folder."""
+    return kvbench.run([*QUICK, f"runs={folder}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """One finished run."""
+    folder = tmp_path_factory.mktemp("runs")
+    return folder, run(folder, "strategy=h2o", *SMALL_QUALITY)
+
+
+def row(result: Result, arm: str = "strategy") -> pd.Series:
+    """Return the row of one arm."""
+    return result.rows[result.rows["arm"] == arm].iloc[0]
+
+
+def test_every_file_is_there(done: tuple[Path, Result]) -> None:
+    names = {path.name for path in done[1].folder.iterdir()}
+    assert names >= {"config.yaml", "env.json", "run.parquet", "steps.parquet", "run.log", "texts.json"}
+    texts = json.loads((done[1].folder / "texts.json").read_text())
+    assert set(texts) == {"prompt", "strategy", "baseline"}
+
+
+def test_bytes_held_are_the_bytes_predicted_and_fewer_than_the_full_caches(done: tuple[Path, Result]) -> None:
+    mine, full = row(done[1]), row(done[1], "baseline")
+    assert mine["kv_allocated_bytes"] == mine["kv_predicted_bytes"]
+    assert full["kv_allocated_bytes"] == full["kv_predicted_bytes"]
+    assert mine["kv_allocated_bytes"] < 0.3 * full["kv_allocated_bytes"]
+    assert (mine["entries_held_min"], mine["entries_held_max"]) == (24, 24)
+
+
+def test_ratio_can_be_recomputed_from_the_steps(done: tuple[Path, Result]) -> None:
+    steps = kvbench.load(done[1].folder, steps=True)
+    kept = steps[(steps["phase"] == "decode") & (steps["index_in_block"] > 0) & steps["is_clean"]]
+    blocks = kept.groupby(["arm", "round"])["wall_ns"].median().unstack("arm").dropna(subset=["strategy", "baseline"])
+    if len(blocks) < 2:
+        pytest.skip("no two rounds were left alone by other processes")
+    again = (blocks["strategy"] / blocks["baseline"]).median()
+    assert row(done[1])["ratio"] == pytest.approx(again)
+
+
+def test_no_prefill_step_is_among_the_decode_steps(done: tuple[Path, Result]) -> None:
+    steps = kvbench.load(done[1].folder, steps=True)
+    decode = steps[steps["phase"] == "decode"]
+    assert set(decode["tokens"]) == {1}
+    assert decode["position"].min() == 96
+    assert set(steps[steps["phase"] == "prefill"]["tokens"]) == {96}
+
+
+def test_quality_was_measured_for_both_arms(done: tuple[Path, Result]) -> None:
+    mine, full = row(done[1]), row(done[1], "baseline")
+    assert mine["nll_nats"] - full["nll_nats"] == pytest.approx(mine["nll_delta_nats"])
+    assert mine["quality_tokens"] == 16
+    assert full["recall_key_value"] > 0.5
+
+
+def test_a_finished_run_is_not_repeated_and_force_repeats_it_beside(done: tuple[Path, Result]) -> None:
+    folder, first = done
+    again = run(folder, "strategy=h2o", *SMALL_QUALITY)
+    assert not again.is_new
+    assert again.folder == first.folder
+    beside = run(folder, "strategy=h2o", *SMALL_QUALITY, "force=true")
+    assert beside.is_new
+    assert beside.folder != first.folder
+    assert (first.folder / "run.parquet").is_file()
+
+
+def test_random_weights_leave_quality_empty_and_say_so(tmp_path: Path) -> None:
+    found = row(run(tmp_path, "strategy=snapkv", "model=gpt2", "model.weights=random"))
+    assert found["weights"] == "random"
+    assert pd.isna(found["nll_nats"])
+    assert pd.isna(found["recall_key_value"])
+    assert found["max_logit_difference"] >= 0
+
+
+def test_a_budget_below_the_protected_entries_is_an_unsupported_row(tmp_path: Path) -> None:
+    found = row(run(tmp_path, "strategy=snapkv", "strategy.budget.amount=0.1", "quality=none"))
+    assert found["status"] == "unsupported"
+    assert "strategy.budget.amount" in found["reason"]
+
+
+def test_a_batch_that_cannot_fit_is_an_out_of_memory_row_with_the_numbers(tmp_path: Path) -> None:
+    found = row(run(tmp_path, "strategy=baseline", "workload.batch_size=50000000", "quality=none"))
+    assert found["status"] == "out_of_memory"
+    assert "workload.batch_size" in found["reason"]
+
+
+def test_transformers_own_generate_is_an_unpaired_row(tmp_path: Path) -> None:
+    result = run(tmp_path, "strategy=transformers", "quality=none")
+    mine = row(result)
+    assert (mine["comparison"], mine["engine"], mine["attention"]) == ("unpaired", "transformers", "sdpa")
+    assert pd.isna(mine["ratio"])
+    assert mine["tpot_ms"] > 0
+    assert row(result, "baseline")["engine"] == "eager"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["workload.prompt_tokens=3000"], r"model=tiny reads at most 2048 positions; lower workload\.prompt_tokens"),
+        (["quality.context_tokens=3000"], r"lower quality\.context_tokens"),
+        (["engine=transformers"], "engine=transformers brings its own cache"),
+    ],
+)
+def test_what_is_too_long_for_the_model_is_refused_before_it_loads(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, "strategy=h2o", *overrides)
+    assert not list(tmp_path.rglob("run.parquet"))

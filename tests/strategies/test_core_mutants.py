@@ -1,0 +1,100 @@
+"""The oracles can fail: each is run on a core with one thing broken, and has to notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from tests.mutants import core_doors, core_kernels, core_layer, core_scores, core_selection, core_storage
+from tests.mutants.core_mutant import Mutant
+from tests.support import checks, generation, parts, scores, storage, toy
+
+MUTANTS: tuple[Mutant, ...] = (
+    *core_doors.MUTANTS,
+    *core_kernels.MUTANTS,
+    *core_layer.MUTANTS,
+    *core_scores.MUTANTS,
+    *core_selection.MUTANTS,
+    *core_storage.MUTANTS,
+)
+ORACLES = (
+    checks.equals_dense_attention_under_its_mask,
+    checks.budget_above_length_is_baseline,
+    checks.baseline_is_the_stock_model,
+    checks.positions_are_true,
+    checks.learned_positions_are_ranks,
+    checks.many_tokens_equal_one_by_one,
+    checks.chunks_equal_one_shot,
+    checks.padded_rows_equal_rows_alone,
+    checks.second_sequence_is_fresh,
+    checks.protected_entries_stay,
+    checks.restore_is_exact,
+    checks.growing_equals_fixed,
+    checks.begin_is_optional,
+    scores.scores_equal_eager_attention,
+    scores.mass_is_conserved,
+    scores.grouped_heads_equal_repeated_heads,
+    storage.bytes_follow_their_formulas,
+    storage.byte_budget_is_kept,
+    storage.fractions_are_exact,
+    storage.steady_decode_does_the_same_in_place,
+    generation.baseline_generates_what_the_stock_cache_does,
+    generation.generate_equals_our_loop,
+    generation.padded_generate_equals_rows_alone,
+    generation.engine_feeds_what_it_is_given,
+    parts.keep_equals_sorting,
+    parts.victim_is_the_least_unprotected,
+    parts.lots_are_fair,
+    parts.one_query_over_tiles_equals_dense,
+    parts.log_weight_counts_copies,
+    parts.prompt_blocks_equal_dense,
+    parts.column_sums_equal_dense,
+    parts.sums_are_not_rounded_to_the_model,
+    parts.no_square_matrix,
+    parts.turning_adds_rotations,
+    toy.prompt_sets,
+    toy.mass_is_the_column_sum,
+    toy.window_votes_are_pooled,
+    toy.mass_accumulates_while_decoding,
+    toy.last_query_forgets_earlier_rows,
+    toy.newest_may_leave_while_decoding,
+    toy.last_query_replaces_while_decoding,
+    toy.small_norms_stay,
+    toy.skipped_layers_keep_everything,
+)
+
+
+def oracle_of(check: Callable[[], None]) -> Callable[..., None]:
+    """Return the oracle behind a check with its arguments."""
+    return check.func if isinstance(check, partial) else check
+
+
+def label(check: Callable[[], None]) -> str:
+    """Return a readable name of a check."""
+    arguments = [str(value) for value in check.args] if isinstance(check, partial) else []
+    return "-".join([oracle_of(check).__name__, *arguments])
+
+
+@pytest.mark.parametrize(
+    ("mutant", "check"),
+    [pytest.param(m, check, id=f"{m.name}: {label(check)}") for m in MUTANTS for check in m.killed_by],
+)
+def test_the_oracle_fails_on_the_mutant(
+    mutant: Mutant, check: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for owner, name, broken in mutant.patches:
+        assert hasattr(owner, name), "the mutant breaks something that is no longer there"
+        monkeypatch.setattr(owner, name, broken)
+    with pytest.raises(mutant.error):
+        check()
+
+
+def test_every_oracle_is_seen_to_fail() -> None:
+    seen = {oracle_of(check) for mutant in MUTANTS for check in mutant.killed_by}
+    assert [oracle.__name__ for oracle in ORACLES if oracle not in seen] == []
+
+
+def test_names_of_mutants_differ() -> None:
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
