@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -119,12 +120,12 @@ class RunShape:
         """Rows of the batch."""
         return len(self.prompt_lengths)
 
-    @property
+    @cached_property
     def prompt_tokens(self) -> int:
         """Columns of the padded prompt."""
         return max(self.prompt_lengths)
 
-    @property
+    @cached_property
     def padding(self) -> tuple[int, ...]:
         """Columns of padding on the left of each row."""
         return tuple(self.prompt_tokens - length for length in self.prompt_lengths)

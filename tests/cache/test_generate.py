@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import pytest
 
+from kvbench.models.view import view_of
+from kvbench.types import RunShape
 from tests.support import checks, generation
-from tests.support.strategies import METHODS
+from tests.support.models import model
+from tests.support.strategies import METHODS, strategy
 
 
 @pytest.mark.parametrize("model", ["llama_mha", "llama_gqa", "mistral", "qwen3", "gemma3", "phi3"])
 def test_the_baseline_generates_what_the_stock_cache_does(model: str) -> None:
     generation.baseline_generates_what_the_stock_cache_does(model)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_transformers_is_told_not_to_compile_and_to_make_no_masks(name: str) -> None:
+    view = view_of(model("gemma3"))
+    cache = strategy(name, tokens=12).build(view, RunShape(prompt_lengths=(24,), new_tokens=4))
+    assert not cache.is_compileable
+    assert cache.is_sliding == [False] * len(view.layers)
+    assert [cache.get_mask_sizes(3, layer) for layer in range(len(view.layers))] == [(3, 0)] * len(view.layers)
 
 
 @pytest.mark.parametrize("name", METHODS)

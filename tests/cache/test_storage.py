@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from kvbench.models.view import view_of
+from kvbench.strategies.budget.base import Uniform
+from kvbench.types import RunShape
 from tests.support import checks, storage
-from tests.support.models import NAMES
-from tests.support.strategies import LIMITED, METHODS
+from tests.support.models import NAMES, model
+from tests.support.strategies import LIMITED, METHODS, rules, strategy
 
 UNEVEN = (24, 15)
 
@@ -42,8 +47,24 @@ def test_a_budget_in_bytes_covers_a_growing_cache(name: str) -> None:
     storage.byte_budget_is_kept(name, "llama_gqa", new=None)
 
 
+@each_limited
+def test_a_prompt_read_at_once_is_never_stored_whole(name: str) -> None:
+    storage.a_prompt_at_once_is_never_stored_whole(name)
+
+
 def test_fractions_of_a_length_are_exact() -> None:
     storage.fractions_are_exact()
+
+
+@pytest.mark.parametrize("slots", [70, 200, 321, 400, 1000])
+def test_a_budget_in_bytes_covers_the_first_storage_of_a_growing_cache_of_any_size(slots: int) -> None:
+    budget = Uniform(
+        amount=slots * storage.slot(rules("snapkv", 0), False, "llama_gqa", 8) * 2, unit="bytes", skip_layers=()
+    )
+    made, view = replace(strategy("snapkv"), budget=budget), view_of(model("llama_gqa"))
+    run = RunShape(prompt_lengths=(5000,), new_tokens=None)
+    per_entry = budget.amount / slots
+    assert budget.amount - 2 * per_entry < made.allocated_bytes(view, run) <= budget.amount
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,12 @@ def prompt_kept(self: CacheLayer, keys: Tensor, values: Tensor, position: Tensor
     self._whole_prompt = (keys, values)  # type: ignore[attr-defined]
 
 
+def stored_whole(self: CacheLayer, keys: Tensor, values: Tensor, position: Tensor) -> None:
+    """Store the whole prompt before it is compressed."""
+    self.slots = self._new_slots(keys, values, keys.shape[2], with_score=False, heads=1)
+    settle(self, keys, values, position)
+
+
 def queries_kept(self: CacheLayer, keys: Tensor, values: Tensor, position: Tensor) -> None:
     """Hold on to the last queries after the prompt's end."""
     settle(self, keys, values, position)
@@ -123,6 +129,11 @@ MUTANTS = (
         name="the prompt is kept in secret",
         patches=((CacheLayer, "_settle", prompt_kept),),
         killed_by=(bytes_of("h2o"), bytes_of("knorm")),
+    ),
+    Mutant(
+        name="the prompt is stored before it is compressed",
+        patches=((CacheLayer, "_settle", stored_whole),),
+        killed_by=(partial(storage.a_prompt_at_once_is_never_stored_whole, "snapkv"),),
     ),
     Mutant(
         name="the last queries are kept in secret",

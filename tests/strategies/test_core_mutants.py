@@ -38,6 +38,7 @@ ORACLES = (
     scores.grouped_heads_equal_repeated_heads,
     storage.bytes_follow_their_formulas,
     storage.byte_budget_is_kept,
+    storage.a_prompt_at_once_is_never_stored_whole,
     storage.fractions_are_exact,
     storage.steady_decode_does_the_same_in_place,
     generation.baseline_generates_what_the_stock_cache_does,

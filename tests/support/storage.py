@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kvbench.cache.codecs.dense import Dense, DensePayload
 from kvbench.cache.kv_cache import KVCache
 from kvbench.cache.layer import CacheLayer
 from kvbench.models.view import view_of
@@ -20,7 +21,7 @@ from kvbench.strategies.selection.selector import Protected
 from kvbench.types import DECODE, RunShape
 from tests.support.checks import BUDGET, NEW, PROMPT, uniform
 from tests.support.drive import drive, padded
-from tests.support.models import WIDTH, attention, ids, model
+from tests.support.models import LAYERS, WIDTH, attention, ids, model
 from tests.support.reference import Rules
 from tests.support.strategies import rules, strategy
 
@@ -191,6 +192,26 @@ def byte_budget_is_kept(
         spent = cache.allocated_bytes() - sliding
         assert amount - per_entry < spent <= amount, f"{spent} of {amount} bytes spent, {per_entry} per entry"
         assert made.allocated_bytes(view, run) == cache.allocated_bytes()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotingCodec(Dense):
+    """Notes how much room is asked for."""
+
+    asked: list[int] = field(default_factory=list)
+
+    def empty(self, like: Tensor, capacity: int) -> DensePayload:
+        """Return room as the dense codec does."""
+        self.asked.append(capacity)
+        return super().empty(like, capacity)
+
+
+def a_prompt_at_once_is_never_stored_whole(name: str) -> None:
+    """Layer by layer the prompt is compressed from where the model made it: only what stays gets storage."""
+    codec: Any = NotingCodec()
+    kept = 12 + (1 if rules(name, 0).every_step else NEW)
+    drive(model("llama_gqa"), replace(strategy(name, tokens=12), codec=codec), ids(45, 1, 90), uniform(90 - NEW))
+    assert codec.asked == [kept] * 2 * LAYERS  # keys and values of every layer, once
 
 
 def fractions_are_exact() -> None:

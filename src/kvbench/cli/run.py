@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _ABOUT_THE_SWEEP = re.compile(r"\+*(hydra[./]|(experiment|runs|sweep)=)|~")
 _EXPERIMENT = re.compile(r"\+*experiment=")
 _MULTIRUN = ("-m", "--multirun")
+_NEVER_DONE = 0.999  # a stage that is done is followed by another; the clock stops at 1
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -92,6 +93,8 @@ def show(results: Sequence[Result]) -> None:
     for result in results:
         if not result.is_new:
             console.print(f"measured before: {result.folder} (force=true: again)", highlight=False, soft_wrap=True)
+        if result.warning is not None:
+            console.print(result.warning, highlight=False, soft_wrap=True)
     place = results[0].folder if len(results) == 1 else Path(os.path.commonpath([result.folder for result in results]))
     print_table(pd.concat([result.rows for result in results], ignore_index=True), console, path=place)
 
@@ -108,7 +111,7 @@ def _progress(title: str) -> Iterator[Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[stage]}"))
     with Bar(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=1.0, stage="")
-        yield lambda stage, share: bar.update(task, completed=share, stage=stage)
+        yield lambda stage, share: bar.update(task, completed=min(share, _NEVER_DONE), stage=stage)
 
 
 def _left_to_rows(overrides: Sequence[str]) -> list[str]:
