@@ -71,10 +71,11 @@ def test_ratio_can_be_recomputed_from_the_steps(done: tuple[Path, Result]) -> No
         .reindex(columns=["strategy", "baseline"])
         .dropna()
     )
-    if len(blocks) < 2:
-        pytest.skip("no two rounds were left alone by other processes")
-    again = (blocks["strategy"] / blocks["baseline"]).median()
-    assert row(done[1])["ratio"] == pytest.approx(again)
+    if len(blocks) < 2:  # other processes disturbed all others
+        assert pd.isna(row(done[1])["ratio"])
+    else:
+        again = (blocks["strategy"] / blocks["baseline"]).median()
+        assert row(done[1])["ratio"] == pytest.approx(again)
 
 
 def test_no_prefill_step_is_among_the_decode_steps(done: tuple[Path, Result]) -> None:
