@@ -206,6 +206,9 @@ def _beside_stock(job: Job, log: Callable[[str], None], progress: Progress) -> M
     """Run a black box alone, and our full cache apart from it."""
     found = _call("stock_reference", job, log=log, job=job, progress=progress)
     out = found if isinstance(found, Measured) else Measured(rows={"strategy": found})
+    if isinstance(found, Measured):
+        weighed = _call("weigh_stock", job, log=log, job=job, progress=progress)
+        out.rows["strategy"] |= weighed.rows["strategy"] if isinstance(weighed, Measured) else weighed
     if job.baseline is None:
         return out
     from kvbench.engines.eager import Eager

@@ -8,6 +8,7 @@ from dataclasses import replace
 from kvbench.bench import Bench
 from kvbench.columns import interval_columns, latency_columns, latency_of, roofline_columns, weights_read
 from kvbench.engines.arm import DecodeArm, PrefillArm
+from kvbench.honesty import watched
 from kvbench.measure import roofline, statistics
 from kvbench.measure.clock import clock_for
 from kvbench.measure.environment import cache_share_bytes
@@ -22,10 +23,11 @@ from kvbench.types import RunShape
 
 def time_prefill(bench: Bench, run: RunShape) -> None:
     """Time reading the prompt."""
-    prompt = bench.ids(run)[:, : run.prompt_tokens]
-    arms = {name: PrefillArm(arm, run, prompt) for name, arm in bench.arms.items()}
+    ids = bench.ids(run)
+    arms = {name: PrefillArm(arm, run, ids[:, : run.prompt_tokens]) for name, arm in bench.arms.items()}
     settings = replace(_settings(bench, run), cell_seconds=bench.job.settings.cell_seconds / 2)
-    paired = _paired(bench, arms, 1, settings, "prefill")
+    with watched(bench.loaded.model, ids):
+        paired = _paired(bench, arms, 1, settings, "prefill")
     _record(bench, paired, phase="prefill", position=0, tokens=run.prompt_tokens * run.batch_size)
     for name in bench.arms:
         bench.measured.rows[name]["ttft_ms"] = latency_of(paired.samples, name).p50_ms
@@ -46,7 +48,8 @@ def time_decode(bench: Bench, run: RunShape) -> None:
         return
     bench.report("bandwidth", 0.0)
     bandwidth = stream_bandwidth(device, settings.threads)
-    paired = _paired(bench, arms, steps, settings, "decode")
+    with watched(bench.loaded.model, ids):
+        paired = _paired(bench, arms, steps, settings, "decode")
     _record(bench, paired, phase="decode", position=run.prompt_tokens, tokens=run.batch_size)
     reads = {}
     for name, arm in arms.items():

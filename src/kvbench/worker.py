@@ -14,9 +14,11 @@ import transformers.utils.logging
 from kvbench.asking import all_cores, ask_likelihood, ask_recall, write_text
 from kvbench.bench import Bench, source_of
 from kvbench.columns import above, facts, held, latency_columns
+from kvbench.engines.arm import DecodeArm
 from kvbench.engines.stock import Generated, Stock
+from kvbench.honesty import check_reported, live_storages
 from kvbench.job import Job, Measured, Row
-from kvbench.measure.memory import MemoryMeter
+from kvbench.measure.memory import MemoryMeter, return_large_blocks
 from kvbench.measure.paired import garbage_frozen
 from kvbench.measure.samples import Sample
 from kvbench.models.load import load
@@ -46,19 +48,24 @@ def time_and_quality(job: Job, report: Report) -> Measured:
 
 def weigh(job: Job, name: str, report: Report) -> Measured:
     """Measure the memory of one arm, alone in this process and untimed."""
+    return_large_blocks()
     bench = Bench(job, report)
     run = job.workload.runs()[-1]
     arm, ids = bench.arms[name], bench.ids(run)
-    arm.prefill(arm.cache(run), ids[:, : run.prompt_tokens])  # libraries' own workspace
+    warm = DecodeArm(arm, run, ids)  # libraries' own workspace
+    warm.step()
+    del warm
     meter = MemoryMeter(bench.loaded.view.device)
     meter.settle()
     idle = meter.held_bytes()
+    before = live_storages()
     cache = arm.cache(run)
     meter.reset()
     arm.prefill(cache, ids[:, : run.prompt_tokens])
     prefill_peak = above(meter.peak_bytes(), idle)
     meter.settle()
     steady = above(meter.held_bytes(), idle)
+    check_reported(before, cache.tensors())
     meter.reset()
     samples = []
     for at in range(run.prompt_tokens, ids.shape[1]):
@@ -83,37 +90,57 @@ def weigh(job: Job, name: str, report: Report) -> Measured:
 
 def stock_reference(job: Job, report: Report) -> Measured:
     """Let transformers generate on its own, again and again, and note every token's arrival."""
-    assert isinstance(job.engine, Stock)
-    torch.set_num_threads(job.settings.threads)
-    torch.set_grad_enabled(False)
-    report("load", 0.0)
-    loaded = load(job.spec, seed=job.seed, attention="sdpa")
-    run = job.workload.runs()[-1]
-    ids = torch.tensor(job.workload.ids(source_of(job, loaded), run), device=loaded.view.device)
-    prompt, new_tokens = ids[:, : run.prompt_tokens], run.new_tokens or 1
-    job.engine.generate(loaded.model, prompt[:, :8], 2)  # libraries' own workspace
-    meter = MemoryMeter(loaded.view.device)
-    meter.settle()
-    idle = meter.held_bytes()
-    meter.reset()
-    first = job.engine.generate(loaded.model, prompt, new_tokens)
-    row: Row = {
-        **facts(job, loaded, "sdpa"),
-        "idle_bytes": idle,
-        "peak_bytes": above(meter.peak_bytes(), idle),
-        "resident_bytes": meter.resident_bytes(),
-        "kv_allocated_bytes": first.cache_bytes,
-        "kv_used_bytes": first.cache_bytes,
-        "host_bytes": 0,
-        "disk_bytes": 0,
-    }
-    steps = _again_and_again(job, lambda: job.engine.generate(loaded.model, prompt, new_tokens), run, report)  # type: ignore[union-attr]
+    black_box = _BlackBox(job, report)
+    loaded, run = black_box.loaded, black_box.run
+    first = black_box.generate()
+    row: Row = facts(job, loaded, "sdpa")
+    steps = _again_and_again(job, black_box.generate, run, report)
     texts = {} if loaded.tokenizer is None else {"strategy": loaded.tokenizer.batch_decode(first.tokens)}
     row["ttft_ms"] = median(step["wall_ns"] for step in steps if step["phase"] == "prefill") / 1e6
     decode = [_sample(step) for step in steps if step["phase"] == "decode"]
     if decode:
         row |= latency_columns(decode, "strategy", run)
     return Measured(rows={"strategy": row}, steps=steps, texts=texts)
+
+
+def weigh_stock(job: Job, report: Report) -> Measured:
+    """Measure the memory of transformers' generate, alone in this process and untimed."""
+    return_large_blocks()
+    black_box = _BlackBox(job, report)
+    black_box.generate()  # libraries' own workspace
+    meter = MemoryMeter(black_box.loaded.view.device)
+    meter.settle()
+    idle = meter.held_bytes()
+    meter.reset()
+    made = black_box.generate()
+    row: Row = {
+        "idle_bytes": idle,
+        "peak_bytes": above(meter.peak_bytes(), idle),
+        "resident_bytes": meter.resident_bytes(),
+        "kv_allocated_bytes": made.cache_bytes,
+        "kv_used_bytes": made.cache_bytes,
+        "host_bytes": 0,
+        "disk_bytes": 0,
+    }
+    return Measured(rows={"strategy": row})
+
+
+class _BlackBox:
+    """A model that transformers runs from the prompt on."""
+
+    def __init__(self, job: Job, report: Report) -> None:
+        assert isinstance(job.engine, Stock)
+        torch.set_num_threads(job.settings.threads)
+        torch.set_grad_enabled(False)
+        report("load", 0.0)
+        self.engine, self.loaded = job.engine, load(job.spec, seed=job.seed, attention="sdpa")
+        self.run = job.workload.runs()[-1]
+        ids = torch.tensor(job.workload.ids(source_of(job, self.loaded), self.run), device=self.loaded.view.device)
+        self.prompt = ids[:, : self.run.prompt_tokens]
+
+    def generate(self) -> Generated:
+        """Generate once."""
+        return self.engine.generate(self.loaded.model, self.prompt, self.run.new_tokens or 1)
 
 
 def _again_and_again(job: Job, generate: Callable[[], Generated], run: RunShape, report: Report) -> list[Row]:

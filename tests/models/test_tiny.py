@@ -25,7 +25,8 @@ LONG, SAMPLES = 1024, 12
 
 def spec() -> ModelSpec:
     """Return the specification of model=tiny."""
-    return replace(build_group(resolved(compose([]))["model"], "model"), device="cpu")
+    built: ModelSpec = build_group(resolved(compose([]))["model"], "model")
+    return replace(built, device="cpu")
 
 
 @pytest.fixture(scope="module")

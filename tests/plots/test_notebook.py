@@ -13,15 +13,18 @@ import pytest
 from tests.plots.drawing import tree
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "analysis.ipynb"
+REAL = Path(__file__).parents[1] / "fixtures" / "runs"  # how it was made: tests/fixtures/README.md
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_on_a_tree_of_runs(tmp_path: Path) -> None:
-    tree(tmp_path / "runs")
+@pytest.mark.parametrize("is_real", [True, False], ids=["real", "made_up"])
+def test_the_notebook_runs_on_a_tree_of_runs(tmp_path: Path, is_real: bool) -> None:
+    if not is_real:
+        tree(tmp_path / "runs")
     command = [sys.executable, "-m", "pytest", "--nbmake", "-q", "-p", "no:cacheprovider", str(NOTEBOOK)]
     surroundings = {
         **os.environ,
-        "KVBENCH_RUNS": str(tmp_path / "runs"),
+        "KVBENCH_RUNS": str(REAL if is_real else tmp_path / "runs"),
         "IPYTHONDIR": str(tmp_path),
         "MPLBACKEND": "agg",
     }

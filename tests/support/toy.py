@@ -176,7 +176,7 @@ def small_layer(made: CacheStrategy) -> CacheLayer:
         every_step=True,
         by_rank=False,
     )
-    return CacheLayer(plan, RunShape(prompt_lengths=(6,), new_tokens=4), None)
+    return CacheLayer(plan, RunShape(prompt_lengths=(6,), new_tokens=4), None, torch.empty(0, dtype=torch.float64))
 
 
 def feed_prompt(layer: CacheLayer) -> None:

@@ -46,7 +46,8 @@ class KVCache(Cache):
         """Build empty layers."""
         pads = any(run.padding)
         self.padding = torch.tensor(run.padding, dtype=torch.int32, device=view.device)[:, None, None] if pads else None
-        super().__init__(layers=[CacheLayer(plan, run, self.padding) for plan in plans])  # type: ignore[misc]
+        empty = torch.empty(0, dtype=view.dtype, device=view.device)
+        super().__init__(layers=[CacheLayer(plan, run, self.padding, empty) for plan in plans])  # type: ignore[misc]
         self.view = view
         self.run = run
         self._step: Step | None = None
@@ -134,9 +135,12 @@ class KVCache(Cache):
 
     def allocated_bytes(self) -> int:
         """Return the bytes of every storage the cache holds: payload, metadata, working rows."""
-        tensors = [t for layer in self.layers for t in layer.tensors()]
-        tensors += [t for t in (self.padding, self._rank) if t is not None]
-        return sum({t.data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel() > 0}.values())
+        return sum({t.data_ptr(): t.untyped_storage().nbytes() for t in self.tensors() if t.numel() > 0}.values())
+
+    def tensors(self) -> list[Tensor]:
+        """Return everything the cache holds."""
+        mine = [t for t in (self.padding, self._rank) if t is not None]
+        return mine + [t for layer in self.layers for t in layer.tensors()]
 
     def used_bytes(self) -> int:
         """Return the bytes of the occupied slots, metadata included; syncs with the device."""

@@ -21,9 +21,10 @@ class CacheLayer:
         plan: what to do.
         run: how long the rows of the batch are.
         padding: columns of padding per row [B, 1, 1], or None where there is none.
+        empty: a tensor [0] of the dtype and on the device of keys and values.
     """
 
-    def __init__(self, plan: LayerPlan, run: RunShape, padding: Tensor | None) -> None:
+    def __init__(self, plan: LayerPlan, run: RunShape, padding: Tensor | None, empty: Tensor) -> None:
         self.plan = plan
         self.run = run
         self.padding = padding
@@ -38,6 +39,11 @@ class CacheLayer:
         self._sinks: Tensor | None = None  # keys of the sinks as they were made [B, G, num_sink, D]
         self._prompt_score: Tensor | None = None
         self._last_queries: Tensor | None = None
+        if not plan.compresses:  # allocated before any prompt is read, so that nothing passing lies between the layers
+            shape = plan.shape
+            sizes = [(run.batch_size, shape.kv_heads, 0, dim) for dim in (shape.key_dim, shape.value_dim)]
+            key, value = (empty.new_empty(size) for size in sizes)
+            self.slots = self._new_slots(key, value, plan.capacity(run), with_score=False, heads=1)
 
     # -- the hot path -------------------------------------------------------------------------------------------
 
@@ -143,8 +149,7 @@ class CacheLayer:
             keys, values, position = key, value, at[:, None]
         else:
             if self.slots is None:
-                room = self.run.prompt_tokens if self.plan.compresses else self.plan.capacity(self.run)
-                self.slots = self._new_slots(key, value, room, with_score=False, heads=1)
+                self.slots = self._new_slots(key, value, self.run.prompt_tokens, with_score=False, heads=1)
             self._make_room(tokens)
             self.slots.append(key, value, at[:, None])
             keys, values = self.slots.keys.read(self.slots.filled), self.slots.values.read(self.slots.filled)
@@ -189,10 +194,10 @@ class CacheLayer:
         """Leave the prompt in its final storage and free everything else."""
         plan, run = self.plan, self.run
         if not plan.compresses:
-            if self.slots is None:
-                self.slots = self._new_slots(keys, values, plan.capacity(run), with_score=False, heads=1)
-                self.slots.append(keys, values, position)
-            self.slots.has_holes = self.padding is not None
+            slots = self._stored()
+            if slots.filled == 0:
+                slots.append(keys, values, position)
+            slots.has_holes = self.padding is not None
             return
         score, self._prompt_score = self._prompt_score, None
         assert plan.budget is not None

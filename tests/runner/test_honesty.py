@@ -1,0 +1,95 @@
+"""A strategy that hides memory, leaves hooks or changes the ids is caught; so is a timer that beats physics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from kvbench.api import strategy
+from kvbench.bench import Bench
+from kvbench.configuration import check, compose
+from kvbench.honesty import Misbehaviour, watched
+from kvbench.job import Job
+from kvbench.measure.blocks import WorkLeftRunning
+from kvbench.measure.clock import Duration, HostClock, Mark
+from kvbench.measure.roofline import CeilingBeaten
+from kvbench.runner import job_of
+from kvbench.strategies.base import CacheStrategy
+from kvbench.timing import time_decode, time_prefill
+from kvbench.worker import weigh
+from tests.mutants.strategies import ChangesIds, Hoards, LeavesHooks
+from tests.support.small import spec
+
+QUICK = ["quality=none", "measure.cell_seconds=0.5", "measure.min_rounds=2", "measure.max_rounds=2"]
+SHORT = ["workload.prompt_tokens=64", "workload.new_tokens=8", "measure.quiet_seconds=0"]
+
+
+def job(built: CacheStrategy) -> Job:
+    """Return a quick job on a small random model."""
+    return replace(job_of(check(compose([*QUICK, *SHORT]))), spec=spec(), strategy=built)
+
+
+def as_kind(kind: type[CacheStrategy]) -> CacheStrategy:
+    """Return the parts of h2o under another class."""
+    parts = strategy("h2o")
+    return kind(**{field.name: getattr(parts, field.name) for field in fields(parts)})
+
+
+def silent(stage: str, share: float) -> None:
+    """Report to nobody."""
+
+
+def bench(built: CacheStrategy) -> Bench:
+    """Return the loaded bench of a quick job."""
+    return Bench(job(built), silent)
+
+
+def test_honest_strategies_pass_all_of_it() -> None:
+    made = bench(strategy("h2o"))
+    run = made.job.workload.runs()[0]
+    time_prefill(made, run)
+    time_decode(made, run)
+    row = weigh(made.job, "strategy", silent).rows["strategy"]
+    assert row["kv_allocated_bytes"] == row["kv_predicted_bytes"]
+
+
+def test_hidden_memory_is_caught() -> None:
+    with pytest.raises(Misbehaviour, match=r"holds 1048576 bytes of tensors that its cache does not report"):
+        weigh(job(as_kind(Hoards)), "strategy", silent)
+
+
+def test_hooks_left_on_the_model_are_caught() -> None:
+    made = bench(as_kind(LeavesHooks))
+    with pytest.raises(Misbehaviour, match="hooks on the model"):
+        time_prefill(made, made.job.workload.runs()[0])
+
+
+def test_changed_token_ids_are_caught() -> None:
+    made = bench(as_kind(ChangesIds))
+    run = made.job.workload.runs()[0]
+    ids = torch.ones_like(made.ids(run))
+    ChangesIds.ids.append(ids)
+    with pytest.raises(Misbehaviour, match="changed the token ids"), watched(made.loaded.model, ids):
+        made.arms["strategy"].cache(run)
+
+
+class HastyClock(HostClock):
+    """A timer that misses most of the work."""
+
+    def durations(self, marks: Sequence[Mark]) -> list[Duration]:
+        """Return a ten-thousandth of the truth."""
+        return [duration._replace(wall_ns=max(1, duration.wall_ns // 10_000)) for duration in super().durations(marks)]
+
+
+def test_a_timer_that_beats_physics_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = bench(strategy("h2o"))
+    monkeypatch.setattr("kvbench.timing.cache_share_bytes", lambda: 0)  # as if nothing fitted in the cache
+    monkeypatch.setattr("kvbench.timing.clock_for", lambda device: HastyClock())
+    with pytest.raises(WorkLeftRunning):  # the first guard: time that passed after the last mark
+        time_decode(made, made.job.workload.runs()[0])
+    monkeypatch.setattr("kvbench.measure.paired.assert_quiet", lambda blocks, arm: None)
+    with pytest.raises(CeilingBeaten):  # the second: bytes cannot be read that fast
+        time_decode(made, made.job.workload.runs()[0])
