@@ -1,4 +1,4 @@
-"""The GPU check's table: two model shapes, two contexts, nine strategies, eager, in pairs beside the full cache.
+"""The GPU check's table: two model shapes, two contexts, eight strategies, eager, in pairs beside the full cache.
 
     python -m benchmarks.gpu_check --out runs/gpu_check
 
