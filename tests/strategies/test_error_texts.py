@@ -22,11 +22,9 @@ from kvbench.models.view import view_of
 from kvbench.strategies.budget.base import Uniform
 from kvbench.strategies.position.policies import Rank
 from kvbench.strategies.selection.attention import WindowAttention
-from kvbench.strategies.selection.scorer import ScorerDefaults
 from kvbench.strategies.selection.selector import Protected
 from kvbench.strategies.trigger import PrefillEnd
 from kvbench.types import PREFILL, RunShape
-from tests.support import toy
 from tests.support.checks import PROMPT, uniform
 from tests.support.drive import drive
 from tests.support.generation import generate
@@ -161,11 +159,6 @@ def test_the_error_says_what_to_change(case: str) -> None:
     wrong, message = CASES[case]
     with pytest.raises(ValueError, match=message):
         wrong()
-
-
-def test_a_scorer_without_a_score_for_prompts_is_not_implemented() -> None:
-    with pytest.raises(NotImplementedError):
-        ScorerDefaults().prompt(toy.view(*toy.prompt()))
 
 
 def test_every_raise_has_a_case() -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kvbench.cache.plan import PromptView, score_dtype
+from kvbench.cache.plan import score_dtype
 
 
 class ScorerDefaults:
@@ -22,10 +22,6 @@ class ScorerDefaults:
     def query_window(self) -> int:
         """How many of the prompt's last queries must be at hand."""
         return 0
-
-    def prompt(self, view: PromptView) -> Tensor:
-        """Return the score of the prompt's entries [B, 1 or G, n]."""
-        raise NotImplementedError
 
     def entry(self, key: Tensor, position: Tensor, layer: int) -> Tensor:
         """Return a score of zero [B, G, 1]."""
