@@ -19,6 +19,7 @@ from kvbench.configuration import Checked, build_group, compose, resolved
 from kvbench.engines.stock import Stock
 from kvbench.job import Job, Measured, Row
 from kvbench.measure.environment import environment, source_hash
+from kvbench.measure.host import LocalHost
 from kvbench.models.load import device_of, origin_of
 from kvbench.results.folder import finished, open_draft
 from kvbench.results.load import load
@@ -80,6 +81,7 @@ def run(config: DictConfig, checked: Checked, *, names: Names, progress: Progres
     """
     job = job_of(checked)
     check_lengths(job)
+    job.settings.check_threads(LocalHost().num_cpus)
     identity = identify(config, job, names)
     runs, run_id = Path(config.runs), identity.pop("run_id")
     there = finished(runs, sweep=checked.sweep, run_id=run_id)

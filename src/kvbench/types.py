@@ -14,8 +14,6 @@ Phase = Literal["prefill", "decode"]
 Saving = Literal["physical", "packed", "offloaded", "none"]
 Fidelity = Literal["exact", "lossy_training_free", "uptrained", "trained", "structure_only"]
 
-LONGEST_RUN = 2**31 - 1  # positions are int32
-
 
 @dataclass(frozen=True, kw_only=True)
 class Span:

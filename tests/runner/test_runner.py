@@ -138,6 +138,7 @@ def test_transformers_own_generate_is_an_unpaired_row(tmp_path: Path) -> None:
     [
         (["workload.prompt_tokens=3000"], r"model=tiny reads at most 2048 positions; lower workload\.prompt_tokens"),
         (["quality.context_tokens=3000"], r"lower quality\.context_tokens"),
+        (["measure.threads=4096"], r"Set measure\.threads"),
         (["engine=transformers"], "engine=transformers brings its own cache"),
     ],
 )

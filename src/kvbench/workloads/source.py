@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,9 +74,3 @@ def positive(section: str, **numbers: int) -> None:
     for name, number in numbers.items():
         if number < 1:
             raise ValueError(f"{section}.{name} must be at least 1; got {number}.")
-
-
-def padded(rows: Sequence[Sequence[int]], pad: int) -> list[list[int]]:
-    """Return the rows padded on the left to the longest."""
-    longest = max(map(len, rows))
-    return [[pad] * (longest - len(row)) + list(row) for row in rows]
