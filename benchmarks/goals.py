@@ -13,12 +13,17 @@ import gc
 import json
 import platform
 import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import torch
 from transformers import DynamicCache
 
@@ -26,22 +31,26 @@ from kvbench import children
 from kvbench.bench import Bench
 from kvbench.cache.kv_cache import ATTENTION
 from kvbench.cache.plan import grown
+from kvbench.columns import above
 from kvbench.configuration import build_group, check, compose, resolved
 from kvbench.engines.arm import Arm, DecodeArm
-from kvbench.job import Job
+from kvbench.job import Job, Measured
 from kvbench.measure.blocks import run_block
 from kvbench.measure.clock import HostClock
 from kvbench.measure.hardware import stream_bandwidth
 from kvbench.measure.host import LocalHost
+from kvbench.measure.memory import MemoryMeter
 from kvbench.measure.paired import measure_paired
 from kvbench.measure.roofline import floor_ms
 from kvbench.measure.samples import PairedSamples, again
 from kvbench.measure.settings import Settings
 from kvbench.measure.statistics import latency, ratio_interval
+from kvbench.results.folder import RUN_FILE, STEPS_FILE, open_draft
 from kvbench.runner import job_of
 from kvbench.types import RunShape
 
 BLOCK = 8
+FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures" / "runs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,39 +307,82 @@ def efficiency(desk: Desk, context: int) -> Iterator[Goal]:
 
 
 def memory(model: str, context: int) -> Iterator[Goal]:
-    """C4, C7: peaks, each in a process of its own."""
+    """C4, C7: what decoding holds at most, beyond the weights, each in a process of its own."""
     overrides = [f"model={model}", "model.device=cpu", f"workload.prompt_tokens={context}", "workload.new_tokens=32"]
-    quick = ["measure.cell_seconds=1", "measure.max_rounds=10"]
-    job = job_for([*overrides, *quick])
-    ours = _peak("weigh", job, "baseline")
-    stock = _peak("weigh_stock", job_for([*overrides, *quick, "strategy=transformers"]))
-    kv_bytes = ours["kv_used_bytes"]
+    job = job_for(overrides)
+    alone = _peak("kvbench.worker:weigh", job, "baseline")
     yield Goal(
         name=f"C4 baseline decode peak / KV bytes, {context}",
         at_most=1.03,
-        reached=ours["decode_peak_bytes"] / kv_bytes,
+        reached=alone["decode_peak_bytes"] / alone["kv_used_bytes"],
     )
-    yield Goal(
-        name=f"C4 baseline peak / generate peak, {context}",
-        at_most=0.65,
-        reached=ours["peak_bytes"] / stock["peak_bytes"],
+    ours, dynamic, generate = (
+        _peak("benchmarks.goals:weigh_loop", job, name)["decode_peak_bytes"] for name in ("Ours", "Dynamic", "Generate")
     )
-    sink = job_for(
-        [*overrides, *quick, "strategy=attention_sink", "strategy.budget.unit=tokens", "strategy.budget.amount=256"]
-    )
-    found = _peak("weigh", sink, "strategy")
-    window = found["kv_used_bytes"]
+    yield Goal(name=f"C4 baseline decode peak / DynamicCache loop's, {context}", at_most=0.70, reached=ours / dynamic)
+    yield Goal(name=f"C4 baseline decode peak / generate's, {context}", at_most=0.65, reached=ours / generate)
+    sink = job_for([*overrides, "strategy=attention_sink", "strategy.budget.unit=tokens", "strategy.budget.amount=256"])
+    found = _peak("kvbench.worker:weigh", sink, "strategy")
     yield Goal(
         name=f"C7 attention_sink decode peak - window [MiB], {context}",
         at_most=2.0,
-        reached=(found["decode_peak_bytes"] - window) / 2**20,
+        reached=(found["decode_peak_bytes"] - found["kv_used_bytes"]) / 2**20,
     )
+
+
+def weigh_loop(job: Job, name: str, report: Callable[[str, float], None]) -> Measured:
+    """Measure what decoding holds at most, alone in this process, with the system's own allocator as users have it."""
+    bench, run = Bench(job, report), job.workload.runs()[-1]
+    arm, ids = bench.arms["baseline"], bench.ids(run)
+    meter = MemoryMeter(bench.loaded.view.device)
+
+    def loop(run: RunShape) -> Ours | Dynamic:
+        return (
+            Ours(arm, run, ids) if name == "Ours" else {"Dynamic": Dynamic, "Generate": Generate}[name](arm, run, ids)
+        )
+
+    warm = loop(RunShape(prompt_lengths=(16,), new_tokens=BLOCK))  # libraries' own workspace
+    warm.restore()
+    warm.step()
+    del warm
+    meter.settle()
+    idle = meter.held_bytes()
+    decoding = loop(run)
+    decoding.restore()
+    meter.settle()
+    meter.reset()
+    for _ in range(1 if name == "Generate" else BLOCK):  # the same tokens
+        decoding.step()
+    return Measured(rows={"strategy": {"decode_peak_bytes": above(meter.peak_bytes(), idle)}})
+
+
+def suite() -> Iterator[Goal]:
+    """C24: what a user waits for around the measurements: whole processes, and the writing of a row."""
+    for name, at_most, command in (
+        ("import kvbench", 0.15, [sys.executable, "-c", "import kvbench"]),
+        ("kvbench --help", 0.5, [str(Path(sys.executable).parent / "kvbench"), "--help"]),
+    ):
+        seconds = [_seconds(command) - _seconds([sys.executable, "-c", ""]) for _ in range(5)]
+        yield Goal(name=f"C24 {name} [s, above a bare interpreter]", at_most=at_most, reached=median(seconds))
+    seconds = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, file in enumerate(sorted(FIXTURES.rglob(RUN_FILE))):
+            rows, steps = (pq.read_table(file.parent / name).to_pylist() for name in (RUN_FILE, STEPS_FILE))
+            with open_draft(Path(scratch), sweep="suite", run_id=str(number), force=False) as draft:
+                started = time.perf_counter()
+                draft.finish(rows, steps)
+                seconds.append((time.perf_counter() - started) / len(rows))
+    yield Goal(name="C24 writing a row and its steps [ms]", at_most=5.0, reached=1e3 * median(seconds))
+
+
+def _seconds(command: list[str]) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - started
 
 
 def _peak(function: str, job: Job, *arguments: str) -> dict[str, Any]:
-    outcome = children.call(
-        f"kvbench.worker:{function}", job, *arguments, timeout_s=600, progress=lambda stage, share: None
-    )
+    outcome = children.call(function, job, *arguments, timeout_s=600, progress=lambda stage, share: None)
     assert outcome.status == "ok", outcome
     row: dict[str, Any] = outcome.value.rows["strategy"]
     return row
@@ -343,7 +395,9 @@ def main() -> None:
     parser.add_argument("--model", default="llama8")
     parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--contexts", type=int, nargs="+", default=[512, 2048, 8192])
-    parser.add_argument("--parts", nargs="+", default=["transformers", "evicting", "growing", "efficiency", "memory"])
+    parser.add_argument(
+        "--parts", nargs="+", default=["transformers", "evicting", "growing", "efficiency", "memory", "suite"]
+    )
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     desk = Desk(arguments.model, arguments.seconds)
@@ -354,6 +408,7 @@ def main() -> None:
         "growing": lambda: growing(desk, arguments.contexts[0]),
         "efficiency": lambda: efficiency(desk, longest),
         "memory": lambda: memory(arguments.model, longest),
+        "suite": suite,
     }
     goals = []
     for part in arguments.parts:

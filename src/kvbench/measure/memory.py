@@ -14,7 +14,7 @@ import torch
 
 PROC = Path("/proc/self")
 _M_MMAP_THRESHOLD = -3  # of mallopt
-_LARGE_BLOCK_BYTES = 2**20
+_LARGE_BLOCK_BYTES = 2**17  # what glibc begins with
 _RESET_PEAK = "5"  # to clear_refs: the peak becomes what is resident now
 
 
@@ -91,7 +91,7 @@ class MemoryMeter:
 
 
 def return_large_blocks() -> None:
-    """Have every block of a megabyte or more mapped on its own, and given back when it is freed, in this process.
+    """Have every block of 128 KiB or more mapped on its own, and given back when it is freed, in this process.
 
     glibc otherwise raises its threshold as blocks are freed and keeps the next ones on a heap, whose holes count as
     resident: the same prompt then peaks at anything between one and two times what its tensors take.
