@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from kvbench.results.cells import FIELDS, Row, Units, label_of, plain, ratio_of, units_of
+from kvbench.results.control import no_better_than_random
 
 _KIND = (
     "schema_version",
@@ -221,6 +222,8 @@ def _notes(group: _Group) -> Iterator[RenderableType]:
         yield _note("overhead", "all that a step reads fits in the processor's own cache: its speed allows no verdict")
     if any(row["data_dependent"] for row in rows if row["weights"] == "random"):
         yield _note("bytes", "some strategies store what the data asks for: random weights do not ask", style="yellow")
+    for row, lost in no_better_than_random(rows):
+        yield _note("control", f"{label_of(row)} does not beat random_eviction at the same budget in {', '.join(lost)}")
     yield from _baseline_note(group)
 
 
