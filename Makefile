@@ -11,7 +11,7 @@ COMPAT = .venv-compat
 COMPAT_TRANSFORMERS = 5.17.0
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install run test lint compat gpu-check docs figures
+.PHONY: help install run test lint compat matrix gpu-check docs figures
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ lint: install  ## ruff and mypy
 compat: $(COMPAT)/installed  ## the tests with the oldest transformers that is supported
 	$(COMPAT)/bin/python -m pytest -n 2
 
+matrix: install  ## every combination of a strategy's parts: what is legal runs, what is not says why
+	$(BIN)/python -m tests.support.matrix
+
 gpu-check:  ## device tests and one table on a GPU, with PYTHON's own packages; WHEELS=folder adds Hydra's
 	if [ -n "$(WHEELS)" ]; then \
 		$(PYTHON) -m pip install --quiet --no-index --find-links "$(WHEELS)" --no-deps --target build/gpu-check \
@@ -42,6 +45,8 @@ gpu-check:  ## device tests and one table on a GPU, with PYTHON's own packages; 
 docs: install  ## the pages that are made of the configuration
 	mkdir -p docs
 	$(BIN)/kvbench list --markdown > docs/catalogue.md
+	$(BIN)/python -m kvbench.cli.ledger methods > docs/methods.md
+	$(BIN)/python -m kvbench.cli.ledger compositions > docs/compositions.md
 
 figures: install  ## notebooks/executed.ipynb: the analysis with its figures, from RUNS
 	cp notebooks/analysis.ipynb notebooks/executed.ipynb

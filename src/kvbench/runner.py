@@ -182,9 +182,9 @@ def describe(job: Job, arm: str) -> Row:
         "saving": strategy.saving,
         "fidelity": strategy.fidelity,
         "decode_rule": strategy.keeps_budget,
-        "data_dependent": False,
+        "data_dependent": strategy.data_dependent,
         "query_aware": bool(getattr(job.workload, "question_in_cache", False)),
-        "statistic": "median",
+        "statistic": strategy.statistic,
         "budget_unit": getattr(strategy.budget, "unit", None),
         "budget_amount": getattr(strategy.budget, "amount", None),
     }

@@ -18,6 +18,7 @@ from kvbench.measure.paired import Arm, measure_paired
 from kvbench.measure.roofline import Regime
 from kvbench.measure.samples import PairedSamples
 from kvbench.measure.settings import Settings
+from kvbench.measure.statistics import Statistic
 from kvbench.types import RunShape
 
 
@@ -27,7 +28,7 @@ def time_prefill(bench: Bench, run: RunShape) -> None:
     arms = {name: PrefillArm(arm, run, ids[:, : run.prompt_tokens]) for name, arm in bench.arms.items()}
     settings = replace(_settings(bench, run), cell_seconds=bench.job.settings.cell_seconds / 2)
     with watched(bench.loaded.model, ids):
-        paired = _paired(bench, arms, 1, settings, "prefill")
+        paired = _paired(bench, arms, 1, settings, "prefill", "median")
     _record(bench, paired, phase="prefill", position=0, tokens=run.prompt_tokens * run.batch_size)
     for name in bench.arms:
         bench.measured.rows[name]["ttft_ms"] = latency_of(paired.samples, name).p50_ms
@@ -46,21 +47,31 @@ def time_decode(bench: Bench, run: RunShape) -> None:
     steps = min(run.new_tokens, settings.steps_per_block(device.type, step_ms=1.0))
     if steps < 2:
         return
+    strategy, statistic = bench.job.strategy, bench.job.strategy.statistic
+    if statistic == "mean":  # whole periods, beside the first step, which does not count
+        whole = strategy.trigger.period * max(1, (steps - 1) // strategy.trigger.period) + 1
+        steps = min(run.new_tokens, whole)
     bench.report("bandwidth", 0.0)
     bandwidth = stream_bandwidth(device, settings.threads)
     with watched(bench.loaded.model, ids):
-        paired = _paired(bench, arms, steps, settings, "decode")
+        paired = _paired(bench, arms, steps, settings, "decode", statistic)
     _record(bench, paired, phase="decode", position=run.prompt_tokens, tokens=run.batch_size)
     reads = {}
     for name, arm in arms.items():
         arm.restore()
-        reads[name] = weights_read(bench.loaded) + arm.cache.used_bytes()
+        reads[name] = weights_read(bench.loaded) + arm.cache.read_bytes()
         row = bench.measured.rows[name]
         row |= latency_columns(paired.samples, name, run)
         row |= roofline_columns(reads[name], bandwidth, row["decode_p50_ms"])
         row["setup_s"] = paired.warmup_s
     if paired.baseline is not None:
         _compare(bench, paired, reads)
+        if statistic == "mean" and steps <= strategy.trigger.period:
+            bench.measured.rows["strategy"] |= {
+                "verdict": "inconclusive",
+                "reason": f"entries leave every {strategy.trigger.period} tokens and only {steps} were timed; "
+                f"set workload.new_tokens={strategy.trigger.period + 1} or more",
+            }
 
 
 def _settings(bench: Bench, run: RunShape) -> Settings:
@@ -84,7 +95,7 @@ def _regime(bench: Bench, read_bytes: int, *, is_launch_bound: bool) -> Regime:
 
 
 def _compare(bench: Bench, paired: PairedSamples, reads: Mapping[str, int]) -> None:
-    evidence = statistics.weigh(paired, "strategy", "median")
+    evidence = statistics.weigh(paired, "strategy", bench.job.strategy.statistic)
     regime = _regime(bench, reads["baseline"], is_launch_bound=statistics.is_launch_bound(paired, "baseline"))
     verdict, reason = statistics.judge(evidence, regime, bench.job.settings.limits(bench.loaded.view.device.type))
     row = bench.measured.rows["strategy"]
@@ -119,12 +130,14 @@ def _check_physics(bench: Bench, evidence: statistics.Evidence) -> None:
         roofline.check_ceiling(ratio.value, ratio.low, ratio.high, rows["strategy"]["ceiling"])
 
 
-def _paired(bench: Bench, arms: Mapping[str, Arm], steps: int, settings: Settings, stage: str) -> PairedSamples:
+def _paired(
+    bench: Bench, arms: Mapping[str, Arm], steps: int, settings: Settings, stage: str, statistic: Statistic
+) -> PairedSamples:
     return measure_paired(
         arms,
         baseline="baseline" if "baseline" in arms else None,
         steps=steps,
-        statistic="median",
+        statistic=statistic,
         settings=settings,
         clock=clock_for(bench.loaded.view.device),
         host=LocalHost(),

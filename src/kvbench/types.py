@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -72,6 +72,7 @@ class LayerShape:
         value_dim: width of a value.
         window: tokens a sliding layer sees, itself included; 0 where the layer sees everything.
         rotary: inverse frequencies [rotary_dim / 2] of rotate-half RoPE; None where keys are not rotated.
+        output: the output projection, as it applies to each query head's values [H, D_v, hidden]; None if unknown.
     """
 
     query_heads: int
@@ -80,6 +81,18 @@ class LayerShape:
     value_dim: int
     window: int
     rotary: Tensor | None
+    output: Tensor | None = None
+
+    def of_heads(self, heads: slice) -> LayerShape:
+        """Return the shape of some of the KV heads."""
+        share = self.query_heads // self.kv_heads
+        queries = slice(heads.start * share, heads.stop * share)
+        return replace(
+            self,
+            query_heads=queries.stop - queries.start,
+            kv_heads=heads.stop - heads.start,
+            output=None if self.output is None else self.output[queries],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +105,7 @@ class ModelView:
         device: where they are made.
         max_positions: longest sequence the model can read.
         has_learned_positions: whether a position is a row of a table (GPT-2) rather than a rotation.
+        asked: how the command line asks for the model, for messages; "" if it was not loaded by name.
     """
 
     layers: tuple[LayerShape, ...]
@@ -99,6 +113,7 @@ class ModelView:
     device: torch.device
     max_positions: int
     has_learned_positions: bool
+    asked: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

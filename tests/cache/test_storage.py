@@ -10,7 +10,7 @@ import torch
 from kvbench.models.view import view_of
 from kvbench.strategies.budget.base import Uniform
 from kvbench.types import RunShape
-from tests.support import checks, storage
+from tests.support import checks, steps, storage
 from tests.support.models import NAMES, model
 from tests.support.strategies import LIMITED, METHODS, rules, strategy
 
@@ -71,12 +71,12 @@ def test_a_budget_in_bytes_covers_the_first_storage_of_a_growing_cache_of_any_si
     ("name", "model"), [*((name, "llama_gqa") for name in METHODS), ("attention_sink", "gpt2"), ("h2o", "gemma3")]
 )
 def test_a_decode_step_works_in_place_and_never_waits_for_the_host(name: str, model: str) -> None:
-    storage.steady_decode_does_the_same_in_place(name, model)
+    steps.steady_decode_does_the_same_in_place(name, model)
 
 
 @each_method
 def test_a_decode_step_of_uneven_rows_works_in_place_too(name: str) -> None:
-    storage.steady_decode_does_the_same_in_place(name, "llama_gqa", UNEVEN, steps=32)
+    steps.steady_decode_does_the_same_in_place(name, "llama_gqa", UNEVEN, steps=32)
 
 
 @pytest.mark.parametrize("lengths", [(24, 24), UNEVEN])

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
         ("-m strategy=h2o seed=interval(1,2)", "does not support sweep type"),
         (
             "-m strategy=baseline strategy.budget.amount=0.5",
-            "strategy.budget.amount exists with strategy/budget=uniform.",
+            "strategy.budget.amount exists with strategy/budget=adaptive,",
         ),
         ("+experiment=frist_look", "Did you mean experiment=first_look?"),
         ("+experiment=first_look +row=h2o", "Did you mean row=h2o_quarter?"),
@@ -185,7 +185,7 @@ def test_a_composition_can_be_looked_at(fake: FakeRunner, capsys: pytest.Capture
     assert main(["strategy=h2o", "--cfg", "job"]) == 0
     assert "recent_share: 0.5" in capsys.readouterr().out
     assert main(["--help"]) == 0
-    assert "strategy: attention_sink, baseline, h2o" in capsys.readouterr().out
+    assert "strategy: adakv, attention_sink, baseline, " in capsys.readouterr().out
     assert fake.asked == []
 
 

@@ -18,7 +18,7 @@ from tests.mutants import configuration as mutants
     [
         (
             "strategy=h2oo",
-            "strategy=h2oo: there is no such choice. Did you mean strategy=h2o? Choices: attention_sink,",
+            "strategy=h2oo: there is no such choice. Did you mean strategy=h2o? Choices: adakv, attention_sink,",
         ),
         ("strategy/codec=dens", "strategy/codec=dens: there is no such choice. Did you mean strategy/codec=dense?"),
         ("stratgy=h2o", "the configuration has no 'stratgy'. Did you mean strategy?"),
@@ -30,11 +30,11 @@ from tests.mutants import configuration as mutants
             "workload (Decode) has no setting 'promt_tokens'. Did you mean workload.prompt_tokens",
         ),
         ("workload.prompt_tokens.x=4", "workload.prompt_tokens is a value, it has no settings of its own."),
-        ("strategy.budget.amount=0.5", "strategy.budget.amount exists with strategy/budget=uniform."),
+        ("strategy.budget.amount=0.5", "strategy.budget.amount exists with strategy/budget=adaptive,"),
         ("strategy.codec=dense", "To choose one write strategy/codec=dense, with a slash."),
         ("+strategy=h2o", "strategy is chosen already, leave out the +."),
         ("strategy=h2o,snapkv", "strategy=h2o,snapkv holds several values: add -m to run every one"),
-        ("strategy=5", "strategy=5: strategy is chosen by name. Choices: attention_sink,"),
+        ("strategy=5", "strategy=5: strategy is chosen by name. Choices: adakv, attention_sink,"),
         ("strategy", "'strategy' cannot be read, write key=value"),
         ("workload.prompt_tokens=[1,", "'workload.prompt_tokens=[1,' cannot be read, write key=value"),
         ("+experiment=frist_look", "Did you mean experiment=first_look?"),

@@ -130,5 +130,5 @@ def test_probe_passes_where_the_two_forwards_agree() -> None:
 
 
 def test_probe_catches_an_attention_that_is_not_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvbench.cache.layer.attend_one", mutants.without_scale)
+    monkeypatch.setattr("kvbench.cache.store.attend_one", mutants.without_scale)
     assert probed() > PROBE_TOLERANCE[torch.float32]

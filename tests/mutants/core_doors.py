@@ -9,23 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kvbench.cache import layer as layer_module
+from kvbench.cache import store as store_module
 from kvbench.cache.kv_cache import Handle, KVCache
 from kvbench.cache.layer import CacheLayer
 from kvbench.cache.slots import Slots
+from kvbench.cache.store import Store
 from kvbench.engines.eager import Eager
 from kvbench.types import PREFILL
 from tests.mutants.core_mutant import Mutant
 from tests.mutants.core_scores import under_mask
 from tests.support import checks, generation
 
-grow, score_prompt, prefill = Slots.grow, CacheLayer._score_prompt, Eager.prefill
+grow, end_of_pass, prefill = Slots.grow, CacheLayer._end_of_pass, Eager.prefill
 
 
 def physical_length(self: KVCache, layer_idx: int = 0) -> int:
     """Return what is held instead of what was seen."""
-    slots = self.layers[layer_idx].slots
-    return 0 if slots is None else min(slots.filled, self.layers[layer_idx].seen)
+    held = sum(store.slots.filled for _, store in self.layers[layer_idx].stores)
+    return min(held, self.layers[layer_idx].seen)
 
 
 def true_positions(self: KVCache, tokens: int) -> Tensor:
@@ -37,23 +38,24 @@ def true_positions(self: KVCache, tokens: int) -> Tensor:
 def earlier_queries_forgotten(self: CacheLayer, *args: Any) -> None:
     """Let the last chunk vote alone."""
     self._last_queries = None
-    score_prompt(self, *args)
+    end_of_pass(self, *args)
 
 
 def earlier_scores_forgotten(self: CacheLayer, *args: Any) -> None:
     """Score the last chunk alone."""
     self._prompt_score = None
-    score_prompt(self, *args)
+    end_of_pass(self, *args)
 
 
-def restore_counters_only(self: CacheLayer, snapshot: Mapping[str, Any]) -> None:
+def restore_counters_only(self: Store, snapshot: Mapping[str, Any]) -> None:
     """Put the counters back and leave the entries as they are."""
-    self.seen, self._stored().filled, self._free = snapshot["seen"], snapshot["filled"], snapshot["free"]
+    self.seen, self.slots.filled, self.slots.has_holes, self._spare = snapshot["numbers"]
+    self._free = snapshot["free"]
 
 
-def restore_entries_only(self: CacheLayer, snapshot: Mapping[str, Any]) -> None:
+def restore_entries_only(self: Store, snapshot: Mapping[str, Any]) -> None:
     """Put the entries back and go on writing where one was."""
-    self.seen, self._stored().filled = snapshot["seen"], snapshot["filled"]
+    self.seen, self.slots.filled, self.slots.has_holes, self._spare = snapshot["numbers"]
     for mine, old in zip(self.tensors(), snapshot["tensors"], strict=False):
         mine.copy_(old)
 
@@ -100,17 +102,17 @@ MUTANTS = (
     ),
     Mutant(
         name="earlier chunks do not vote",
-        patches=((CacheLayer, "_score_prompt", earlier_queries_forgotten),),
+        patches=((CacheLayer, "_end_of_pass", earlier_queries_forgotten),),
         killed_by=(partial(checks.chunks_equal_one_shot, "snapkv", "llama_gqa"),),
     ),
     Mutant(
         name="earlier chunks do not add up",
-        patches=((CacheLayer, "_score_prompt", earlier_scores_forgotten),),
+        patches=((CacheLayer, "_end_of_pass", earlier_scores_forgotten),),
         killed_by=(partial(checks.chunks_equal_one_shot, "h2o", "llama_gqa"),),
     ),
     Mutant(
         name="restore leaves the entries",
-        patches=((CacheLayer, "restore", restore_counters_only),),
+        patches=((Store, "restore", restore_counters_only),),
         killed_by=(
             partial(checks.restore_is_exact, "h2o", "llama_gqa"),
             partial(checks.restore_is_exact, "sliding_window", "gpt2"),
@@ -119,7 +121,7 @@ MUTANTS = (
     ),
     Mutant(
         name="restore leaves the free slot",
-        patches=((CacheLayer, "restore", restore_entries_only),),
+        patches=((Store, "restore", restore_entries_only),),
         killed_by=(
             partial(checks.restore_is_exact, "sliding_window", "llama_gqa"),
             partial(checks.restore_is_exact, "attention_sink", "llama_gqa"),
@@ -127,7 +129,7 @@ MUTANTS = (
     ),
     Mutant(
         name="a cache of unknown length doubles",
-        patches=((layer_module, "grown", doubled),),
+        patches=((store_module, "grown", doubled),),
         killed_by=(partial(checks.growing_equals_fixed, "snapkv", "llama_gqa"),),
     ),
     Mutant(

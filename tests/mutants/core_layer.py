@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,8 +11,10 @@ from torch import Tensor
 
 from kvbench.cache import layer as layer_module
 from kvbench.cache import rotary
+from kvbench.cache import store as store_module
 from kvbench.cache.layer import CacheLayer
-from kvbench.cache.slots import Slots
+from kvbench.cache.slots import NOTHING, Slots
+from kvbench.cache.store import Store
 from kvbench.kernels import attend as kernels
 from kvbench.kernels.attend import Tile
 from kvbench.types import Step
@@ -20,7 +22,7 @@ from tests.mutants.core_mutant import Mutant
 from tests.mutants.core_scores import under_mask
 from tests.support import checks, generation, parts, toy
 
-append, attend, dropped = Slots.append, CacheLayer.attend, CacheLayer._dropped
+append, attend, dropped = Slots.append, CacheLayer.attend, Store._dropped
 attend_one, attend_prompt, attend_causal = kernels.attend_one, kernels.attend_prompt, kernels.attend_causal
 turn = rotary.turn
 
@@ -29,43 +31,43 @@ turn = rotary.turn
 
 
 def positions_not_gathered(
-    self: Slots, key: Tensor, value: Tensor, position: Tensor | int, score: Tensor | None = None
+    self: Slots, key: Tensor, value: Tensor, position: Tensor | int, beside: Mapping[str, Tensor] = NOTHING
 ) -> None:
     """Give the kept entries the first positions."""
     if isinstance(position, Tensor) and self.filled == 0:
         position = torch.arange(position.shape[-1], dtype=position.dtype).expand_as(position)
-    append(self, key, value, position, score)
+    append(self, key, value, position, beside)
 
 
 def scores_not_gathered(
-    self: Slots, key: Tensor, value: Tensor, position: Tensor | int, score: Tensor | None = None
+    self: Slots, key: Tensor, value: Tensor, position: Tensor | int, beside: Mapping[str, Tensor] = NOTHING
 ) -> None:
     """Give the kept entries each other's scores."""
-    append(self, key, value, position, None if score is None else score.roll(1, dims=-1))
+    append(self, key, value, position, {name: row.roll(1, dims=2) for name, row in beside.items()})
 
 
 def values_not_gathered(
-    self: Slots, key: Tensor, value: Tensor, position: Tensor | int, score: Tensor | None = None
+    self: Slots, key: Tensor, value: Tensor, position: Tensor | int, beside: Mapping[str, Tensor] = NOTHING
 ) -> None:
     """Give the kept entries each other's values."""
-    append(self, key, value.roll(1, dims=2) if self.filled == 0 else value, position, score)
+    append(self, key, value.roll(1, dims=2) if self.filled == 0 else value, position, beside)
 
 
 # -- positions ------------------------------------------------------------------------------------------------------
 
 
-def sinks_stand_still(self: CacheLayer) -> None:
+def sinks_stand_still(self: Store) -> None:
     """Leave the sinks at their true positions."""
 
 
-def sinks_turned_again(self: CacheLayer) -> None:
+def sinks_turned_again(self: Store) -> None:
     """Turn what was turned the step before, by the whole way again."""
     assert self.plan.shape.rotary is not None
-    keys = self._stored().keys
+    keys = self.slots.keys
     keys.write(0, turn(keys.read(self.plan.num_moving), self._dropped(), self.plan.shape.rotary))
 
 
-def dropped_too_few(self: CacheLayer) -> Tensor | int:
+def dropped_too_few(self: Store) -> Tensor | int:
     """Count one token too few between the sinks and the rest."""
     return dropped(self) - 1
 
@@ -79,10 +81,9 @@ def neighbours_turned(keys: Tensor, shift: Tensor | int, inverse_frequency: Tens
     return torch.cat([back, turned[..., 2 * half :]], dim=-1)
 
 
-def padding_has_positions(self: CacheLayer, tokens: int, device: torch.device, stop: int | None = None) -> Tensor:
+def padding_has_positions(start: int, tokens: int, batch: int, padding: Tensor | None, device: torch.device) -> Tensor:
     """Count padding as text."""
-    stop = self.seen + tokens if stop is None else stop
-    return torch.arange(stop - tokens, stop, dtype=torch.int32).expand(self.run.batch_size, -1)
+    return torch.arange(start, start + tokens, dtype=torch.int32).expand(batch, -1)
 
 
 # -- attention ------------------------------------------------------------------------------------------------------
@@ -134,27 +135,30 @@ MUTANTS = (
     ),
     Mutant(
         name="sinks stand still",
-        patches=((CacheLayer, "_move_sinks", sinks_stand_still),),
+        patches=((Store, "_move_sinks", sinks_stand_still),),
         killed_by=(under_mask("attention_sink"), under_mask("attention_sink", "phi3")),
     ),
     Mutant(
         name="turned sinks are turned again",
-        patches=((CacheLayer, "_move_sinks", sinks_turned_again),),
+        patches=((Store, "_move_sinks", sinks_turned_again),),
         killed_by=(under_mask("attention_sink"),),
     ),
     Mutant(
         name="sinks are one step behind",
-        patches=((CacheLayer, "_dropped", dropped_too_few),),
+        patches=((Store, "_dropped", dropped_too_few),),
         killed_by=(under_mask("attention_sink"), under_mask("attention_sink", "qwen3")),
     ),
     Mutant(
         name="neighbours are turned instead of halves",
-        patches=((rotary, "turn", neighbours_turned), (layer_module, "turn", neighbours_turned)),
+        patches=((rotary, "turn", neighbours_turned), (store_module, "turn", neighbours_turned)),
         killed_by=(parts.turning_adds_rotations, under_mask("attention_sink")),
     ),
     Mutant(
         name="padding has positions",
-        patches=((CacheLayer, "_positions", padding_has_positions),),
+        patches=(
+            (layer_module, "positions", padding_has_positions),
+            (store_module, "positions", padding_has_positions),
+        ),
         killed_by=(
             partial(checks.padded_rows_equal_rows_alone, "baseline", "llama_gqa", by_ratio=False),
             partial(checks.padded_rows_equal_rows_alone, "h2o", "gpt2", by_ratio=False),
@@ -163,7 +167,7 @@ MUTANTS = (
     ),
     Mutant(
         name="the newest entry is not seen",
-        patches=((layer_module, "attend_one", newest_unseen),),
+        patches=((store_module, "attend_one", newest_unseen),),
         killed_by=(
             partial(checks.baseline_is_the_stock_model, "llama_gqa"),
             partial(generation.baseline_generates_what_the_stock_cache_does, "llama_gqa"),
@@ -177,7 +181,7 @@ MUTANTS = (
     ),
     Mutant(
         name="several new tokens are masked from the start",
-        patches=((layer_module, "attend_prompt", offset_of_zero),),
+        patches=((layer_module, "attend_prompt", offset_of_zero), (store_module, "attend_prompt", offset_of_zero)),
         killed_by=(
             partial(checks.many_tokens_equal_one_by_one, "snapkv", "llama_gqa"),
             partial(checks.many_tokens_equal_one_by_one, "baseline", "llama_gqa"),

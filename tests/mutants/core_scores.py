@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvbench.cache import plan
-from kvbench.cache.plan import PromptView
+from kvbench.cache import protocols
+from kvbench.cache.protocols import Observation, PromptView
 from kvbench.kernels import column_sums as kernel
 from kvbench.kernels.attend import visible_to
 from kvbench.strategies.selection.attention import AttentionMass, LastQuery, WindowAttention
@@ -33,14 +33,14 @@ def mean_over_queries(self: AttentionMass, view: PromptView) -> Tensor:
     return received / torch.arange(received.shape[-1], 0, -1)
 
 
-def replacing(self: AttentionMass, score: Tensor, weights: Tensor) -> None:
+def replacing(self: AttentionMass, seen: Observation) -> None:
     """Forget what was received before."""
-    score.copy_(weights.mean(dim=2))
+    seen.score.copy_(seen.weights.mean(dim=2))
 
 
-def first_head_only(self: AttentionMass, score: Tensor, weights: Tensor) -> None:
+def first_head_only(self: AttentionMass, seen: Observation) -> None:
     """Look at one query head of each group."""
-    score.add_(weights[:, :, 0])
+    seen.score.add_(seen.weights[:, :, 0])
 
 
 def sums_of_first_heads(query: Tensor, keys: Tensor, scale: float, **more: Any) -> Tensor:
@@ -87,9 +87,9 @@ def all_queries(self: LastQuery, view: PromptView) -> Tensor:
     return view.attention_received().mean(dim=1, keepdim=True)
 
 
-def adding(self: LastQuery, score: Tensor, weights: Tensor) -> None:
+def adding(self: LastQuery, seen: Observation) -> None:
     """Remember earlier queries."""
-    score.add_(weights.flatten(1, 2).mean(dim=1, keepdim=True))
+    seen.score.add_(seen.weights.flatten(1, 2).mean(dim=1, keepdim=True))
 
 
 def pooled_over_the_window(self: WindowAttention, view: PromptView) -> Tensor:
@@ -154,7 +154,7 @@ class Leak:
 
 
 def _everywhere(broken: object) -> tuple[tuple[object, str, object], ...]:
-    return ((plan, "column_sums", broken), (kernel, "column_sums", broken))
+    return ((protocols, "column_sums", broken), (kernel, "column_sums", broken))
 
 
 MUTANTS = (

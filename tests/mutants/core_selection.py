@@ -17,7 +17,7 @@ from tests.mutants.core_mutant import Mutant
 from tests.mutants.core_scores import under_mask
 from tests.support import checks, parts, storage, toy
 
-keep, victim, recent = Protected.keep, Protected.victim, Protected.recent
+keep, victims, recent = Protected.keep, Protected.victims, Protected.recent
 entries, of_rows = Uniform.entries, Uniform._of_rows
 
 
@@ -64,21 +64,21 @@ def sinks_may_leave(
 ) -> None:
     """Protect recent entries only."""
     bare = Protected(num_sink=0, num_recent=self.num_recent, recent_share=self.recent_share)
-    victim(bare, score, position, newest, recent, out, has_empty=has_empty)
+    victims(bare, score, position, newest, recent, out, has_empty=has_empty)
 
 
 def recent_may_leave(
     self: Protected, score: Tensor, position: Tensor, newest: Any, recent: Any, out: Tensor, *, has_empty: bool
 ) -> None:
     """Protect sinks only."""
-    victim(self, score, position, newest, recent * 0, out, has_empty=has_empty)
+    victims(self, score, position, newest, recent * 0, out, has_empty=has_empty)
 
 
 def best_leaves(
     self: Protected, score: Tensor, position: Tensor, newest: Any, recent: Any, out: Tensor, *, has_empty: bool
 ) -> None:
     """Let the best score go."""
-    victim(self, -score, position, newest, recent, out, has_empty=has_empty)
+    victims(self, -score, position, newest, recent, out, has_empty=has_empty)
 
 
 def empty_may_leave(
@@ -86,7 +86,7 @@ def empty_may_leave(
 ) -> None:
     """Choose among all slots, empty ones included."""
     score = torch.where(position < 0, -torch.inf, score)
-    out.copy_(score.argmin(dim=-1))
+    out.copy_(score.topk(out.shape[-1], dim=-1, largest=False).indices)
 
 
 def float_ratio(self: Uniform, plans: Sequence[LayerPlan], view: ModelView, run: RunShape) -> tuple[int, ...]:
@@ -160,7 +160,7 @@ MUTANTS = (
     ),
     Mutant(
         name="sinks may leave while decoding",
-        patches=((Protected, "victim", sinks_may_leave),),
+        patches=((Protected, "victims", sinks_may_leave),),
         killed_by=(
             parts.victim_is_the_least_unprotected,
             partial(checks.protected_entries_stay, "tova", "llama_gqa"),
@@ -169,7 +169,7 @@ MUTANTS = (
     ),
     Mutant(
         name="recent entries may leave while decoding",
-        patches=((Protected, "victim", recent_may_leave),),
+        patches=((Protected, "victims", recent_may_leave),),
         killed_by=(
             parts.victim_is_the_least_unprotected,
             partial(checks.protected_entries_stay, "tova", "llama_gqa"),
@@ -179,12 +179,12 @@ MUTANTS = (
     ),
     Mutant(
         name="the best entry leaves",
-        patches=((Protected, "victim", best_leaves),),
+        patches=((Protected, "victims", best_leaves),),
         killed_by=(parts.victim_is_the_least_unprotected, under_mask("tova"), under_mask("random_eviction")),
     ),
     Mutant(
         name="an empty slot leaves",
-        patches=((Protected, "victim", empty_may_leave),),
+        patches=((Protected, "victims", empty_may_leave),),
         killed_by=(
             parts.victim_is_the_least_unprotected,
             partial(checks.padded_rows_equal_rows_alone, "tova", "llama_gqa", by_ratio=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -13,13 +14,14 @@ from kvbench.cache.codecs.dense import Dense, DensePayload
 from kvbench.cache.layer import CacheLayer
 from kvbench.cache.plan import LayerPlan
 from kvbench.cache.slots import Slots
+from kvbench.cache.store import Store
 from kvbench.strategies.selection.selector import Protected
 from kvbench.types import RunShape
 from tests.mutants.core_mutant import Mutant
-from tests.support import storage
+from tests.support import steps, storage
 
-read, settle, choose_free, victim = DensePayload.read, CacheLayer._settle, CacheLayer._choose_free, Protected.victim
-put = Slots.put
+read, fill, let_go, victims = DensePayload.read, Store.fill, Store._let_go, Protected.victims
+put, end_of_pass = Slots.put, CacheLayer._end_of_pass
 
 
 def sliced(self: Dense, like: Tensor, capacity: int) -> DensePayload:
@@ -28,22 +30,22 @@ def sliced(self: Dense, like: Tensor, capacity: int) -> DensePayload:
     return DensePayload(like.new_zeros(batch, heads, capacity + 8, dim)[:, :, :capacity])
 
 
-def prompt_kept(self: CacheLayer, keys: Tensor, values: Tensor, position: Tensor) -> None:
+def prompt_kept(self: Store, keys: Tensor, values: Tensor, *more: Any) -> None:
     """Hold on to the whole prompt, and tell nobody."""
-    settle(self, keys, values, position)
+    fill(self, keys, values, *more)
     self._whole_prompt = (keys, values)  # type: ignore[attr-defined]
 
 
-def stored_whole(self: CacheLayer, keys: Tensor, values: Tensor, position: Tensor) -> None:
+def stored_whole(self: CacheLayer, query: Tensor, keys: Tensor, values: Tensor, position: Tensor, *more: Any) -> None:
     """Store the whole prompt before it is compressed."""
-    self.slots = self._new_slots(keys, values, keys.shape[2], with_score=False, heads=1)
-    settle(self, keys, values, position)
+    self._gathering(keys, values).append(keys, values, position)
+    end_of_pass(self, query, keys, values, position, *more)
 
 
-def queries_kept(self: CacheLayer, keys: Tensor, values: Tensor, position: Tensor) -> None:
+def queries_kept(self: CacheLayer, query: Tensor, *more: Any) -> None:
     """Hold on to the last queries after the prompt's end."""
-    settle(self, keys, values, position)
-    self._last_queries = keys[:, :, -1:].clone()
+    end_of_pass(self, query, *more)
+    self._last_queries = query[:, :, -1:].clone()
 
 
 def positions_are_free(self: LayerPlan, run: RunShape, dtype: torch.dtype) -> int:
@@ -71,9 +73,11 @@ def read_gathered(self: DensePayload, stop: int) -> Tensor:
     return self.data.index_select(2, torch.arange(stop))
 
 
-def concatenated(self: Slots, slot: int, key: Tensor, value: Tensor, position: Any, score: Tensor | None) -> None:
+def concatenated(
+    self: Slots, slot: int, key: Tensor, value: Tensor, position: Any, beside: Mapping[str, Tensor]
+) -> None:
     """Make new storage for every entry."""
-    put(self, slot, key, value, position, score)
+    put(self, slot, key, value, position, beside)
     assert isinstance(self.keys, DensePayload)
     self.keys.data = torch.cat([self.keys.data[:, :, :slot], key, self.keys.data[:, :, slot + key.shape[2] :]], dim=2)
 
@@ -82,20 +86,20 @@ def looked_at(
     self: Protected, score: Tensor, position: Tensor, newest: Any, recent: Any, out: Tensor, **more: Any
 ) -> None:
     """Read the victim on the host."""
-    victim(self, score, position, newest, recent, out, **more)
+    victims(self, score, position, newest, recent, out, **more)
     assert out.max().item() >= 0
 
 
-def now_and_then(self: CacheLayer, newest: Any) -> None:
+def now_and_then(self: Store, newest: Any, scale: float) -> None:
     """Do more work at every eighth step."""
-    choose_free(self, newest)
+    let_go(self, newest, scale)
     if self.seen % 8 == 0:
-        self._stored().position.clone()
+        self.slots.position.clone()
 
 
-def made_on_the_host(self: CacheLayer, newest: Any) -> None:
+def made_on_the_host(self: Store, newest: Any, scale: float) -> None:
     """Send a number of the host's to the device."""
-    choose_free(self, newest)
+    let_go(self, newest, scale)
     torch.tensor([self.seen])
 
 
@@ -103,15 +107,15 @@ class Moving:
     """Takes new storage for the rows beside the entries at every step."""
 
     @staticmethod
-    def choose_free(self: CacheLayer, newest: Any) -> None:
+    def let_go(self: Store, newest: Any, scale: float) -> None:
         """Copy the positions elsewhere."""
-        choose_free(self, newest)
-        self._stored().position = self._stored().position.clone()
+        let_go(self, newest, scale)
+        self.slots.position = self.slots.position.clone()
 
 
 def steady(name: str, model: str = "llama_gqa") -> partial[None]:
     """Return the oracle of a decode step, over fewer steps."""
-    return partial(storage.steady_decode_does_the_same_in_place, name, model, steps=10)
+    return partial(steps.steady_decode_does_the_same_in_place, name, model, steps=10)
 
 
 def bytes_of(name: str, **more: Any) -> partial[None]:
@@ -127,17 +131,17 @@ MUTANTS = (
     ),
     Mutant(
         name="the prompt is kept in secret",
-        patches=((CacheLayer, "_settle", prompt_kept),),
+        patches=((Store, "fill", prompt_kept),),
         killed_by=(bytes_of("h2o"), bytes_of("knorm")),
     ),
     Mutant(
         name="the prompt is stored before it is compressed",
-        patches=((CacheLayer, "_settle", stored_whole),),
+        patches=((CacheLayer, "_end_of_pass", stored_whole),),
         killed_by=(partial(storage.a_prompt_at_once_is_never_stored_whole, "snapkv"),),
     ),
     Mutant(
         name="the last queries are kept in secret",
-        patches=((CacheLayer, "_settle", queries_kept),),
+        patches=((CacheLayer, "_end_of_pass", queries_kept),),
         killed_by=(bytes_of("snapkv"),),
     ),
     Mutant(
@@ -176,22 +180,22 @@ MUTANTS = (
     ),
     Mutant(
         name="the victim is read on the host",
-        patches=((Protected, "victim", looked_at),),
+        patches=((Protected, "victims", looked_at),),
         killed_by=(steady("h2o"), steady("tova"), steady("random_eviction")),
     ),
     Mutant(
         name="a number comes from the host",
-        patches=((CacheLayer, "_choose_free", made_on_the_host),),
+        patches=((Store, "_let_go", made_on_the_host),),
         killed_by=(steady("sliding_window"),),
     ),
     Mutant(
         name="every eighth step does more",
-        patches=((CacheLayer, "_choose_free", now_and_then),),
+        patches=((Store, "_let_go", now_and_then),),
         killed_by=(steady("h2o"), steady("attention_sink")),
     ),
     Mutant(
         name="positions move at every step",
-        patches=((CacheLayer, "_choose_free", Moving.choose_free),),
+        patches=((Store, "_let_go", Moving.let_go),),
         killed_by=(steady("tova"),),
     ),
 )

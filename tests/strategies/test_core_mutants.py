@@ -9,7 +9,7 @@ import pytest
 
 from tests.mutants import core_doors, core_kernels, core_layer, core_scores, core_selection, core_storage
 from tests.mutants.core_mutant import Mutant
-from tests.support import checks, generation, parts, scores, storage, toy
+from tests.support import checks, generation, parts, scores, steps, storage, toy
 
 MUTANTS: tuple[Mutant, ...] = (
     *core_doors.MUTANTS,
@@ -40,7 +40,7 @@ ORACLES = (
     storage.byte_budget_is_kept,
     storage.a_prompt_at_once_is_never_stored_whole,
     storage.fractions_are_exact,
-    storage.steady_decode_does_the_same_in_place,
+    steps.steady_decode_does_the_same_in_place,
     generation.baseline_generates_what_the_stock_cache_does,
     generation.generate_equals_our_loop,
     generation.padded_generate_equals_rows_alone,

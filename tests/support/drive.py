@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvbench.cache.kv_cache import KVCache
+from kvbench.cache.layer import CacheLayer
 from kvbench.cache.slots import Slots
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
@@ -71,18 +72,28 @@ def drive(
             at = stop
             if at >= prompt:
                 held.append([layer.held_positions() for layer in cache.layers])
-                noted.append([[scores(layer.slots, row) for row in range(len(ids))] for layer in cache.layers])
+                noted.append([[scores(layer, row) for row in range(len(ids))] for layer in cache.layers])
             if watch is not None and at >= prompt:
                 watch(cache, at)
     return Driven(logits=torch.cat(logits, dim=1), held=held, scores=noted, cache=cache)
 
 
-def scores(slots: Slots | None, row: int) -> list[dict[int, float]]:
+def slots_of(layer: CacheLayer) -> Slots:
+    """Return the slots of a layer that is stored as a whole."""
+    ((_, store),) = layer.stores
+    return store.slots
+
+
+def scores(layer: CacheLayer, row: int) -> list[dict[int, float]]:
     """Return the score at every position of one row, per kept set; nothing where no score is kept."""
-    if slots is None or slots.score is None:
-        return []
-    pairs = zip(slots.position[row].tolist(), slots.score[row].tolist(), strict=True)
-    return [dict(zip(positions, scores, strict=True)) for positions, scores in pairs]
+    noted: list[dict[int, float]] = []
+    for region, store in layer.stores:
+        if store.slots.score is None or not region.rows.start <= row < region.rows.stop:
+            continue
+        at = row - region.rows.start
+        pairs = zip(store.slots.position[at].tolist(), store.slots.score[at].tolist(), strict=True)
+        noted += [dict(zip(positions, scores, strict=True)) for positions, scores in pairs]
+    return noted
 
 
 def padded(rows: Sequence[Tensor]) -> Tensor:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from kvbench.cache import rotary
-from kvbench.cache.plan import PromptView
+from kvbench.cache.protocols import PromptView
 from kvbench.kernels import attend, column_sums
 from kvbench.strategies.selection.random import RandomScore
 from kvbench.strategies.selection.selector import Protected
+from kvbench.types import LayerShape
 from tests.support.checks import assert_close
-from tests.support.storage import Recorder
+from tests.support.steps import Recorder
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -57,9 +58,9 @@ def victim_is_the_least_unprotected() -> None:
         position = torch.where(slots >= 8, -1, slots) if has_empty else slots
         newest = 7 if has_empty else 8
         sink, recent = trial % 3, trial % 4
-        out = torch.zeros(2, 2, dtype=torch.int64)
+        out = torch.zeros(2, 2, 1, dtype=torch.int64)
         given = torch.full((2, 1, 1), recent) if has_empty else recent
-        Protected(num_sink=sink, num_recent=recent, recent_share=0.0).victim(
+        Protected(num_sink=sink, num_recent=recent, recent_share=0.0).victims(
             score, position, newest, given, out, has_empty=has_empty
         )
         for row in range(2):
@@ -69,7 +70,7 @@ def victim_is_the_least_unprotected() -> None:
                     for slot, (at, value) in enumerate(zip(position[row, head], score[row, head], strict=True))
                     if sink <= at <= newest - recent and at >= 0
                 )
-                assert out[row, head].item() == least[1]
+                assert out[row, head, 0].item() == least[1]
 
 
 def lots_are_fair() -> None:
@@ -79,8 +80,17 @@ def lots_are_fair() -> None:
 
     def lots(seed: int, layer: int) -> Tensor:
         keys = key.expand(1, 3, many, 4)
+        shape = LayerShape(query_heads=3, kv_heads=3, key_dim=4, value_dim=4, window=0, rotary=None)
         view = PromptView(
-            layer=layer, query=keys, keys=keys, values=keys, position=at, query_position=at[0], scale=1.0, window=0
+            layer=layer,
+            shape=shape,
+            query=keys,
+            keys=keys,
+            values=keys,
+            position=at,
+            query_position=at[0],
+            scale=1.0,
+            budget=(many,),
         )
         return RandomScore(seed=seed).prompt(view)[0].double()
 

@@ -1,6 +1,6 @@
 """The slow truth: dense attention over the uncompressed keys and values, one query of one head at a time.
 
-Written from the method sheets alone; it shares no code with the cache. Each row of a batch is run alone, in one forward
+Written from the papers alone; it shares no code with the cache. Each row of a batch is run alone, in one forward
 pass over prompt and continuation: which entries a query sees is worked out token by token from explicit lists.
 """
 
@@ -24,12 +24,14 @@ NAME = "reference"
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """A method in the words of its sheet.
+    """A method in the words of its paper.
 
     Args:
         score: what ranks the entries; "none" keeps them all.
         budget: entries kept.
-        every_step: whether one entry leaves after each decoded token.
+        every_step: whether entries leave while decoding.
+        period: how many gather before as many leave.
+        heads: entries kept per layer and KV head, None for all of them, where these differ.
         sinks: first tokens that never leave.
         recent: newest tokens that never leave.
         by_rank: whether keys and queries are rotated by their rank among what is visible.
@@ -38,11 +40,16 @@ class Rules:
         kernel: positions a vote is smoothed over.
         pooling: how.
         seed: of score "lot".
+
+    Score "votes" is that of the `window` latest queries, the later ones counting more, over what is held when entries
+    have to leave.
     """
 
-    score: Literal["none", "recency", "lot", "mass", "last", "window", "norm"]
+    score: Literal["none", "recency", "lot", "mass", "last", "window", "norm", "votes"]
     budget: int = 0
     every_step: bool = True
+    period: int = 1
+    heads: tuple[tuple[int | None, ...], ...] = ()
     sinks: int = 0
     recent: int = 0
     by_rank: bool = False
@@ -55,7 +62,7 @@ class Rules:
     @property
     def per_head(self) -> bool:
         """Whether KV heads keep sets of their own."""
-        return self.score in ("lot", "mass", "window", "norm")
+        return self.score in ("lot", "mass", "window", "norm", "votes")
 
 
 @dataclass
@@ -200,24 +207,30 @@ class _Layer:
     # -- what leaves ------------------------------------------------------------------------------------------------
 
     def _after(self, kept_set: int, now: int, prompt: int) -> list[int]:
-        held = [*self.kept[kept_set], now]
-        return self._choose(kept_set, now, held, prompt) if self.rules.every_step else held
+        held, most = [*self.kept[kept_set], now], self._most(kept_set)
+        is_full = most is not None and len(held) == most + self.rules.period
+        return self._choose(kept_set, now, held, prompt) if self.rules.every_step and is_full else held
+
+    def _most(self, kept_set: int) -> int | None:
+        return self.rules.heads[self.index][kept_set] if self.rules.heads else self.rules.budget
 
     def _choose(self, kept_set: int, now: int, held: list[int], prompt: int) -> list[int]:
         """Return the entries that stay: protected ones, then the best scores, the later position where they tie."""
-        rules = self.rules
-        if rules.score == "none":
+        rules, most = self.rules, self._most(kept_set)
+        if rules.score == "none" or most is None:
             return held
         score = {at: self._score(kept_set, at, now, prompt) for at in held}
+        if rules.score == "votes":
+            score = self._votes(kept_set, now, held)
 
         def merit(at: int) -> tuple[bool, float, int]:
             return (at < rules.sinks or at > now - rules.recent, score[at], at)
 
-        return sorted(sorted(held, key=merit, reverse=True)[: rules.budget])
+        return sorted(sorted(held, key=merit, reverse=True)[:most])
 
     def _score(self, kept_set: int, at: int, now: int, prompt: int) -> float:
         rules = self.rules
-        if rules.score in ("recency", "none"):
+        if rules.score in ("recency", "none", "votes"):
             return float(at)
         if rules.score == "lot":
             return lot(rules.seed, at, kept_set, self.index)
@@ -228,6 +241,17 @@ class _Layer:
         if rules.score == "mass":
             return sum(self._received(kept_set, row, at) for row in range(now + 1))
         return self._vote(kept_set, at, prompt)
+
+    def _votes(self, group: int, now: int, held: list[int]) -> dict[int, float]:
+        """What the latest queries pay to the entries held, each query to those that are not after it."""
+        votes = dict.fromkeys(held, 0.0)
+        for voter in range(max(0, now + 1 - self.rules.window), now + 1):
+            visible = [at for at in held if at <= voter]
+            for head in range(group * self.share, (group + 1) * self.share):
+                paid = self._weights(head, group, voter, visible).tolist() if visible else []
+                for at, weight in zip(visible, paid, strict=True):
+                    votes[at] += weight / (now + 1 - voter) / self.share
+        return votes
 
     def _received(self, group: int, row: int, at: int) -> float:
         """Attention from one query, the mean over the group's query heads."""

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from kvbench.cache.plan import PromptView, Scorer
+from kvbench.cache.protocols import Observation, PromptView, Scorer
 from tests.support.checks import BUDGET, EXACT, NEW, PROMPT, assert_close, assert_same_held, uniform
-from tests.support.drive import drive
+from tests.support.drive import drive, slots_of
 from tests.support.models import HEADS, LAYERS, attention, ids, model
 from tests.support.strategies import strategy
 
@@ -69,7 +69,9 @@ def mass_is_conserved(model_name: str) -> None:
 
     def watch(cache: Any, columns: int) -> None:
         for layer in cache.layers:
-            total = layer.slots.score[:, :, : layer.slots.filled].sum(dim=-1)
+            slots = slots_of(layer)
+            assert slots.score is not None
+            total = slots.score[:, :, : slots.filled].sum(dim=-1)
             assert_close(total, torch.full_like(total, columns))
             seen.append(columns)
 
@@ -105,11 +107,13 @@ class GroupMean(Wrapped):
         """Return the same score for every copy."""
         return self._repeat(self.inner.entry(key[:, :: self.share], position, layer))
 
-    def observe(self, score: Tensor, weights: Tensor) -> None:
+    def observe(self, seen: Observation) -> None:
         """Update every copy with the mean."""
-        ours = score[:, :: self.share].clone()
-        self.inner.observe(ours, weights.unflatten(1, (-1, self.share)).mean(dim=2))
-        score.copy_(self._repeat(ours))
+        ours = seen.score[:, :: self.share].clone()
+        weights = seen.weights.unflatten(1, (-1, self.share)).mean(dim=2)
+        position = seen.position[:, :: self.share]
+        self.inner.observe(replace(seen, score=ours, weights=weights, position=position))
+        seen.score.copy_(self._repeat(ours))
 
     def _repeat(self, score: Tensor) -> Tensor:
         return score.repeat_interleave(self.share, dim=1)

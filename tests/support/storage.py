@@ -1,34 +1,28 @@
-"""Checks of bytes and of what a decode step does, against formulas written down here."""
+"""Checks of bytes, against formulas written down here."""
 
 from __future__ import annotations
 
-import collections
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvbench.cache.codecs.dense import Dense, DensePayload
 from kvbench.cache.kv_cache import KVCache
-from kvbench.cache.layer import CacheLayer
 from kvbench.models.view import view_of
 from kvbench.strategies.budget.base import Uniform
 from kvbench.strategies.selection.selector import Protected
-from kvbench.types import DECODE, RunShape
-from tests.support.checks import BUDGET, NEW, PROMPT, uniform
+from kvbench.types import RunShape
+from tests.support.checks import NEW, PROMPT, uniform
 from tests.support.drive import drive, padded
-from tests.support.models import LAYERS, WIDTH, attention, ids, model
+from tests.support.models import LAYERS, WIDTH, ids, model
 from tests.support.reference import Rules
-from tests.support.strategies import rules, strategy
+from tests.support.strategies import every, limit, rules, strategy
 
 KV_HEADS = {"llama_mha": 4, "gpt2": 4}  # 2 in all others
 POSITION_BYTES, INDEX_BYTES, PADDING_BYTES = 4, 8, 4
-HOST = ("_local_scalar_dense", "lift_fresh", "nonzero")  # a value read on the host, a tensor made from one
-FORBIDDEN = ("cat", "stack", "index", "index_select", "gather", "take_along_dim", *HOST)
 
 
 # -- the formulas ---------------------------------------------------------------------------------------------------
@@ -56,8 +50,13 @@ def allocated(
             slots = max(lengths) + new
         elif not rule.every_step:
             slots = max(map(min, entries, lengths)) + new
+        elif ragged and rule.period > 1:  # every row on its own
+            apart = [min(most + rule.period, length + new) for most, length in zip(entries, lengths, strict=True)]
+            total += sum(apart) * slot(rule, False, name, item) + rows * fixed(rule, False, name, item)
+            continue
         else:
-            slots = max(entries) + 1 if ragged else min(max(entries) + 1, max(lengths) + new)
+            most = max(entries) + rule.period
+            slots = most if ragged else min(most, max(lengths) + new)
         total += rows * (slots * slot(rule, ragged, name, item) + fixed(rule, ragged, name, item))
     return total
 
@@ -71,10 +70,10 @@ def slot(rule: Rules, ragged: bool, name: str, item: int) -> int:
 
 
 def fixed(rule: Rules, ragged: bool, name: str, item: int) -> int:
-    """Return the bytes of one layer and row that no entry pays: the free slot, row limits, unturned sinks."""
+    """Return the bytes of one layer and row that no entry pays: the free slots, row limits, unturned sinks."""
     heads = KV_HEADS.get(name, 2)
     sets = heads if rule.per_head else 1
-    working = (sets + 2 * ragged) * INDEX_BYTES if scored(rule, ragged) else 0
+    working = (sets * rule.period + 2 * ragged) * INDEX_BYTES if scored(rule, ragged) else 0
     return working + (heads * rule.sinks * WIDTH * item if rule.by_rank and name != "gpt2" else 0)
 
 
@@ -85,12 +84,13 @@ def whole(truth: Sequence[Rules], pads: bool, name: str) -> int:
 
 def scored(rule: Rules, ragged: bool) -> bool:
     """Return whether entries leave by score while decoding; the oldest of a recent run needs none."""
-    return rule.score != "none" and rule.every_step and (ragged or rule.score != "recency")
+    in_turn = rule.score == "recency" and rule.period == 1 and not ragged
+    return rule.score != "none" and rule.every_step and not in_turn
 
 
-def layer_rules(name: str, model_name: str) -> list[Rules]:
+def layer_rules(name: str, model_name: str, period: int = 1) -> list[Rules]:
     """Return the rules of each layer: sliding layers hold one entry less than they see, beside the new one."""
-    truth = rules(name, 0)
+    truth = replace(rules(name, 0), period=period, every_step=rules(name, 0).every_step or period > 1)
     windows = {"mistral": (10, 10), "gemma3": (8, 0)}.get(model_name, (0, 0))
     return [Rules(score="recency", budget=window - 1) if window else truth for window in windows]
 
@@ -104,14 +104,16 @@ def bytes_follow_their_formulas(
     unit: str = "tokens",
     lengths: Sequence[int] = (PROMPT, PROMPT),
     dtype: torch.dtype = torch.float64,
+    period: int = 1,
 ) -> None:
     """GO3, GO10: allocated and used bytes, entries held and the size of every storage, at every step."""
     amount, budgets = {
         "tokens": (12, (12,) * len(lengths)),
         "ratio": (0.45, tuple(max(1, length * 45 // 100) for length in lengths)),
     }[unit]
-    made = strategy(name, *((f"budget.unit={unit}", f"budget.amount={amount}") if name != "baseline" else ()))
-    run, truth = RunShape(prompt_lengths=tuple(lengths), new_tokens=NEW), layer_rules(name, model_name)
+    more = () if period == 1 else every(period)
+    made = strategy(name, *more, *(limit(unit, amount) if name != "baseline" else ()))
+    run, truth = RunShape(prompt_lengths=tuple(lengths), new_tokens=NEW), layer_rules(name, model_name, period)
     tokens = padded([ids(30 + row, 1, length + NEW)[0] for row, length in enumerate(lengths)])
     item, view = dtype.itemsize, view_of(model(model_name, dtype))
     want = allocated(truth, budgets, lengths, NEW, model_name, item)
@@ -123,7 +125,7 @@ def bytes_follow_their_formulas(
         for rule, held in zip(truth, cache.entries_held(), strict=True):
             entries = _held(rule, budgets, lengths, seen)
             assert held.tolist() == [[count] * held.shape[1] for count in entries]
-            ragged = len(set(lengths)) > 1 or len(set(budgets)) > 1
+            ragged = (len(set(lengths)) > 1 or len(set(budgets)) > 1) and rule.period == 1
             used += sum(entries) * slot(rule, ragged, model_name, item)
         assert cache.used_bytes() == used == made.used_bytes(view, run, seen)
         storages_are_exact_and_reported(cache)
@@ -136,19 +138,20 @@ def _held(rule: Rules, budgets: Sequence[int], lengths: Sequence[int], seen: int
     if rule.score == "none":
         return [length + decoded for length in lengths]
     entries = [rule.budget] * len(lengths) if rule.budget else budgets
-    if rule.every_step:
-        return [min(length + decoded, most) for length, most in zip(lengths, entries, strict=True)]
-    return [min(length, most) + decoded for length, most in zip(lengths, entries, strict=True)]
+    held = list(map(min, lengths, entries))
+    for _ in range(decoded):
+        held = [count + 1 for count in held]
+        if rule.every_step:
+            held = [most if n == most + rule.period else n for n, most in zip(held, entries, strict=True)]
+    return held
 
 
 def storages_are_exact_and_reported(cache: KVCache) -> None:
     """Every storage is as large as its tensor, and all that can be reached from the cache are in its bytes."""
     of_the_model = {t.untyped_storage().data_ptr() for t in tensors_within(cache.view)}
-    held = {}
-    for tensor in tensors_within(cache):
-        if tensor.untyped_storage().data_ptr() not in of_the_model:
-            assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    assert all(t.untyped_storage().nbytes() == t.numel() * t.element_size() for t in cache.tensors())
+    storages = [tensor.untyped_storage() for tensor in tensors_within(cache)]
+    held = {storage.data_ptr(): storage.nbytes() for storage in storages if storage.data_ptr() not in of_the_model}
     assert sum(held.values()) == cache.allocated_bytes(), "the cache holds tensors it does not report"
 
 
@@ -224,70 +227,3 @@ def fractions_are_exact() -> None:
         ]
         assert plan.budget == (hundredths,)
         assert Protected(num_sink=0, num_recent=0, recent_share=amount).recent(100) == hundredths
-
-
-# -- a decode step --------------------------------------------------------------------------------------------------
-
-
-class Recorder(TorchDispatchMode):
-    """Notes every operation, and the bytes of the largest thing made anew."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.names: list[str] = []
-        self.largest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and note it."""
-        out = func(*args, **(kwargs or {}))
-        self.names.append(func.overloadpacket.__name__)
-        for made in out if isinstance(out, list | tuple) else [out]:
-            if isinstance(made, Tensor) and made.untyped_storage().nbytes() > self.largest:
-                given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-                if all(made.untyped_storage().data_ptr() != t.untyped_storage().data_ptr() for t in given):
-                    self.largest = made.untyped_storage().nbytes()
-        return out
-
-
-def steady_decode_does_the_same_in_place(
-    name: str, model_name: str, lengths: Sequence[int] = (PROMPT, PROMPT), steps: int = 64
-) -> None:
-    """A decode step makes the same operations each time: no concatenation, no gathering, no reading on the host.
-
-    Nothing as large as the keys in use is made, and no storage of the cache moves or grows.
-    """
-    run = RunShape(prompt_lengths=tuple(lengths), new_tokens=steps + 4)
-    tokens = padded([ids(50 + row, 1, length + steps + 4)[0] for row, length in enumerate(lengths)])
-    made, start = strategy(name, tokens=BUDGET), max(lengths)
-    warm = 2  # the first token fills the last free slot
-    cache = drive(model(model_name), made, tokens[:, : start + warm], run).cache
-    addresses = [t.data_ptr() for layer in cache.layers for t in layer.tensors()]
-    bytes_before, steps_made = cache.allocated_bytes(), []
-    for layer in cache.layers:
-        layer.attend = _watched(layer)  # type: ignore[method-assign]
-    with attention(model(model_name), "kvbench") as network:
-        for at in range(start + warm, start + warm + steps):
-            with Recorder() as whole:
-                cache.begin(DECODE)
-                where = cache.position_ids(1)
-                network(tokens[:, at : at + 1], past_key_values=cache, use_cache=True, position_ids=where)
-            steps_made.append(collections.Counter(whole.names))
-    assert all(step == steps_made[0] for step in steps_made), "a step's operations change"
-    assert not set(steps_made[0]) & set(HOST), f"the step waits for the host: {sorted(set(steps_made[0]) & set(HOST))}"
-    assert addresses == [t.data_ptr() for layer in cache.layers for t in layer.tensors()]
-    assert cache.allocated_bytes() == bytes_before
-
-
-def _watched(layer: CacheLayer) -> Callable[..., Tensor]:
-    attend = layer.attend
-
-    def inner(*args: Any) -> Tensor:
-        with Recorder() as recorder:
-            out = attend(*args)
-        assert not set(recorder.names) & set(FORBIDDEN), sorted(set(recorder.names) & set(FORBIDDEN))
-        assert layer.slots is not None
-        keys = layer.slots.keys.read(layer.slots.filled)
-        assert recorder.largest < keys.numel() * keys.element_size(), "something as large as the keys is made anew"
-        return out
-
-    return inner

@@ -1,24 +1,22 @@
-"""The methods as their yaml files make them, and the same methods in the words of their sheets."""
+"""The methods as their yaml files make them, and the same methods in the words of their papers."""
 
 from __future__ import annotations
 
 import functools
+import importlib
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import replace
 
 from kvbench.configuration import build_group, compose, resolved
 from kvbench.strategies.base import CacheStrategy
+from tests.support import settings as package
 from tests.support.reference import Rules
+from tests.support.settings import Setting
 
 METHODS = ("baseline", "random_eviction", "sliding_window", "attention_sink", "h2o", "tova", "snapkv", "knorm")
 LIMITED = METHODS[1:]
 EVERY_STEP = ("random_eviction", "sliding_window", "attention_sink", "h2o", "tova")
-
-SMALL: Mapping[str, tuple[str, ...]] = {  # protected entries that fit the tests' short prompts
-    "random_eviction": ("selector.num_sink=2", "selector.num_recent=3"),
-    "snapkv": ("scorer.window=4", "scorer.kernel=3"),
-    "knorm": ("budget.skip_layers=[]",),
-}
 
 RULES: Mapping[str, Rules] = {
     "baseline": Rules(score="none"),
@@ -32,16 +30,38 @@ RULES: Mapping[str, Rules] = {
 }
 
 
+@functools.cache
+def settings() -> dict[str, Setting]:
+    """Return the setting of every method, from all modules of `tests.support.settings`."""
+    found: dict[str, Setting] = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        mine = importlib.import_module(f"{package.__name__}.{info.name}").SETTINGS
+        assert not found.keys() & mine.keys(), f"set twice: {sorted(found.keys() & mine.keys())}"
+        found |= mine
+    return found
+
+
 def strategy(name: str, *overrides: str, tokens: int | None = None) -> CacheStrategy:
     """Return a method from its yaml.
 
     Args:
         name: of the yaml in conf/strategy.
-        overrides: as on the command line, without "strategy."; they come after those of `SMALL`.
+        overrides: as on the command line, without "strategy."; they come after those of the method's `Setting`.
         tokens: the budget in entries, where the method has one.
     """
-    budget = () if tokens is None or name == "baseline" else ("budget.unit=tokens", f"budget.amount={tokens}")
-    return composed(name, *SMALL.get(name, ()), *budget, *overrides)
+    setting = settings()[name]
+    limited = tokens is not None and setting.has_budget
+    return composed(name, *setting.overrides, *(limit("tokens", tokens) if limited else ()), *overrides)
+
+
+def every(period: int) -> tuple[str, str]:
+    """Return the overrides that let so many entries leave at a time while decoding."""
+    return ("strategy/trigger=every_k", f"trigger.period={period}")
+
+
+def limit(unit: str, amount: object) -> tuple[str, str]:
+    """Return the overrides that set a budget."""
+    return (f"budget.unit={unit}", f"budget.amount={amount}")
 
 
 @functools.cache

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.layer import CacheLayer
-from kvbench.cache.plan import LayerPlan, PromptView, Scorer, Selector
+from kvbench.cache.plan import LayerPlan
+from kvbench.cache.protocols import PromptView, Scorer, Selector
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
 from kvbench.types import DECODE, PREFILL, LayerShape, RunShape
 from tests.support.checks import assert_close
+from tests.support.drive import scores
 from tests.support.models import model
 from tests.support.strategies import strategy
 
@@ -27,6 +29,9 @@ ROWS = (
 COLUMN_SUMS = (1.55, 2.35, 1.24, 0.66, 0.16, 0.04)
 WIDTH = 8
 BUDGET = 4
+
+
+SHAPE = LayerShape(query_heads=1, kv_heads=1, key_dim=WIDTH, value_dim=WIDTH, window=0, rotary=None)
 
 
 def query_of(weights: dict[int, float]) -> Tensor:
@@ -52,7 +57,15 @@ def view(query: Tensor, keys: Tensor) -> PromptView:
     """Return what a scorer sees of a prompt [1, 1, n, D] read at once."""
     at = torch.arange(keys.shape[2], dtype=torch.int32)[None]
     return PromptView(
-        layer=0, query=query, keys=keys, values=keys, position=at[:, None], query_position=at, scale=1.0, window=0
+        layer=0,
+        shape=SHAPE,
+        query=query,
+        keys=keys,
+        values=keys,
+        position=at[:, None],
+        query_position=at,
+        scale=1.0,
+        budget=(BUDGET,),
     )
 
 
@@ -114,9 +127,7 @@ def mass_accumulates_while_decoding() -> None:
     row = {0: 0.1, 1: 0.1, 4: 0.5, 5: 0.2, 6: 0.1}
     layer.attend(query_of(row), key_of(6), key_of(6), 1.0, DECODE)
     assert layer.held_positions().tolist() == [[[-1, 0, 1, 5, 6]]]
-    assert layer.slots is not None
-    assert layer.slots.score is not None
-    by_position = dict(zip(layer.slots.position[0, 0].tolist(), layer.slots.score[0, 0].tolist(), strict=True))
+    (by_position,) = scores(layer, 0)
     assert {at: round(score, 12) for at, score in by_position.items()} == {0: 1.65, 1: 2.45, 4: 0.66, 5: 0.24, 6: 0.1}
 
 
@@ -165,15 +176,15 @@ def skipped_layers_keep_everything() -> None:
 
 def small_layer(made: CacheStrategy) -> CacheLayer:
     """Return a layer of one head with the parts of a strategy and four entries."""
-    shape = LayerShape(query_heads=1, kv_heads=1, key_dim=WIDTH, value_dim=WIDTH, window=0, rotary=None)
     plan = LayerPlan(
         index=0,
-        shape=shape,
+        shape=SHAPE,
         codec=made.codec,
         scorer=made.scorer,
         selector=made.selector,
         budget=(BUDGET,),
-        every_step=True,
+        evicted=made.evicted,
+        period=1,
         by_rank=False,
     )
     return CacheLayer(plan, RunShape(prompt_lengths=(6,), new_tokens=4), None, torch.empty(0, dtype=torch.float64))

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, Cache
 
+from kvbench.cache.barrier import Barrier
 from kvbench.cache.layer import CacheLayer
+from kvbench.cache.pair import Meeting
 from kvbench.cache.plan import LayerPlan
 from kvbench.types import DECODE, PREFILL, ModelView, RunShape, Step
 
@@ -47,13 +49,24 @@ class KVCache(Cache):
         pads = any(run.padding)
         self.padding = torch.tensor(run.padding, dtype=torch.int32, device=view.device)[:, None, None] if pads else None
         empty = torch.empty(0, dtype=view.dtype, device=view.device)
-        super().__init__(layers=[CacheLayer(plan, run, self.padding, empty) for plan in plans])  # type: ignore[misc]
+        waiting = [plan for plan in plans if plan.sharer is not None and plan.sharer.scope == "model"]
+        barrier = Barrier(len(waiting)) if waiting else None
+        meetings = {plan.index: Meeting() for plan in plans if plan.pair is not None and not plan.pair.is_upper}
+        meetings |= {index + 1: meeting for index, meeting in meetings.items()}
+        layers = [CacheLayer(plan, run, self.padding, empty, barrier, meetings.get(plan.index)) for plan in plans]
+        super().__init__(layers=layers)  # type: ignore[arg-type]
         self.view = view
         self.run = run
         self._step: Step | None = None
         plan = plans[0]
         self._rank: Tensor | None = None  # where new tokens are read once entries have left [B, 1]: learned positions
-        if plan.gives_rank:
+        self._dropped: Tensor | None = None  # entries whose place the kept ones took [B, 1]
+        if plan.rerotates:
+            assert plan.budget is not None
+            most = [entries - plan.num_reserved for entries in plan.budget]
+            dropped = [max(0, length - kept) for length, kept in zip(run.prompt_lengths, most, strict=True)]
+            self._dropped = torch.tensor(dropped, device=view.device)[:, None]
+        elif plan.gives_rank:
             self._rank = torch.tensor(plan.budget, device=view.device)[:, None]
 
     def begin(self, step: Step) -> None:
@@ -68,6 +81,8 @@ class KVCache(Cache):
             at = at - self.padding[:, 0]
         if self._rank is not None and seen >= self.run.prompt_tokens:
             at = torch.minimum(at, self._rank)
+        if self._dropped is not None and seen >= self.run.prompt_tokens:
+            at = at - self._dropped
         return at.clamp(min=0)
 
     # -- transformers' side -------------------------------------------------------------------------------------
@@ -139,17 +154,16 @@ class KVCache(Cache):
 
     def tensors(self) -> list[Tensor]:
         """Return everything the cache holds."""
-        mine = [t for t in (self.padding, self._rank) if t is not None]
+        mine = [t for t in (self.padding, self._rank, self._dropped) if t is not None]
         return mine + [t for layer in self.layers for t in layer.tensors()]
 
     def used_bytes(self) -> int:
         """Return the bytes of the occupied slots, metadata included; syncs with the device."""
-        total = 0
-        for layer in self.layers:
-            position = layer.held_positions()
-            held = int((position >= 0).sum()) // position.shape[1]
-            total += held * layer.plan.slot_bytes(self.run, self.view.dtype)
-        return total
+        return sum(layer.used_bytes() for layer in self.layers)
+
+    def read_bytes(self) -> int:
+        """Return the bytes of the cache that a decode step reads; syncs with the device."""
+        return sum(layer.read_bytes() for layer in self.layers)
 
     def entries_held(self) -> list[Tensor]:
         """Return the entries held per layer [B, 1 or G]; syncs with the device."""

@@ -1,16 +1,19 @@
-"""One layer of a cache: the one hot path, in the order things happen."""
+"""One layer of a cache: reads the prompt, leaves what stays of it in stores, and decodes through them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from kvbench.cache.plan import LayerPlan, PromptView, grown, score_dtype
-from kvbench.cache.rotary import turn
+from kvbench.cache.barrier import Barrier
+from kvbench.cache.pair import Half, Meeting, Prompt
+from kvbench.cache.plan import LayerPlan, Region
+from kvbench.cache.protocols import PromptView, Scored
 from kvbench.cache.slots import Slots
-from kvbench.kernels.attend import attend_causal, attend_one, attend_prompt
+from kvbench.cache.store import Store, positions
+from kvbench.kernels.attend import attend_causal, attend_prompt
 from kvbench.types import RunShape, Step
 
 
@@ -22,28 +25,35 @@ class CacheLayer:
         run: how long the rows of the batch are.
         padding: columns of padding per row [B, 1, 1], or None where there is none.
         empty: a tensor [0] of the dtype and on the device of keys and values.
+        barrier: where layers wait for each other that share a budget.
+        meeting: where the layers of a pair wait for each other.
     """
 
-    def __init__(self, plan: LayerPlan, run: RunShape, padding: Tensor | None, empty: Tensor) -> None:
+    def __init__(
+        self,
+        plan: LayerPlan,
+        run: RunShape,
+        padding: Tensor | None,
+        empty: Tensor,
+        barrier: Barrier | None = None,
+        meeting: Meeting | None = None,
+    ) -> None:
         self.plan = plan
         self.run = run
         self.padding = padding
+        self.barrier = barrier
+        self.meeting = meeting
         self.seen = 0  # columns that passed through, padding included
-        self.slots: Slots | None = None
-        self._is_ring = plan.is_ring(run)
-        self._is_ragged = plan.is_ragged(run)
-        self._free: int | Tensor | None = None  # the slot the next entry goes to; None while there is room
-        self._free_slots: Tensor | None = None  # where `_free` is kept [B, heads], in the same storage at every step
-        self._budget: Tensor | None = None  # [B, 1, 1], where rows differ
-        self._recent: Tensor | int = 0  # newest entries that stay, [B, 1, 1] where rows differ
-        self._sinks: Tensor | None = None  # keys of the sinks as they were made [B, G, num_sink, D]
+        self.stores: list[tuple[Region, Store]] = []
+        self._chunks: Slots | None = None  # the prompt as far as it was read in pieces, where not all of it stays
         self._prompt_score: Tensor | None = None
         self._last_queries: Tensor | None = None
-        if not plan.compresses:  # allocated before any prompt is read, so that nothing passing lies between the layers
+        if plan.stays:  # allocated before any prompt is read, so that nothing passing lies between the layers
             shape = plan.shape
             sizes = [(run.batch_size, shape.kv_heads, 0, dim) for dim in (shape.key_dim, shape.value_dim)]
             key, value = (empty.new_empty(size) for size in sizes)
-            self.slots = self._new_slots(key, value, plan.capacity(run), with_score=False, heads=1)
+            (region,) = plan.regions(run)
+            self.stores = [(region, Store(plan, run, padding, key, value))]
 
     # -- the hot path -------------------------------------------------------------------------------------------
 
@@ -63,171 +73,154 @@ class CacheLayer:
         tokens = query.shape[2]
         if step.phase == "prefill":
             out = self._prefill(query, key, value, scale, step.is_last_chunk)
-        elif tokens == 1:
-            out = self._decode(query, key, value, scale)
-        elif self.plan.evicts:  # each token must see what the one before it left
+        elif tokens > 1 and self.plan.one_by_one:  # each token must see what the one before it left
             parts = [t.split(1, dim=2) for t in (query, key, value)]
             return torch.cat([self.attend(q, k, v, scale, step) for q, k, v in zip(*parts, strict=True)], dim=2)
         else:
-            out = self._append(query, key, value, scale)
+            out = self._through_stores(query, key, value, scale)
         self.seen += tokens
         return out
 
-    def _decode(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        slots, plan = self._stored(), self.plan
-        position = self.seen if self.padding is None else self.seen - self.padding
-        score = None
-        if slots.score is not None:
-            score = plan.scorer.entry(key, self._as_tensor(position, key), plan.index)
-        if self._free is None:
-            self._make_room(1)
-            slots.append(key, value, position, score)
-        elif isinstance(self._free, int):
-            slots.put(self._free, key, value, position, None)
-        else:
-            assert score is not None
-            slots.scatter(self._free, key, value, position, score)
-        if plan.num_moving > 0:
-            self._move_sinks()
-        observes = plan.evicts and plan.scorer.needs_weights
-        out, weights = attend_one(query, slots.tiles(), scale, with_weights=observes)
-        if plan.evicts:
-            if observes:
-                assert weights is not None
-                assert slots.score is not None
-                plan.scorer.observe(slots.score.narrow(2, 0, slots.filled), weights[0])
-            self._choose_free(position)
+    def _through_stores(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        assert self.stores, "decode before prefill"
+        if len(self.stores) == 1:
+            store = self.stores[0][1]
+            take_in = store.decode if query.shape[2] == 1 else store.append
+            return take_in(query, key, value, scale)
+        out = query.new_empty(*query.shape[:3], value.shape[3])
+        share = query.shape[1] // key.shape[1]
+        for region, store in self.stores:
+            rows, heads = region.rows, region.heads
+            queries = slice(heads.start * share, heads.stop * share)
+            take_in = store.decode if query.shape[2] == 1 else store.append
+            out[rows, queries] = take_in(query[rows, queries], key[rows, heads], value[rows, heads], scale)
         return out
-
-    def _choose_free(self, newest: Tensor | int) -> None:
-        slots, plan = self._stored(), self.plan
-        assert plan.budget is not None
-        if slots.filled <= max(plan.budget) and not self._is_ragged:
-            return
-        if self._is_ring:
-            first = plan.selector.num_sink
-            last = self._free if isinstance(self._free, int) else slots.filled - 1
-            self._free = first if last + 1 >= slots.filled else last + 1
-            return
-        assert self._free_slots is not None
-        assert slots.score is not None
-        plan.selector.victim(
-            slots.score, slots.position, newest, self._recent, self._free_slots, has_empty=self._is_ragged
-        )
-        if self._budget is not None:
-            held = (slots.position >= 0).sum(dim=-1)
-            empty = slots.position.argmin(dim=-1)
-            self._free_slots.copy_(torch.where(held > self._budget[:, :, 0], self._free_slots, empty))
-            slots.position.scatter_(2, self._free_slots[:, :, None], -1)
-        self._free = self._free_slots
-
-    def _append(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Several tokens at once on top of what is held, where nothing leaves."""
-        slots = self._stored()
-        at = self._positions(query.shape[2], query.device)
-        self._make_room(query.shape[2])
-        slots.append(key, value, at[:, None])
-        tile = slots.tiles()[0]
-        return attend_prompt(
-            query,
-            tile.keys,
-            tile.values,
-            scale,
-            position=slots.position.narrow(2, 0, slots.filled),
-            query_position=at,
-            window=self.plan.shape.window,
-        )
 
     # -- the prompt ---------------------------------------------------------------------------------------------
 
     def _prefill(self, query: Tensor, key: Tensor, value: Tensor, scale: float, is_last: bool) -> Tensor:
         tokens, window = query.shape[2], self.plan.shape.window
         self._check_prompt(len(query), self.seen + tokens, is_last)
-        at = self._positions(tokens, query.device)
+        at = positions(self.seen, tokens, len(query), self.padding, query.device)
         is_whole = self.seen == 0 and is_last
         if is_whole:
             keys, values, position = key, value, at[:, None]
         else:
-            if self.slots is None:
-                self.slots = self._new_slots(key, value, self.run.prompt_tokens, with_score=False, heads=1)
-            self._make_room(tokens)
-            self.slots.append(key, value, at[:, None])
-            keys, values = self.slots.keys.read(self.slots.filled), self.slots.values.read(self.slots.filled)
-            position = self.slots.position.narrow(2, 0, self.slots.filled)
+            chunks = self._gathering(key, value)
+            chunks.append(key, value, at[:, None])
+            keys, values = chunks.keys.read(chunks.filled), chunks.values.read(chunks.filled)
+            position = chunks.position.narrow(2, 0, chunks.filled)
         if is_whole and self.padding is None and (window == 0 or tokens <= window):
             out = attend_causal(query, keys, values, scale)
         else:
             out = attend_prompt(query, keys, values, scale, position=position, query_position=at, window=window)
-        if self.plan.compresses:
-            self._score_prompt(query, keys, values, position, at, scale, is_last)
-        if is_last:
-            self._settle(keys, values, position)
+        self._end_of_pass(query, keys, values, position, at, scale, is_last)
         return out
 
-    def _score_prompt(
+    def _gathering(self, key: Tensor, value: Tensor) -> Slots:
+        """Return where the pieces of a prompt gather: their final place, if all of them stay."""
+        if self.plan.stays:
+            return self.stores[0][1].slots
+        if self._chunks is None:
+            plan, tokens = self.plan, self.run.prompt_tokens
+            self._chunks = Slots(plan.codec, key, value, tokens, heads=1, beside={})
+        return self._chunks
+
+    def _end_of_pass(
         self, query: Tensor, keys: Tensor, values: Tensor, position: Tensor, at: Tensor, scale: float, is_last: bool
     ) -> None:
-        scorer, tokens = self.plan.scorer, query.shape[2]
-        if scorer.query_window > 0:
-            earlier = [] if self._last_queries is None else [self._last_queries]
-            query = torch.cat([*earlier, query], dim=2)[:, :, -scorer.query_window :]
-            at = self._positions(query.shape[2], query.device, stop=self.seen + tokens)
-            self._last_queries = None if is_last else query.clone()
-        if not (scorer.accumulates or is_last):
+        """Score the prompt and, at its end, leave what stays in its final storage and free everything else."""
+        if self.meeting is not None:
+            if is_last:
+                self.meeting.arrive(self, keys, values, position)
             return
-        view = PromptView(
+        if not self.plan.compresses:
+            if is_last:
+                self.stores[0][1].fill(keys, values, position, None, query)
+            return
+        voters, tokens = self.plan.scorer.voters(self.run.prompt_tokens), query.shape[2]
+        if voters > 0:
+            earlier = [] if self._last_queries is None else [self._last_queries]
+            query = torch.cat([*earlier, query], dim=2)[:, :, -voters:]
+            stop = self.seen + tokens
+            at = positions(stop - query.shape[2], query.shape[2], len(query), self.padding, query.device)
+            self._last_queries = None if is_last else query.clone()
+        if not (self.plan.scorer.accumulates or is_last):
+            return
+        view = self._view(query, keys, values, position, at, scale)
+        score = self.plan.scorer.prompt(view)
+        if self._prompt_score is not None:
+            score = score + torch.nn.functional.pad(self._prompt_score, (0, tokens))
+        self._prompt_score = score
+        if is_last:
+            self._settle(view)
+
+    def _view(
+        self, query: Tensor, keys: Tensor, values: Tensor, position: Tensor, at: Tensor, scale: float
+    ) -> PromptView:
+        assert self.plan.budget is not None
+        return PromptView(
             layer=self.plan.index,
+            shape=self.plan.shape,
             query=query,
             keys=keys,
             values=values,
             position=position,
             query_position=at,
             scale=scale,
-            window=self.plan.shape.window,
+            budget=self.plan.budget,
         )
-        score = scorer.prompt(view)
-        if self._prompt_score is not None:
-            score = score + torch.nn.functional.pad(self._prompt_score, (0, tokens))
-        self._prompt_score = score
 
-    def _settle(self, keys: Tensor, values: Tensor, position: Tensor) -> None:
-        """Leave the prompt in its final storage and free everything else."""
-        plan, run = self.plan, self.run
-        if not plan.compresses:
-            slots = self._stored()
-            if slots.filled == 0:
-                slots.append(keys, values, position)
-            slots.has_holes = self.padding is not None
-            return
-        score, self._prompt_score = self._prompt_score, None
-        assert plan.budget is not None
+    def _settle(self, view: PromptView) -> None:
+        """Find out how much each head may keep, here or where the layers wait for each other, and keep it."""
+        score, sharer = self._prompt_score, self.plan.sharer
         assert score is not None
-        index, has_holes = plan.selector.keep(score, position, plan.budget, run.prompt_lengths)
-        slots = self._new_slots(keys, values, plan.capacity(run), with_score=True, heads=plan.score_heads)
-        at = index.clamp(min=0)
-        kept_position = position.expand(-1, index.shape[1], -1).gather(2, at).masked_fill(index < 0, -1)
-        kept_score = None if slots.score is None else score.expand(-1, index.shape[1], -1).gather(2, at)
-        slots.append(_take(keys, at), _take(values, at), kept_position, kept_score)
-        slots.has_holes = has_holes
-        self.slots = slots
-        if plan.evicts:
-            self._start_evicting(slots)
-        if plan.num_moving > 0:
-            self._sinks = slots.keys.read(slots.filled)[:, :, : plan.num_moving].clone()
-
-    def _start_evicting(self, slots: Slots) -> None:
-        budget, device = self.plan.budget, slots.position.device
-        assert budget is not None
-        if self._is_ring:
+        if sharer is None:
+            self._keep(view, score, self.plan.counts)
             return
-        recent = [self.plan.selector.recent(entries) for entries in budget]
-        self._recent = recent[0]
-        self._free_slots = torch.zeros(slots.position.shape[:2], dtype=torch.int64, device=device)
-        if self._is_ragged:  # every slot is open from the start, each row fills its own
-            self._budget, self._recent = (torch.tensor(rows, device=device)[:, None, None] for rows in (budget, recent))
-            slots.filled, slots.has_holes = slots.capacity, True
-            self._free_slots.copy_(slots.position.argmin(dim=-1))
-            self._free = self._free_slots
+        scored = Scored(
+            plan=self.plan,
+            score=score,
+            position=view.position,
+            statistic=sharer.statistic(view),
+            lengths=self.run.prompt_lengths,
+        )
+        if sharer.scope == "layer":
+            self._keep(view, score, sharer.share([scored])[0])
+        else:
+            assert self.barrier is not None
+            self.barrier.arrive(sharer, scored, lambda counts: self._keep(view, score, counts))
+
+    def _keep(self, view: PromptView, score: Tensor, counts: Sequence[Sequence[int | None]] | None) -> None:
+        self._prompt_score = self._chunks = None
+        share = self.plan.shape.query_heads // self.plan.shape.kv_heads
+        memory = self.plan.scorer.memory(view) if self.plan.evicts else None
+        for region in self.plan.regions(self.run, counts):
+            rows, heads = region.rows, region.heads
+            is_whole = region.run.batch_size == self.run.batch_size
+            skip = 0 if is_whole else self.run.padding[rows.start]  # a row on its own has no padding
+            keys, values = (t[rows, heads, skip:] for t in (view.keys, view.values))
+            sets = heads if score.shape[1] > 1 else slice(None)
+            scores, mine = score[rows, sets, skip:], None if memory is None else memory[rows, sets, skip:]
+            queries = view.query[rows, heads.start * share : heads.stop * share]
+            store = Store(region.plan, region.run, self.padding if is_whole else None, keys, values)
+            store.fill(keys, values, view.position[rows, :, skip:], scores, queries, mine)
+            self.stores.append((region, store))
+
+    def go_on_from(self, prompt: Prompt, keys: Tensor, values: Tensor) -> None:
+        """Keep a prompt that is shared with another layer, and only what follows it in slots.
+
+        Args:
+            prompt: of both layers.
+            keys: an example [B, G, T, D].
+            values: an example [B, G, T, D_v].
+        """
+        plan, run = self.plan, self.run
+        assert plan.pair is not None
+        self._chunks = None
+        (region,) = plan.regions(run)
+        half = Half(prompt, plan.pair, plan, run)
+        self.stores = [(region, Store(plan, run, self.padding, keys, values, half))]
 
     def _check_prompt(self, batch: int, tokens: int, is_last: bool) -> None:
         run = self.run
@@ -237,95 +230,42 @@ class CacheLayer:
                 f"{tokens}. Build it with the RunShape of the batch."
             )
 
-    # -- small things -------------------------------------------------------------------------------------------
-
-    def _new_slots(self, key: Tensor, value: Tensor, capacity: int, *, with_score: bool, heads: int) -> Slots:
-        keeps_score = with_score and self.plan.evicts and not self._is_ring
-        dtype = score_dtype(key.dtype) if keeps_score else None
-        return Slots(self.plan.codec, key, value, capacity, heads=heads, score_dtype=dtype)
-
-    def _stored(self) -> Slots:
-        assert self.slots is not None, "decode before prefill"
-        return self.slots
-
-    def _make_room(self, tokens: int) -> None:
-        slots = self._stored()
-        if slots.filled + tokens <= slots.capacity:
-            return
-        if self.run.new_tokens is not None:
-            raise ValueError(
-                f"this cache was built for {self.run.prompt_tokens} prompt tokens and {self.run.new_tokens} new ones; "
-                f"token {self.seen + tokens} does not fit. Build it with more new_tokens."
-            )
-        slots.grow(max(grown(slots.filled), slots.filled + tokens))
-
-    def _positions(self, tokens: int, device: torch.device, stop: int | None = None) -> Tensor:
-        """Return the positions [B, T] of the T columns up to `stop`, -1 at padding."""
-        stop = self.seen + tokens if stop is None else stop
-        at = torch.arange(stop - tokens, stop, device=device, dtype=torch.int32).expand(self.run.batch_size, -1)
-        return at if self.padding is None else (at - self.padding[:, 0]).clamp(min=-1)
-
-    def _as_tensor(self, position: Tensor | int, like: Tensor) -> Tensor:
-        if isinstance(position, Tensor):
-            return position
-        return torch.full((like.shape[0], 1, 1), position, dtype=torch.int32, device=like.device)
-
-    def _move_sinks(self) -> None:
-        """Turn the sinks' keys by as many positions as have been dropped between them and the rest."""
-        assert self._sinks is not None
-        assert self.plan.shape.rotary is not None
-        shift = self._dropped()
-        if not isinstance(shift, int) or shift > 0:
-            self._stored().keys.write(0, turn(self._sinks, shift, self.plan.shape.rotary))
-
-    def _dropped(self) -> Tensor | int:
-        """Return how many tokens lie between the sinks and the rest, [B] where rows differ."""
-        if self._budget is None:
-            assert self.plan.budget is not None
-            return max(0, self.seen - self.plan.budget[0])
-        padding = 0 if self.padding is None else self.padding
-        return (self.seen - padding - self._budget).clamp(min=0)[:, 0, 0]
-
     # -- what others ask ----------------------------------------------------------------------------------------
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return everything the layer holds."""
-        mine = [self._sinks, self._free_slots, self._budget, self._recent if isinstance(self._recent, Tensor) else None]
-        return (*(() if self.slots is None else self.slots.tensors()), *(t for t in mine if t is not None))
+        waiting = () if self._chunks is None else self._chunks.tensors()
+        return (*waiting, *(tensor for _, store in self.stores for tensor in store.tensors()))
 
     def held_positions(self) -> Tensor:
         """Return the positions held [B, 1 or G, m], ascending, -1 for none; syncs with the device."""
-        slots = self._stored()
-        position = slots.position.narrow(2, 0, slots.filled).clone()
-        if isinstance(self._free, int):
-            position[:, :, self._free] = -1
-        elif isinstance(self._free, Tensor):
-            position.scatter_(2, self._free[:, :, None], -1)
-        return position.sort(dim=-1).values
+        assert self.stores, "nothing is held before the prompt was read"
+        if len(self.stores) == 1:
+            return self.stores[0][1].held_positions()
+        parts = [(region, store.held_positions()) for region, store in self.stores]
+        kv_heads = self.plan.shape.kv_heads
+        sets = 1 if all(r.plan.shape.kv_heads == kv_heads and h.shape[1] == 1 for r, h in parts) else kv_heads
+        size = (self.run.batch_size, sets, max(held.shape[2] for _, held in parts))
+        held = parts[0][1].new_full(size, -1)
+        for region, mine in parts:
+            heads = region.heads if sets > 1 else slice(0, 1)
+            held[region.rows, heads, size[2] - mine.shape[2] :] = mine
+        return held
+
+    def used_bytes(self) -> int:
+        """Return the bytes of the occupied slots, metadata included; syncs with the device."""
+        return sum(store.used_bytes() for _, store in self.stores)
+
+    def read_bytes(self) -> int:
+        """Return the bytes that a decode step reads; syncs with the device."""
+        return sum(store.read_bytes() for _, store in self.stores)
 
     def snapshot(self) -> Mapping[str, object]:
         """Return what `restore` needs to go back to this point."""
-        slots = self._stored()
-        tensors = self.tensors() if self.plan.evicts else ()
-        return {
-            "seen": self.seen,
-            "filled": slots.filled,
-            "free": self._free,
-            "tensors": tuple(t.clone() for t in tensors),
-        }
+        return {"seen": self.seen, "stores": [store.snapshot() for _, store in self.stores]}
 
     def restore(self, snapshot: Mapping[str, object]) -> None:
         """Go back to a snapshot, in the same storage."""
         self.seen = snapshot["seen"]  # type: ignore[assignment]
-        self._stored().filled = snapshot["filled"]  # type: ignore[assignment]
-        self._free = snapshot["free"]  # type: ignore[assignment]
-        kept: tuple[Tensor, ...] = snapshot["tensors"]  # type: ignore[assignment]
-        if kept:
-            for mine, old in zip(self.tensors(), kept, strict=True):
-                mine.copy_(old)
-
-
-def _take(entries: Tensor, index: Tensor) -> Tensor:
-    """Gather entries [B, G, n, D] at index [B, 1 or G, k] into new storage."""
-    index = index.expand(-1, entries.shape[1], -1)[..., None].expand(-1, -1, -1, entries.shape[3])
-    return entries.gather(2, index)
+        for (_, store), mine in zip(self.stores, snapshot["stores"], strict=True):  # type: ignore[call-overload]
+            store.restore(mine)

@@ -2,139 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from kvbench.cache.codecs.dense import Codec
-from kvbench.kernels.column_sums import column_sums
+from kvbench.cache.protocols import Evicted, Fitted, Scorer, Selector, Sharer
 from kvbench.types import LayerShape, RunShape
+
+if TYPE_CHECKING:
+    from kvbench.cache.pages import Paging
+    from kvbench.cache.pair import Pair
 
 GROW_SHARE = 4  # a cache of unknown length grows by a quarter
 GROW_LEAST = 64  # entries
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptView:
-    """What a scorer may look at while the prompt is read.
+class Region:
+    """A rectangle of rows and heads of a layer that is stored on its own.
 
     Args:
-        layer: index of the layer.
-        query: of this pass, or at least as many as the scorer's window [B, H, T, D].
-        keys: of the prompt so far [B, G, n, D].
-        values: of the prompt so far [B, G, n, D_v].
-        position: of the entries [B, 1, n]; -1 at padding.
-        query_position: of the queries [B, T]; -1 at padding.
-        scale: factor of the attention logits.
-        window: tokens a sliding layer sees; 0 where it sees everything.
+        rows: of the batch.
+        heads: KV heads.
+        plan: the layer's, for these heads.
+        run: the batch's, for these rows.
     """
 
-    layer: int
-    query: Tensor
-    keys: Tensor
-    values: Tensor
-    position: Tensor
-    query_position: Tensor
-    scale: float
-    window: int
-
-    def attention_received(self, last: int = 0) -> Tensor:
-        """Return the attention each entry receives from the queries [B, G, n], summed over them.
-
-        Args:
-            last: count only so many of the latest queries; 0 for all of this pass.
-        """
-        return column_sums(
-            self.query[:, :, -last:],
-            self.keys,
-            self.scale,
-            position=self.position,
-            query_position=self.query_position[:, -last:],
-            window=self.window,
-        )
-
-
-class Scorer(Protocol):
-    """How much an entry matters: higher stays longer."""
-
-    @property
-    def per_head(self) -> bool:
-        """Whether KV heads are scored apart; otherwise a layer has one score for all."""
-
-    @property
-    def is_recency(self) -> bool:
-        """Whether the score is the position, so that the next victim is known without a score."""
-
-    @property
-    def needs_weights(self) -> bool:
-        """Whether `observe` wants the attention weights of every decode step."""
-
-    @property
-    def accumulates(self) -> bool:
-        """Whether the chunks of a prompt add up to its score; otherwise the last one decides."""
-
-    @property
-    def query_window(self) -> int:
-        """How many of the prompt's last queries must be at hand; 0 for those of the pass."""
-
-    def prompt(self, view: PromptView) -> Tensor:
-        """Return the score of the prompt's entries [B, 1 or G, n]."""
-
-    def entry(self, key: Tensor, position: Tensor, layer: int) -> Tensor:
-        """Return the score a new entry [B, G, 1, D] at position [B, 1, 1] starts with [B, 1 or G, 1]."""
-
-    def observe(self, score: Tensor, weights: Tensor) -> None:
-        """Update scores [B, 1 or G, m] in place with the attention weights [B, G, H / G, m] of one step."""
-
-
-class Selector(Protocol):
-    """Which entries stay."""
-
-    @property
-    def num_sink(self) -> int:
-        """First tokens that are never evicted."""
-
-    def recent(self, budget: int) -> int:
-        """Return how many of the newest entries a budget protects."""
-
-    def keep(
-        self, score: Tensor, position: Tensor, budget: Sequence[int], lengths: Sequence[int]
-    ) -> tuple[Tensor, bool]:
-        """Choose entries at the end of the prompt.
-
-        Args:
-            score: [B, S, n].
-            position: [B, 1, n]; -1 at padding.
-            budget: entries to keep per row.
-            lengths: entries there are per row.
-
-        Returns:
-            Indices in order of position [B, S, k], -1 where a row keeps fewer, and whether any is -1.
-        """
-
-    def victim(
-        self,
-        score: Tensor,
-        position: Tensor,
-        newest: Tensor | int,
-        recent: Tensor | int,
-        out: Tensor,
-        *,
-        has_empty: bool,
-    ) -> None:
-        """Choose the slot to free.
-
-        Args:
-            score: [B, S, C].
-            position: [B, S, C]; -1 where a slot is empty, which is never chosen.
-            newest: position of the newest entry, [B, 1, 1] or one for all.
-            recent: how many of the newest entries stay, [B, 1, 1] or one for all.
-            out: receives the slots [B, S].
-            has_empty: whether slots may be empty.
-        """
+    rows: slice
+    heads: slice
+    plan: LayerPlan
+    run: RunShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +47,15 @@ class LayerPlan:
         codec: how entries are written.
         scorer: how entries are ranked.
         selector: which entries stay.
+        evicted: what becomes of the others.
         budget: entries kept per row, or None to keep all.
-        every_step: whether the budget also holds while decoding.
+        counts: entries kept per row and KV head where these are known to differ; None in it keeps all of a head.
+        sharer: what decides how heads differ once they are scored, or None.
+        period: entries that gather while decoding before as many leave; 0 if none ever do.
         by_rank: whether the sinks move along, so that distances count kept entries only.
+        rerotates: whether the keys kept at the prompt's end are turned to positions 0, 1, 2 ...
+        paging: which entries a decode step reads; None for all.
+        pair: the part in a pair of layers that share their prompt; None for a layer on its own.
     """
 
     index: int
@@ -157,14 +63,20 @@ class LayerPlan:
     codec: Codec
     scorer: Scorer
     selector: Selector
+    evicted: Evicted
     budget: tuple[int, ...] | None
-    every_step: bool
+    counts: tuple[tuple[int | None, ...], ...] | None = None
+    sharer: Sharer | None = None
+    period: int
     by_rank: bool
+    rerotates: bool = False
+    paging: Paging | None = None
+    pair: Pair | None = None
 
     @property
     def evicts(self) -> bool:
         """Whether entries leave while decoding."""
-        return self.every_step and self.budget is not None
+        return self.period > 0 and self.budget is not None
 
     @property
     def compresses(self) -> bool:
@@ -172,36 +84,121 @@ class LayerPlan:
         return self.budget is not None
 
     @property
+    def stays(self) -> bool:
+        """Whether all of the prompt stays as it was read, where it was read."""
+        return not self.compresses and self.pair is None
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether each of several new tokens must find what the one before it left."""
+        return self.evicts or self.paging is not None or self.pair is not None
+
+    @property
     def score_heads(self) -> int:
         """How many kept sets the layer has: one, or one per KV head."""
         return self.shape.kv_heads if self.compresses and self.scorer.per_head else 1
 
+    @property
+    def num_reserved(self) -> int:
+        """Entries of the budget that are no token's own."""
+        return self.evicted.num_reserved if self.compresses else 0
+
+    @property
+    def state_width(self) -> int:
+        """Numbers kept per row and KV head for what becomes of entries that leave."""
+        return self.evicted.state_width(self.shape) if self.compresses else 0
+
+    @property
+    def needs_rows_apart(self) -> bool:
+        """Whether rows of different lengths cannot be stored together."""
+        if self.sharer is not None:  # what each row keeps is not known in advance, nor which keeps most
+            return True
+        evicts_apart = self.evicts and (self.period > 1 or self.evicted.merges or self.scorer.scores_again)
+        return evicts_apart or self.paging is not None  # pages begin where a row does
+
     def is_ring(self, run: RunShape) -> bool:
         """Whether the next victim is known without a score, and the same in every row."""
-        return self.evicts and self.scorer.is_recency and not self.is_ragged(run)
+        simple = self.scorer.is_recency and self.period == 1 and not self.evicted.merges
+        return self.evicts and simple and not self.is_ragged(run)
 
     def is_ragged(self, run: RunShape) -> bool:
         """Whether rows hold different numbers of entries."""
         return len(set(run.prompt_lengths)) > 1 or (self.budget is not None and len(set(self.budget)) > 1)
+
+    def regions(self, run: RunShape, counts: Sequence[Sequence[int | None]] | None = None) -> list[Region]:
+        """Return the rectangles that are stored on their own: one, unless heads keep different numbers of entries.
+
+        Args:
+            run: how long the rows are.
+            counts: entries kept per row and KV head, None to keep all of them; by default what is known in advance.
+        """
+        counts = self.counts if counts is None else counts
+        if counts is None and self.sharer is not None and self.sharer.data_dependent:  # at worst everything is kept
+            counts = [[None] * self.shape.kv_heads] * run.batch_size
+        heads = slice(0, self.shape.kv_heads)
+        if counts is None or all(len(set(row)) == 1 for row in counts):
+            if counts is not None:
+                return self._whole(run, [row[0] for row in counts])
+            if self.budget is None or not (self.is_ragged(run) and self.needs_rows_apart):
+                return [Region(rows=slice(0, run.batch_size), heads=heads, plan=self, run=run)]
+            counts = [[most] * self.shape.kv_heads for most in self.budget]
+        return [
+            self._region(run, slice(row, row + 1), slice(first, last), (row_counts[first],))
+            for row, row_counts in enumerate(counts)
+            for first, last in _runs(row_counts)
+        ]
+
+    def _whole(self, run: RunShape, budgets: Sequence[int | None]) -> list[Region]:
+        """Return regions that hold all heads."""
+        heads, rows = slice(0, self.shape.kv_heads), range(run.batch_size)
+        limited = [most for most in budgets if most is not None]
+        ragged = self.is_ragged(run) or len(set(limited)) > 1
+        together = len(limited) == len(budgets) and not (ragged and self.needs_rows_apart)
+        if not limited or together:
+            return [self._region(run, slice(0, run.batch_size), heads, tuple(limited) or (None,))]
+        return [self._region(run, slice(row, row + 1), heads, (budgets[row],)) for row in rows]
+
+    def _region(self, run: RunShape, rows: slice, heads: slice, budget: tuple[int | None, ...]) -> Region:
+        known = tuple(most for most in budget if most is not None)
+        selector = self.selector
+        if known and isinstance(selector, Fitted):
+            selector = selector.fit(known, run.prompt_lengths[rows])
+        plan = replace(
+            self,
+            selector=selector,
+            shape=self.shape.of_heads(heads),
+            budget=known or None,
+            counts=None,
+            sharer=None,
+            paging=None if self.paging is None else self.paging.of_rows(rows),
+        )
+        return Region(rows=rows, heads=heads, plan=plan, run=replace(run, prompt_lengths=run.prompt_lengths[rows]))
 
     def held(self, run: RunShape, tokens_seen: int) -> tuple[int, ...]:
         """Return the entries each row holds after so many columns, padding not counted."""
         rows = [max(0, tokens_seen - pad) for pad in run.padding]
         if self.budget is None:
             return tuple(rows)
-        if self.every_step:
-            return tuple(map(min, rows, self.budget))
         decoded = max(0, tokens_seen - run.prompt_tokens)
-        return tuple(min(row - decoded, most) + decoded for row, most in zip(rows, self.budget, strict=True))
+        if self.period > 0:
+            read = [row - decoded + self.num_reserved for row in rows]
+            return tuple(
+                _after_evictions(n, decoded, limit, self.period) for n, limit in zip(read, self.budget, strict=True)
+            )
+        return tuple(
+            min(row - decoded + self.num_reserved, most) + decoded for row, most in zip(rows, self.budget, strict=True)
+        )
 
     def capacity(self, run: RunShape) -> int:
         """Return the slots per row and head that are allocated once the prompt is read."""
+        if self.pair is not None:  # the prompt has a place of its own
+            return grown(run.prompt_tokens) - run.prompt_tokens if run.new_tokens is None else run.new_tokens
         kept = max(self.held(run, run.prompt_tokens)) if self.compresses else run.prompt_tokens
-        if self.budget is not None and self.every_step:
-            longest = max(self.budget) + 1  # the newest entry is attended to before one leaves
+        if self.budget is not None and self.period > 0:
+            longest = max(self.budget) + self.period  # the newest entries are attended to before some leave
             if run.new_tokens is None:
                 return longest
-            total = max(run.prompt_lengths) + run.new_tokens
+            total = max(run.prompt_lengths) + run.new_tokens + self.num_reserved
             return longest if self.is_ragged(run) else min(longest, total)
         return kept + (grown(kept) - kept if run.new_tokens is None else run.new_tokens)
 
@@ -209,27 +206,85 @@ class LayerPlan:
         """Return the bytes of one slot of one row, over all heads, metadata included."""
         shape, heads = self.shape, self.score_heads
         payload = self.codec.entry_bytes(shape.key_dim, dtype) + self.codec.entry_bytes(shape.value_dim, dtype)
-        score = heads * score_dtype(dtype).itemsize if self.evicts and not self.is_ring(run) else 0
-        return shape.kv_heads * payload + heads * torch.int32.itemsize + score
+        beside = torch.int32.itemsize
+        if self.keeps_score(run):
+            beside += score_dtype(dtype).itemsize + self.scorer.memory_bytes
+        if self.compresses and self.evicted.weighs:
+            beside += score_dtype(dtype).itemsize
+        return shape.kv_heads * payload + heads * beside
+
+    def keeps_score(self, run: RunShape) -> bool:
+        """Whether a score is kept beside each entry."""
+        return self.evicts and not self.is_ring(run)
 
     def fixed_bytes(self, run: RunShape, dtype: torch.dtype) -> int:
         """Return the bytes that do not depend on the number of slots."""
         working = 0
-        if self.evicts and not self.is_ring(run):  # the slot to fill next; where rows differ, budget and recent entries
-            working = run.batch_size * (self.score_heads + 2 * self.is_ragged(run)) * torch.int64.itemsize
+        if self.keeps_score(run):  # the slots to fill next; where rows differ, budget and recent entries
+            numbers = self.score_heads * self.period + 2 * self.is_ragged(run)
+            working = run.batch_size * numbers * torch.int64.itemsize
+            if self.scorer.scores_again:
+                queries = self.scorer.voters(run.prompt_tokens) * self.shape.query_heads * self.shape.key_dim
+                working += run.batch_size * (queries * dtype.itemsize)
         sinks = run.batch_size * self.shape.kv_heads * self.num_moving * self.shape.key_dim * dtype.itemsize
         ranks = run.batch_size * torch.int64.itemsize if self.gives_rank else 0
-        return working + sinks + ranks
+        state = run.batch_size * self.shape.kv_heads * self.state_width * score_dtype(dtype).itemsize
+        return working + sinks + ranks + state
+
+    def allocated_bytes(self, run: RunShape, dtype: torch.dtype) -> int:
+        """Return the bytes held once the prompt is read, over all regions."""
+        return sum(
+            region.run.batch_size * region.plan.capacity(region.run) * region.plan.slot_bytes(region.run, dtype)
+            + region.plan.fixed_bytes(region.run, dtype)
+            + region.plan._beside_bytes(region.run, dtype)
+            for region in self.regions(run)
+        )
+
+    def _beside_bytes(self, run: RunShape, dtype: torch.dtype) -> int:
+        """Return the bytes of what stands beside the slots: bounds of pages, the prompt of a pair."""
+        if self.paging is not None:
+            return self.paging.allocated_bytes(self.shape, dtype, self.capacity(run))
+        return 0 if self.pair is None else self.pair.allocated_bytes(self.shape, run, dtype)
+
+    def used_bytes(self, run: RunShape, dtype: torch.dtype, tokens_seen: int) -> int:
+        """Return the bytes of occupied slots after so many columns, over all regions."""
+        total = 0
+        for region in self.regions(run):
+            decoded = max(0, tokens_seen - run.prompt_tokens)
+            seen = region.run.prompt_tokens + decoded if tokens_seen >= run.prompt_tokens else tokens_seen
+            held = region.plan.held(region.run, seen)
+            if self.paging is not None:
+                total += self.paging.bytes(region.plan.shape, dtype, held)
+            if self.pair is not None and tokens_seen >= run.prompt_tokens:
+                total += self.pair.used_bytes(self.shape, run, dtype)
+                held = (decoded,) * run.batch_size
+            total += sum(held) * region.plan.slot_bytes(region.run, dtype)
+        return total
 
     @property
     def gives_rank(self) -> bool:
-        """Whether this layer's budget says where new tokens are read in a model with learned positions."""
-        return self.index == 0 and self.by_rank and self.shape.rotary is None
+        """Whether this layer's budget says where new tokens are read: keys kept cannot follow, or have moved."""
+        return self.index == 0 and ((self.by_rank and self.shape.rotary is None) or self.rerotates)
 
     @property
     def num_moving(self) -> int:
         """Sinks whose keys are turned anew at every step."""
         return self.selector.num_sink if self.by_rank and self.shape.rotary is not None else 0
+
+
+def _runs(values: Sequence[int | None]) -> Iterator[tuple[int, int]]:
+    """Yield where runs of equal values begin and end."""
+    first = 0
+    for at in range(1, len(values) + 1):
+        if at == len(values) or values[at] != values[first]:
+            yield first, at
+            first = at
+
+
+def _after_evictions(prompt: int, decoded: int, limit: int, period: int) -> int:
+    """Return how many entries are held when `period` of them leave each time there are so many above the limit."""
+    total = min(prompt, limit) + decoded
+    return total if total < limit + period else limit + (total - limit) % period
 
 
 def grown(entries: int) -> int:

@@ -13,12 +13,14 @@ def turn(keys: Tensor, shift: Tensor | int, inverse_frequency: Tensor) -> Tensor
 
     Args:
         keys: rotate-half RoPE keys [B, G, m, D]; dimensions past the rotary ones are left alone.
-        shift: positions [B], or one number for all rows.
+        shift: positions [B], or [B, 1 or G, m] entry by entry, or one number for all.
         inverse_frequency: [rotary_dim / 2].
     """
     wide = torch.promote_types(keys.dtype, torch.float32)
     frequency = inverse_frequency.to(device=keys.device, dtype=wide)
-    angle = frequency * (shift if isinstance(shift, int) else shift.to(wide)[:, None, None, None])
+    if isinstance(shift, Tensor):
+        shift = shift.to(wide)[..., None] if shift.dim() == 3 else shift.to(wide)[:, None, None, None]
+    angle = frequency * shift
     cos, sin = angle.cos(), angle.sin()
     half = inverse_frequency.shape[0]
     first, second = keys[..., :half], keys[..., half : 2 * half]

@@ -1,12 +1,16 @@
-"""Storage of one layer as slots: an entry's slot has no meaning, its position is a row beside it."""
+"""Storage as slots: an entry's slot has no meaning, its position is a row beside it."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from kvbench.cache.codecs.dense import Codec
-from kvbench.kernels.attend import Tile
+from kvbench.kernels.attend import EMPTY, Tile
+
+NOTHING: Mapping[str, Tensor] = {}
 
 
 class Slots:
@@ -18,17 +22,32 @@ class Slots:
         value: an example [B, G, T, D_v].
         capacity: slots per row and head.
         heads: kept sets per row, 1 or G.
-        score_dtype: of the score row, or None where no score is kept.
+        beside: what is kept beside each entry and kept set: its dtype, and its width where it is more than a number.
+        state: what is kept once per row and KV head: its dtype and its width.
     """
 
     def __init__(
-        self, codec: Codec, key: Tensor, value: Tensor, capacity: int, *, heads: int, score_dtype: torch.dtype | None
+        self,
+        codec: Codec,
+        key: Tensor,
+        value: Tensor,
+        capacity: int,
+        *,
+        heads: int,
+        beside: Mapping[str, tuple[torch.dtype, int]],
+        state: tuple[torch.dtype, int] | None = None,
     ) -> None:
         batch = key.shape[0]
         self.keys = codec.empty(key, capacity)
         self.values = codec.empty(value, capacity)
         self.position = key.new_full((batch, heads, capacity), -1, dtype=torch.int32)
-        self.score = None if score_dtype is None else key.new_zeros((batch, heads, capacity), dtype=score_dtype)
+        self.beside = {
+            name: key.new_zeros((batch, heads, capacity, *([width] if width > 1 else [])), dtype=dtype)
+            for name, (dtype, width) in beside.items()
+        }
+        self.state: Tensor | None = None  # [B, G, width]
+        if state is not None:
+            self.state = key.new_zeros((*key.shape[:2], state[1]), dtype=state[0])
         self.filled = 0  # slots in use by at least one row
         self.has_holes = False  # whether some of them are empty in some row
 
@@ -37,19 +56,33 @@ class Slots:
         """Slots per row and head."""
         return self.keys.capacity
 
-    def append(self, key: Tensor, value: Tensor, position: Tensor | int, score: Tensor | None = None) -> None:
+    @property
+    def score(self) -> Tensor | None:
+        """Scores [B, heads, capacity], where they are kept."""
+        return self.beside.get("score")
+
+    @property
+    def log_weight(self) -> Tensor | None:
+        """Log of how many tokens each entry stands for [B, heads, capacity], where that is kept."""
+        return self.beside.get("log_weight")
+
+    def append(
+        self, key: Tensor, value: Tensor, position: Tensor | int, beside: Mapping[str, Tensor] = NOTHING
+    ) -> None:
         """Store entries [B, G, T, D] in the next slots, the same ones for every row.
 
         Args:
             key: [B, G, T, D].
             value: [B, G, T, D_v].
             position: [B, 1 or heads, T], or the one position of a single entry.
-            score: [B, heads, T], where scores are kept.
+            beside: rows [B, 1 or heads, T] of what is kept beside; 0 where nothing is given.
         """
-        self.put(self.filled, key, value, position, score)
+        self.put(self.filled, key, value, position, beside)
         self.filled += key.shape[2]
 
-    def put(self, slot: int, key: Tensor, value: Tensor, position: Tensor | int, score: Tensor | None) -> None:
+    def put(
+        self, slot: int, key: Tensor, value: Tensor, position: Tensor | int, beside: Mapping[str, Tensor] = NOTHING
+    ) -> None:
         """Store entries at slot, slot + 1 ... of every row; arguments as of `append`."""
         count = key.shape[2]
         self.keys.write(slot, key)
@@ -58,10 +91,15 @@ class Slots:
             self.position.select(2, slot).fill_(position)
         else:
             self.position.narrow(2, slot, count).copy_(position)
-        if self.score is not None and score is not None:
-            self.score.narrow(2, slot, count).copy_(score)
+        for name, row in self.beside.items():
+            if name in beside:
+                row.narrow(2, slot, count).copy_(beside[name])
+            else:
+                row.narrow(2, slot, count).zero_()
 
-    def scatter(self, slot: Tensor, key: Tensor, value: Tensor, position: Tensor | int, score: Tensor) -> None:
+    def scatter(
+        self, slot: Tensor, key: Tensor, value: Tensor, position: Tensor | int, beside: Mapping[str, Tensor] = NOTHING
+    ) -> None:
         """Store one entry per row and kept set at its own slot [B, heads]; other arguments as of `append`."""
         self.keys.scatter(slot, key)
         self.values.scatter(slot, value)
@@ -70,23 +108,35 @@ class Slots:
             self.position.scatter_(2, at, position)
         else:
             self.position.scatter_(2, at, position.expand(at.shape))
-        assert self.score is not None
-        self.score.scatter_(2, at, score.expand(at.shape))
+        for name, row in self.beside.items():
+            if name in beside:
+                row.scatter_(2, at, beside[name].expand(at.shape))
+            elif row.dim() == 3:
+                row.scatter_(2, at, 0)
+            else:
+                row.scatter_(2, at[..., None].expand(-1, -1, -1, row.shape[3]), 0)
 
     def grow(self, capacity: int) -> None:
         """Move to a larger storage, keys first, so that only one of the two is ever held twice."""
         self.keys.grow(capacity, self.filled)
         self.values.grow(capacity, self.filled)
-        wider = self.position.new_full((*self.position.shape[:2], capacity), -1)
-        wider.narrow(2, 0, self.filled).copy_(self.position.narrow(2, 0, self.filled))
-        self.position = wider
+        self.position = _wider(self.position, capacity, self.filled, -1)
+        for name, row in self.beside.items():
+            self.beside[name] = _wider(row, capacity, self.filled, 0)
 
     def tiles(self) -> list[Tile]:
         """Return what attention reads."""
-        visible = (self.position.narrow(2, 0, self.filled) >= 0) if self.has_holes else None
-        return [Tile(self.keys.read(self.filled), self.values.read(self.filled), visible=visible)]
+        visible = (self.position.narrow(2, 0, self.filled) != EMPTY) if self.has_holes else None
+        weight = None if self.log_weight is None else self.log_weight.narrow(2, 0, self.filled)
+        return [Tile(self.keys.read(self.filled), self.values.read(self.filled), log_weight=weight, visible=visible)]
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return everything held."""
-        scores = () if self.score is None else (self.score,)
-        return (*self.keys.tensors(), *self.values.tensors(), self.position, *scores)
+        state = () if self.state is None else (self.state,)
+        return (*self.keys.tensors(), *self.values.tensors(), self.position, *self.beside.values(), *state)
+
+
+def _wider(row: Tensor, capacity: int, used: int, fill: int) -> Tensor:
+    wider = row.new_full((*row.shape[:2], capacity, *row.shape[3:]), fill)
+    wider.narrow(2, 0, used).copy_(row.narrow(2, 0, used))
+    return wider

@@ -1,4 +1,4 @@
-"""The command line: `kvbench run|list|table|trace|export|hardware`. Every command imports what it needs itself."""
+"""The command line of kvbench, a command at a time. Every command imports what it needs itself."""
 
 from __future__ import annotations
 
@@ -66,6 +66,18 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("overrides", nargs="*", help="as for run")
     trace.add_argument("--config-dir", help="folder with more configurations")
     trace.add_argument("--out", default="", help="picture to write (.png, .svg or .pdf)")
+
+    calibrate = _add(
+        commands, "calibrate", "calibrate:main", "score a model's heads once: kvbench calibrate headkv model=tiny"
+    )
+    calibrate.add_argument("what", help="a strategy that needs scores, or a kind of scores")
+    calibrate.add_argument("overrides", nargs="*", help="as for run; model= and seed= matter")
+    calibrate.add_argument("--config-dir", help="folder with more configurations")
+    calibrate.add_argument("--samples", type=int, default=0, help="texts (default: the kind's own number)")
+    calibrate.add_argument("--tokens", type=int, default=0, help="per text (default: the kind's own number)")
+    calibrate.add_argument(
+        "--out", default="", help="json file or folder (default: $KVBENCH_CACHE or ~/.cache/kvbench)"
+    )
 
     hardware = _add(commands, "hardware", "hardware:main", "measure bandwidth, gemv, GEMM and the links to a GPU")
     hardware.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))

@@ -38,7 +38,8 @@ class Arm:
 
     def prefill(self, cache: KVCache, ids: Tensor) -> Tensor:
         """Read the prompt [B, n] and return the logits after it [B, V]."""
-        return self.engine.prefill(self.model, cache, ids)
+        with self.strategy.attach(self.model, cache):
+            return self.engine.prefill(self.model, cache, ids)
 
     def step(self, cache: KVCache, ids: Tensor) -> Tensor:
         """Read the next tokens [B, T] and return the logits after them [B, V]."""

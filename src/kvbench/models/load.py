@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -81,7 +81,16 @@ def load(spec: ModelSpec, *, seed: int, attention: str) -> Loaded:
         revision = getattr(model.config, "_commit_hash", None) or (spec.folder.name if spec.folder else spec.revision)
     model.eval().requires_grad_(False)
     model.set_attn_implementation(attention)
-    return Loaded(model=model, tokenizer=tokenizer, view=view_of(model), weights=origin, revision=revision)
+    view = replace(view_of(model), asked=_asked(spec, seed, origin))
+    return Loaded(model=model, tokenizer=tokenizer, view=view, weights=origin, revision=revision)
+
+
+def _asked(spec: ModelSpec, seed: int, origin: str) -> str:
+    """Return how the command line asks for a model, so that the same weights come."""
+    named = f"model={spec.name}"
+    if spec.path:
+        return f"{named} model.path={spec.path}"
+    return f"{named} model.weights=random seed={seed}" if origin == "random" else named
 
 
 def config_of(spec: ModelSpec) -> Any:

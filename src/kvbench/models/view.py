@@ -24,6 +24,7 @@ def view_of(model: nn.Module) -> ModelView:
             value_dim=width,
             window=window,
             rotary=_rotary(model, config, index),
+            output=_output(model, index, heads),
         )
         for index, window in enumerate(_windows(config))
     )
@@ -54,4 +55,20 @@ def _rotary(model: nn.Module, config: Any, index: int) -> Tensor | None:
         found = [buffer for key, buffer in buffers.items() if key.rsplit(".", 1)[-1] == name]
         if found:
             return found[0]
+    return None
+
+
+def _output(model: nn.Module, index: int, heads: int) -> Tensor | None:
+    """Return the output projection of a layer's attention per query head [H, D_v, hidden], a view; None if unknown."""
+    for module in model.modules():
+        if getattr(module, "layer_idx", None) != index:
+            continue
+        for name in ("o_proj", "out_proj", "dense", "c_proj"):
+            projection = getattr(module, name, None)
+            if projection is None or projection.weight.dim() != 2:
+                continue
+            weight: Tensor = projection.weight.detach()
+            per_head: Tensor = weight if type(projection).__name__ == "Conv1D" else weight.t()
+            apart: Tensor = per_head.unflatten(0, (heads, -1))
+            return apart
     return None

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
-from kvbench.cache.codecs.dense import Codec
-from kvbench.cache.plan import LayerPlan, Scorer, Selector, padding_bytes
-from kvbench.strategies.budget.base import Budget
+from kvbench.cache.codecs.dense import Codec, Dense
+from kvbench.cache.pair import Pair
+from kvbench.cache.plan import LayerPlan, padding_bytes
+from kvbench.cache.protocols import Evicted, Layout, Reader, Scorer, Selector
+from kvbench.strategies.budget.base import Budget, ChoosyBudget
+from kvbench.strategies.budget.heads import HeadBudget
+from kvbench.strategies.evicted.drop import Drop
 from kvbench.strategies.position.policies import Position
 from kvbench.strategies.selection.recency import Recency
 from kvbench.strategies.selection.selector import Protected
@@ -30,16 +34,22 @@ class CacheStrategy:
         scorer: how much an entry matters.
         budget: how many entries stay.
         selector: which ones those are.
+        evicted: what becomes of the others.
         position: at which position kept entries are read.
         codec: how an entry is written.
+        reader: what of the entries a decode step reads.
+        layout: whether layers keep entries together.
     """
 
     trigger: Trigger
     scorer: Scorer
     budget: Budget
     selector: Selector
+    evicted: Evicted
     position: Position
     codec: Codec
+    reader: Reader
+    layout: Layout
 
     def __post_init__(self) -> None:
         """Refuse compositions that make no sense, whatever the model."""
@@ -48,15 +58,54 @@ class CacheStrategy:
                 "strategy/position=rank needs kept entries to be the sinks and one recent run; "
                 "use strategy/scorer=recency or strategy/position=original."
             )
-        if self.position.by_rank and self.budget.limits and not self.trigger.every_step:
+        if self.position.by_rank and self.budget.limits and self.trigger.period != 1:
             raise ValueError(
                 "strategy/position=rank needs the recent run to move on with every token; use "
                 "strategy/trigger=every_step or strategy/position=original."
             )
-        if self.trigger.every_step and self.budget.limits and not self.codec.writes_each_token_alone:
+        if self.position.rerotates and self.budget.limits and self.trigger.period > 0:
+            raise ValueError(
+                "strategy/position=rerotated turns keys once, at the prompt's end, and entries that leave later would "
+                "leave gaps; use strategy/trigger=prefill_end or strategy/position=original."
+            )
+        if self.trigger.period > 0 and self.budget.limits and not self.codec.writes_each_token_alone:
             raise ValueError(
                 "strategy/trigger=every_step overwrites single entries, which this codec cannot; "
                 "use strategy/trigger=prefill_end or strategy/codec=dense."
+            )
+        if isinstance(self.budget, ChoosyBudget):
+            reason = self.budget.refusal(self.scorer, self.selector, self.evicted, by_rank=self.position.by_rank)
+            if reason is not None:
+                raise ValueError(reason)
+        self._check_reading()
+
+    def _check_reading(self) -> None:
+        """Refuse ways of reading that do not fit what is stored."""
+        if not self.reader.reads_all and self.budget.limits:
+            if self.trigger.period > 0:
+                raise ValueError(
+                    "strategy/reader=pages needs entries to stay where they are, as the bounds of a page are never "
+                    "narrowed; use strategy/trigger=prefill_end or strategy/reader=all."
+                )
+            if self.evicted.weighs or self.evicted.num_reserved > 0:
+                raise ValueError(
+                    "strategy/reader=pages chooses by keys and knows nothing of entries that stand for many tokens; "
+                    "use strategy/evicted=drop or strategy/reader=all."
+                )
+            if getattr(self.budget, "unit", "") == "bytes":
+                raise ValueError(
+                    "strategy/reader=pages adds bytes that strategy.budget.unit=bytes does not count; use "
+                    "strategy.budget.unit=tokens or ratio, or strategy/reader=all."
+                )
+        if self.layout.merges and (self.budget.limits or not self.reader.reads_all):
+            raise ValueError(
+                "strategy/layout=paired needs both layers of a pair to hold and to read the whole prompt; use "
+                "strategy/budget=all and strategy/reader=all, or strategy/layout=separate."
+            )
+        if (self.layout.merges or not self.reader.reads_all) and not isinstance(self.codec, Dense):
+            raise ValueError(
+                "strategy/layout=paired and strategy/reader=pages work on entries as the model made them; use "
+                "strategy/codec=dense."
             )
 
     # -- what it does -------------------------------------------------------------------------------------------
@@ -88,9 +137,19 @@ class CacheStrategy:
         """Return what each layer is to do; a sliding layer keeps its window and nothing else."""
         free = [self._plan(view, index, (1,) * run.batch_size) for index in range(len(view.layers))]
         budgets = self.budget.entries(free, view, run)
-        return [
+        plans = [
             self._plan(view, index, budget) if view.layers[index].window == 0 else self._window_plan(view, index, run)
             for index, budget in enumerate(budgets)
+        ]
+        lower = set(self.layout.lower_layers(len(plans)))
+        pairs = {index: Pair(layout=self.layout, is_upper=False) for index in lower}
+        pairs |= {index + 1: Pair(layout=self.layout, is_upper=True) for index in lower}
+        pagings = self.reader.pagings(view, run)
+        heads = self.budget.counts(budgets, free, view, run) if isinstance(self.budget, HeadBudget) else ()
+        counts = dict(enumerate(heads))
+        return [
+            replace(plan, paging=pagings[plan.index], pair=pairs.get(plan.index), counts=counts.get(plan.index))
+            for plan in plans
         ]
 
     def _plan(self, view: ModelView, index: int, budget: tuple[int, ...] | None) -> LayerPlan:
@@ -99,10 +158,13 @@ class CacheStrategy:
             shape=view.layers[index],
             codec=self.codec,
             scorer=self.scorer,
-            selector=self.selector,
+            selector=self.selector.of_layer(index),
             budget=budget,
-            every_step=self.trigger.every_step,
+            evicted=self.evicted,
+            sharer=self.budget.sharer if budget is not None else None,
+            period=self.trigger.period,
             by_rank=self.position.by_rank and budget is not None,
+            rerotates=self.position.rerotates and budget is not None,
         )
 
     def _window_plan(self, view: ModelView, index: int, run: RunShape) -> LayerPlan:
@@ -113,31 +175,35 @@ class CacheStrategy:
             scorer=Recency(),
             selector=Protected(num_sink=0, num_recent=0, recent_share=0.0),
             budget=(view.layers[index].window - 1,) * run.batch_size,
-            every_step=True,
+            evicted=Drop(),
+            period=1,
             by_rank=False,
         )
 
     def allocated_bytes(self, view: ModelView, run: RunShape) -> int:
         """Return the bytes held once the prompt is read: every storage, metadata included."""
-        return padding_bytes(run) + sum(
-            run.batch_size * plan.capacity(run) * plan.slot_bytes(run, view.dtype) + plan.fixed_bytes(run, view.dtype)
-            for plan in self.plans(view, run)
-        )
+        return padding_bytes(run) + sum(plan.allocated_bytes(run, view.dtype) for plan in self.plans(view, run))
 
     def used_bytes(self, view: ModelView, run: RunShape, tokens_seen: int) -> int:
         """Return the bytes of occupied slots after so many columns, metadata included."""
-        return sum(
-            sum(plan.held(run, tokens_seen)) * plan.slot_bytes(run, view.dtype) for plan in self.plans(view, run)
-        )
+        return sum(plan.used_bytes(run, view.dtype, tokens_seen) for plan in self.plans(view, run))
 
     def unsupported(self, view: ModelView, run: RunShape) -> str | None:
         """Return why this model or these lengths cannot be served, or None."""
-        for plan in self.plans(view, run):
+        reason = self.budget.unsupported(view) if isinstance(self.budget, HeadBudget) else None
+        if reason is not None:
+            return reason
+        plans = self.plans(view, run)
+        reason = self.position.unsupported(plans) or self.layout.unsupported(plans)
+        if reason is not None:
+            return reason
+        for plan in plans:
             if plan.budget is None or plan.shape.window > 0:
                 continue
             for length, budget in zip(run.prompt_lengths, plan.budget, strict=True):
-                least = max(1, self.selector.num_sink + self.selector.recent(budget))
-                if budget < least and (self.trigger.every_step or budget < length):
+                reserved = plan.num_reserved
+                least = max(1, self.selector.num_sink + self.selector.recent(budget - reserved)) + reserved
+                if budget < least and (self.trigger.period > 0 or budget < length):
                     return (
                         f"a budget of {budget} entries for a prompt of {length} tokens is below the {least} "
                         f"protected ones; raise strategy.budget.amount, or lower strategy.selector.num_sink or "
@@ -153,17 +219,28 @@ class CacheStrategy:
     @property
     def saving(self) -> Saving:
         """What kind of saving the method makes."""
-        return "physical" if self.budget.limits else "none"
+        return "physical" if self.budget.limits or self.layout.merges else "none"
 
     @property
     def fidelity(self) -> Fidelity:
         """How the outputs relate to the full cache's."""
-        return "lossy_training_free" if self.budget.limits else "exact"
+        is_exact = not self.budget.limits and not self.layout.merges and self.reader.reads_all
+        return "exact" if is_exact else "lossy_training_free"
+
+    @property
+    def data_dependent(self) -> bool:
+        """Whether the bytes stored depend on the data; closed forms then give the most there can be."""
+        return self.budget.limits and self.budget.data_dependent
+
+    @property
+    def statistic(self) -> Literal["median", "mean"]:
+        """How the steps of a block are summed up: work that is done now and then only shows in a mean."""
+        return "mean" if self.budget.limits and self.trigger.period > 1 else "median"
 
     @property
     def keeps_budget(self) -> bool:
         """Whether the budget also holds while decoding."""
-        return self.trigger.every_step or not self.budget.limits
+        return self.trigger.period > 0 or not self.budget.limits
 
 
 @dataclass(frozen=True, kw_only=True)

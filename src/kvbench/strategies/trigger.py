@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 
 class Trigger(Protocol):
     """When entries leave."""
 
-    every_step: ClassVar[bool]
+    @property
+    def period(self) -> int:
+        """How many entries gather while decoding before as many leave; 0 if none ever do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefillEnd:
     """Once, when the prompt has been read; decoding then appends without bound."""
 
-    every_step: ClassVar[bool] = False
+    @property
+    def period(self) -> int:
+        """None leave while decoding."""
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class EveryStep:
-    """When the prompt has been read, and again after every new token."""
+class Every:
+    """When the prompt has been read, and again each time so many new tokens are above the budget.
 
-    every_step: ClassVar[bool] = True
+    Args:
+        period: tokens; 1 lets one entry leave after every token.
+    """
+
+    period: int
+
+    def __post_init__(self) -> None:
+        """Refuse periods that mean nothing."""
+        if self.period < 1:
+            raise ValueError(f"strategy.trigger.period must be at least 1; got {self.period}.")

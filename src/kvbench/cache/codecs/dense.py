@@ -18,7 +18,7 @@ class Payload(Protocol):
         """Store entries [B, G, T, D] at slots start .. start + T."""
 
     def scatter(self, slot: Tensor, entry: Tensor) -> None:
-        """Store one entry [B, G, 1, D] per row and head at its own slot [B, 1 or G]."""
+        """Store one entry [B, G, 1, D] per row and head at its own slot [B, 1 or G], or k of them at [B, 1 or G, k]."""
 
     def read(self, stop: int) -> Tensor:
         """Return the entries of slots 0 .. stop as [B, G, stop, D]."""
@@ -74,8 +74,9 @@ class DensePayload:
         self.data.narrow(2, start, entries.shape[2]).copy_(entries)
 
     def scatter(self, slot: Tensor, entry: Tensor) -> None:
-        """Store one entry [B, G, 1, D] per row and head at its own slot [B, 1 or G]."""
-        self.data.scatter_(2, slot[:, :, None, None].expand_as(entry), entry)
+        """Store one entry [B, G, 1, D] per row and head at its own slot [B, 1 or G], or k of them at [B, 1 or G, k]."""
+        at = slot[:, :, None] if slot.dim() == 2 else slot
+        self.data.scatter_(2, at[..., None].expand_as(entry), entry)
 
     def read(self, stop: int) -> Tensor:
         """Return a view of slots 0 .. stop."""

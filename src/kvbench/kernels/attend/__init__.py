@@ -8,7 +8,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+EMPTY = -1  # position of a slot that holds nothing
+SUMMARY = -2  # position of an entry that stands for tokens of many positions, and is seen by all
 QUERY_BLOCK = 256  # rows of queries whose mask exists at once
+
+
+@dataclass(frozen=True)
+class Own:
+    """Rows that take the place of some of a tile's.
+
+    Args:
+        index: which ones [B, 1 or G, r].
+        rows: [B, G, r, D].
+    """
+
+    index: Tensor
+    rows: Tensor
 
 
 @dataclass(frozen=True)
@@ -18,14 +33,22 @@ class Tile:
     Args:
         keys: [B, G, m, D].
         values: [B, G, m, D_v].
-        log_weight: added to the logits [B, G, m], the log of how many tokens an entry stands for; None for one.
+        log_weight: added to the logits [B, 1 or G, m], the log of how many tokens an entry stands for; None for one.
         visible: entries that exist [B, 1 or G, m]; None where all do.
+        key_scale: lengths of the keys, where these are directions [B, 1 or G, m].
+        value_scale: lengths of the values, where these are directions [B, 1 or G, m]; 0 where a value has its own row.
+        own_keys: keys that are no multiple of the tile's.
+        own_values: values that are no multiple of the tile's.
     """
 
     keys: Tensor
     values: Tensor
     log_weight: Tensor | None = None
     visible: Tensor | None = None
+    key_scale: Tensor | None = None
+    value_scale: Tensor | None = None
+    own_keys: Own | None = None
+    own_values: Own | None = None
 
 
 def attend_one(
@@ -51,9 +74,9 @@ def attend_one(
     else:
         total = torch.stack([part.logsumexp(dim=-1, keepdim=True) for part in logits]).logsumexp(dim=0)
         weights = [(part - total).exp() for part in logits]
-    out = torch.matmul(weights[0].to(query.dtype), tiles[0].values)
+    out = _weighted(weights[0], tiles[0])
     for weight, tile in zip(weights[1:], tiles[1:], strict=True):
-        out = out + torch.matmul(weight.to(query.dtype), tile.values)
+        out = out + _weighted(weight, tile)
     return out.reshape(batch, heads, 1, -1), weights if with_weights else None
 
 
@@ -61,6 +84,11 @@ def _logits(rows: Tensor, tile: Tile) -> Tensor:
     logits = torch.matmul(rows, tile.keys.transpose(-1, -2))
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
+    if tile.key_scale is not None:
+        logits = logits * tile.key_scale[:, :, None]
+        if tile.own_keys is not None:
+            own = torch.matmul(rows, tile.own_keys.rows.transpose(-1, -2)).to(logits.dtype)
+            logits.scatter_(-1, tile.own_keys.index[:, :, None].expand_as(own), own)
     if tile.log_weight is not None:
         logits = logits + tile.log_weight[:, :, None]
     if tile.visible is not None:
@@ -68,8 +96,28 @@ def _logits(rows: Tensor, tile: Tile) -> Tensor:
     return logits
 
 
+def _weighted(weights: Tensor, tile: Tile) -> Tensor:
+    """Return the sum of a tile's values [B, G, H / G, D_v]."""
+    dtype = tile.values.dtype
+    if tile.value_scale is None:
+        return torch.matmul(weights.to(dtype), tile.values)
+    out = torch.matmul((weights * tile.value_scale[:, :, None]).to(dtype), tile.values)
+    if tile.own_values is None:
+        return out
+    index = tile.own_values.index[:, :, None].expand(-1, weights.shape[1], weights.shape[2], -1)
+    return out + torch.matmul(weights.gather(-1, index).to(dtype), tile.own_values.rows)
+
+
 def attend_prompt(
-    query: Tensor, keys: Tensor, values: Tensor, scale: float, *, position: Tensor, query_position: Tensor, window: int
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scale: float,
+    *,
+    position: Tensor,
+    query_position: Tensor,
+    window: int,
+    log_weight: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of many query tokens, without a [T, m] matrix for the whole prompt.
 
@@ -81,6 +129,7 @@ def attend_prompt(
         position: of the entries [B, 1 or G, m]; -1 where there is none.
         query_position: of the queries [B, T]; -1 at padding, whose output means nothing but is finite.
         window: entries further back than this many tokens are not seen; 0 for no limit.
+        log_weight: added to the logits [B, 1 or G, m], the log of how many tokens an entry stands for; None for one.
 
     Returns:
         The output [B, H, T, D_v].
@@ -90,6 +139,9 @@ def attend_prompt(
     for start in range(0, query.shape[2], QUERY_BLOCK):
         block = slice(start, start + QUERY_BLOCK)
         mask = visible_to(position, query_position[:, block], window)
+        if log_weight is not None:
+            bias = torch.zeros((), dtype=query.dtype, device=query.device)
+            mask = torch.where(mask, log_weight[:, :, None].to(bias.dtype), bias - torch.inf)
         if mask.shape[1] > 1:
             mask = mask.repeat_interleave(query.shape[1] // mask.shape[1], dim=1)
         outs.append(
@@ -113,7 +165,7 @@ def visible_to(position: Tensor, query_position: Tensor, window: int) -> Tensor:
     Padding queries see every entry, so that their softmax is finite.
     """
     entry, query = position[:, :, None, :], query_position[:, None, :, None]
-    seen = (entry >= 0) & (entry <= query)
+    seen = (entry != EMPTY) & (entry <= query)
     if window > 0:
         seen &= entry > query - window
     return seen | (query < 0)

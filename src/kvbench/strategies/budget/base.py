@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from kvbench.cache.plan import GROW_LEAST, GROW_SHARE, LayerPlan, padding_bytes
+from kvbench.cache.protocols import Evicted, Scorer, Selector, Sharer
 from kvbench.types import ModelView, RunShape
 
 
@@ -15,6 +16,11 @@ class Budget(Protocol):
     """How many entries stay."""
 
     limits: ClassVar[bool]
+    data_dependent: ClassVar[bool]  # whether how much is kept depends on the data
+
+    @property
+    def sharer(self) -> Sharer | None:
+        """What decides how heads and layers differ once they are scored, or None where that is known."""
 
     def entries(self, plans: Sequence[LayerPlan], view: ModelView, run: RunShape) -> list[tuple[int, ...] | None]:
         """Return per layer the entries kept of each row, or None where all are.
@@ -26,11 +32,28 @@ class Budget(Protocol):
         """
 
 
+@runtime_checkable
+class ChoosyBudget(Protocol):
+    """A budget that does not go with every other part."""
+
+    def refusal(self, scorer: Scorer, selector: Selector, evicted: Evicted, *, by_rank: bool) -> str | None:
+        """Return why it cannot be put together with these parts, or None.
+
+        Args:
+            scorer: how entries are ranked.
+            selector: which entries stay.
+            evicted: what becomes of the others.
+            by_rank: whether kept entries move along.
+        """
+
+
 @dataclass(frozen=True, kw_only=True)
 class Everything:
     """Nothing leaves."""
 
     limits: ClassVar[bool] = False
+    data_dependent: ClassVar[bool] = False
+    sharer: ClassVar[None] = None
 
     def entries(self, plans: Sequence[LayerPlan], view: ModelView, run: RunShape) -> list[tuple[int, ...] | None]:
         """Return None for every layer."""
@@ -50,6 +73,7 @@ class Uniform:
     """
 
     limits: ClassVar[bool] = True
+    data_dependent: ClassVar[bool] = False
 
     amount: float
     unit: Literal["ratio", "tokens", "bytes"]
@@ -69,6 +93,11 @@ class Uniform:
             )
         if self.unit not in ("ratio", "tokens", "bytes"):
             raise ValueError(f"strategy.budget.unit must be ratio, tokens or bytes; got {self.unit!r}.")
+
+    @property
+    def sharer(self) -> Sharer | None:
+        """Nothing: all heads of all layers keep the same."""
+        return None
 
     def entries(self, plans: Sequence[LayerPlan], view: ModelView, run: RunShape) -> list[tuple[int, ...] | None]:
         """Return the same entries for every layer that is not skipped."""
@@ -91,8 +120,8 @@ class Uniform:
         slots = (int(self.amount) - fixed) // (
             run.batch_size * sum(plan.slot_bytes(run, view.dtype) for plan in chosen)
         )
-        if chosen[0].every_step:
-            kept = slots - 1
+        if chosen[0].period > 0:
+            kept = slots - chosen[0].period
         elif run.new_tokens is None:
             kept = min(slots - GROW_LEAST, slots * GROW_SHARE // (GROW_SHARE + 1))
         else:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kvbench.cache.plan import PromptView
+from kvbench.cache.protocols import Observation, PromptView
 from kvbench.strategies.selection.scorer import ScorerDefaults
 
 
@@ -28,9 +28,10 @@ class AttentionMass(ScorerDefaults):
         """Return the attention received from the queries of this pass [B, G, n]."""
         return view.attention_received()
 
-    def observe(self, score: Tensor, weights: Tensor) -> None:
+    def observe(self, seen: Observation) -> None:
         """Add the group's mean weight."""
-        score.add_(weights[:, :, 0] if weights.shape[2] == 1 else weights.mean(dim=2))
+        weights = seen.weights
+        seen.score.add_(weights[:, :, 0] if weights.shape[2] == 1 else weights.mean(dim=2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +52,9 @@ class LastQuery(ScorerDefaults):
         """Return a score of zero [B, 1, 1]; `observe` sets it in the same step."""
         return super().entry(key, position, layer)[:, :1]
 
-    def observe(self, score: Tensor, weights: Tensor) -> None:
+    def observe(self, seen: Observation) -> None:
         """Replace the scores by the mean weight over all heads."""
-        torch.mean(weights.flatten(1, 2), dim=1, keepdim=True, out=score)
+        torch.mean(seen.weights.flatten(1, 2), dim=1, keepdim=True, out=seen.score)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +84,8 @@ class WindowAttention(ScorerDefaults):
         if self.pooling not in ("mean", "max"):
             raise ValueError(f"strategy.scorer.pooling must be mean or max; got {self.pooling!r}.")
 
-    @property
-    def query_window(self) -> int:
-        """Queries at the end of the prompt that vote."""
+    def voters(self, tokens: int) -> int:
+        """Return how many queries at the end of the prompt vote."""
         return self.window
 
     def prompt(self, view: PromptView) -> Tensor:

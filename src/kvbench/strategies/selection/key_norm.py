@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvbench.cache.plan import PromptView, score_dtype
+from kvbench.cache.plan import score_dtype
+from kvbench.cache.protocols import PromptView
 from kvbench.strategies.selection.scorer import ScorerDefaults
 
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvbench.cache.plan import PromptView, score_dtype
+from kvbench.cache.plan import score_dtype
+from kvbench.cache.protocols import PromptView
+from kvbench.strategies.selection.lots import PRIME, lots
 from kvbench.strategies.selection.scorer import ScorerDefaults
-
-_PRIME = 2**31 - 1  # products of two residues stay inside int64
-_MULTIPLIERS = (48_271, 69_621, 630_360_016)  # full-period multipliers modulo the prime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +35,4 @@ class RandomScore(ScorerDefaults):
 
     def _lot(self, position: Tensor, key: Tensor, layer: int) -> Tensor:
         head = torch.arange(key.shape[1], device=key.device)[:, None]
-        lot = (position.long() + 1) * 1_000_003 + head * 7_919 + layer * 104_729 + self.seed * 15_485_863
-        for multiplier in _MULTIPLIERS:
-            lot = (lot.remainder(_PRIME) * multiplier).remainder(_PRIME)
-            lot = lot ^ (lot >> 13)
-        return lot.remainder(_PRIME).to(score_dtype(key.dtype)) / _PRIME
+        return lots(self.seed, layer, head, position).to(score_dtype(key.dtype)) / PRIME

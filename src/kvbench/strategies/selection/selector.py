@@ -36,6 +36,10 @@ class Protected:
                 f"num_sink={self.num_sink}, num_recent={self.num_recent}, recent_share={self.recent_share}."
             )
 
+    def of_layer(self, layer: int) -> Protected:
+        """Return the selector of one layer: the same for all of them."""
+        return self
+
     def recent(self, budget: int) -> int:
         """Return how many recent entries a budget protects."""
         return max(self.num_recent, int(Fraction(str(self.recent_share)) * budget))
@@ -45,10 +49,7 @@ class Protected:
     ) -> tuple[Tensor, bool]:
         """Choose entries at the end of the prompt; see `kvbench.cache.plan.Selector`."""
         device, columns = score.device, score.shape[-1]
-        recent = torch.tensor([self.recent(b) for b in budget], device=device)[:, None, None]
-        newest = position.amax(dim=-1, keepdim=True)
-        stays = (position < self.num_sink) | (position > newest - recent)
-        priority = score.masked_fill(stays, _ALWAYS).masked_fill(position < 0, -_ALWAYS)
+        priority = self.priority(score, position, budget)
         order = columns - 1 - priority.flip(-1).sort(dim=-1, descending=True, stable=True).indices
         counts = list(map(min, budget, lengths))
         rank = torch.arange(max(counts), device=device)
@@ -56,7 +57,14 @@ class Protected:
         index = order[..., : max(counts)].masked_fill(spare, columns).sort(dim=-1).values
         return index.masked_fill(index == columns, -1), min(counts) < max(counts)
 
-    def victim(
+    def priority(self, score: Tensor, position: Tensor, budget: Sequence[int]) -> Tensor:
+        """Return the scores [B, S, n], infinite where entries are protected and minus infinite at padding."""
+        recent = torch.tensor([self.recent(b) for b in budget], device=score.device)[:, None, None]
+        newest = position.amax(dim=-1, keepdim=True)
+        stays = (position < self.num_sink) | (position > newest - recent)
+        return score.masked_fill(stays, _ALWAYS).masked_fill(position < 0, -_ALWAYS)
+
+    def victims(
         self,
         score: Tensor,
         position: Tensor,
@@ -66,10 +74,13 @@ class Protected:
         *,
         has_empty: bool,
     ) -> None:
-        """Choose the slot to free; see `kvbench.cache.plan.Selector`."""
+        """Choose the slots to free; see `kvbench.cache.plan.Selector`."""
         stays = [position > newest - recent] if isinstance(recent, Tensor) or recent > 0 else []
         if self.num_sink > 0 or has_empty:
             stays.append(position < self.num_sink)
         for mask in stays:
             score = score.masked_fill(mask, _ALWAYS)
-        torch.argmin(score, dim=-1, out=out)
+        if out.shape[-1] == 1:
+            torch.argmin(score, dim=-1, keepdim=True, out=out)
+        else:
+            out.copy_(score.topk(out.shape[-1], dim=-1, largest=False, sorted=False).indices)

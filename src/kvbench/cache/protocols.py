@@ -1,0 +1,391 @@
+"""The parts of a strategy as the cache sees them: what each is shown, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from kvbench.kernels.attend import Tile
+from kvbench.kernels.column_sums import attention_blocks, column_sums
+from kvbench.types import LayerShape, ModelView, RunShape
+
+if TYPE_CHECKING:
+    from kvbench.cache.pages import Paging
+    from kvbench.cache.plan import LayerPlan
+    from kvbench.cache.slots import Slots
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptView:
+    """What a scorer may look at: the entries so far and the queries that vote on them.
+
+    Args:
+        layer: index of the layer.
+        shape: what the layer stores per token, its rotation and its output projection.
+        query: of this pass, or at least as many as the scorer's voters [B, H, T, D].
+        keys: of the entries [B, G, n, D].
+        values: of the entries [B, G, n, D_v].
+        position: of the entries [B, 1 or G, n]; -1 where there is none.
+        query_position: of the queries [B, T]; -1 at padding.
+        scale: factor of the attention logits.
+        budget: entries that will be kept of each row, the mean over heads where these differ.
+    """
+
+    layer: int
+    shape: LayerShape
+    query: Tensor
+    keys: Tensor
+    values: Tensor
+    position: Tensor
+    query_position: Tensor
+    scale: float
+    budget: tuple[int, ...]
+
+    def attention(self, last: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield attention weights a block of queries at a time, never a [T, n] matrix of a long prompt.
+
+        Args:
+            last: only so many of the latest queries; 0 for all of this pass.
+
+        Yields:
+            Weights [B, G, H / G, t, n] in float32 or wider, 0 for a padding query; and the queries' positions [B, t].
+        """
+        return attention_blocks(
+            self.query[:, :, -last:],
+            self.keys,
+            self.scale,
+            position=self.position,
+            query_position=self.query_position[:, -last:],
+            window=self.shape.window,
+        )
+
+    def attention_received(self, last: int = 0) -> Tensor:
+        """Return the attention each entry receives from the queries [B, G, n], summed over them.
+
+        Args:
+            last: count only so many of the latest queries; 0 for all of this pass.
+        """
+        return column_sums(
+            self.query[:, :, -last:],
+            self.keys,
+            self.scale,
+            position=self.position,
+            query_position=self.query_position[:, -last:],
+            window=self.shape.window,
+        )
+
+
+class Scorer(Protocol):
+    """How much an entry matters: higher stays longer."""
+
+    @property
+    def per_head(self) -> bool:
+        """Whether KV heads are scored apart; otherwise a layer has one score for all."""
+
+    @property
+    def is_recency(self) -> bool:
+        """Whether the score is the position, so that the next victim is known without a score."""
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether `observe` wants the attention weights of every decode step."""
+
+    @property
+    def scores_again(self) -> bool:
+        """Whether entries are scored by `prompt` each time some have to leave, by the last queries then."""
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether the chunks of a prompt add up to its score; otherwise the last one decides."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes each entry and kept set keeps beside its score for `observe`."""
+
+    def voters(self, tokens: int) -> int:
+        """Return how many of the last queries of a prompt must be at hand; 0 for those of the pass."""
+
+    def prompt(self, view: PromptView) -> Tensor:
+        """Return the score of the entries [B, 1 or G, n]."""
+
+    def memory(self, view: PromptView) -> Tensor | None:
+        """Return the bytes kept beside each score as the prompt leaves them [B, 1 or G, n, memory_bytes]; None for 0.
+
+        Asked for at the prompt's end, with the last voters' queries.
+        """
+
+    def entry(self, key: Tensor, position: Tensor, layer: int) -> Tensor:
+        """Return the score a new entry [B, G, 1, D] at position [B, 1, 1] starts with [B, 1 or G, 1]."""
+
+    def observe(self, seen: Observation) -> None:
+        """Update scores in place with the attention weights of one decode step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """One decode step as a scorer sees it: slots, of which it updates the scores.
+
+    Args:
+        score: of the slots [B, 1 or G, m], to be updated in place.
+        weights: attention of the newest query [B, G, H / G, m].
+        position: of the entries [B, 1 or G, m]; -1 where a slot is empty.
+        memory: bytes the scorer keeps beside each score [B, 1 or G, m, memory_bytes], to be updated in place.
+        step: decode steps before this one.
+        layer: index of the layer.
+    """
+
+    score: Tensor
+    weights: Tensor
+    position: Tensor
+    memory: Tensor | None
+    step: int
+    layer: int
+
+
+class Selector(Protocol):
+    """Which entries stay."""
+
+    @property
+    def num_sink(self) -> int:
+        """First tokens that are never evicted."""
+
+    def of_layer(self, layer: int) -> Selector:
+        """Return the selector of one layer; itself where layers do not differ."""
+
+    def recent(self, budget: int) -> int:
+        """Return how many of the newest entries a budget protects."""
+
+    def keep(
+        self, score: Tensor, position: Tensor, budget: Sequence[int], lengths: Sequence[int]
+    ) -> tuple[Tensor, bool]:
+        """Choose entries at the end of the prompt.
+
+        Args:
+            score: [B, S, n].
+            position: [B, 1, n]; -1 at padding.
+            budget: entries to keep per row.
+            lengths: entries there are per row.
+
+        Returns:
+            Indices in order of position [B, S, k], -1 where a row keeps fewer, and whether any is -1.
+        """
+
+    def victims(
+        self,
+        score: Tensor,
+        position: Tensor,
+        newest: Tensor | int,
+        recent: Tensor | int,
+        out: Tensor,
+        *,
+        has_empty: bool,
+    ) -> None:
+        """Choose the slots to free.
+
+        Args:
+            score: [B, S, C].
+            position: [B, S, C]; -1 where a slot is empty, which is never chosen.
+            newest: position of the newest entry, [B, 1, 1] or one for all.
+            recent: how many of the newest entries stay, [B, 1, 1] or one for all.
+            out: receives the slots [B, S, k].
+            has_empty: whether slots may be empty.
+        """
+
+
+@runtime_checkable
+class Fitted(Protocol):
+    """A selector whose rule depends on how long rows are and on how much heads keep."""
+
+    def fit(self, budget: Sequence[int], lengths: Sequence[int]) -> Selector:
+        """Return the selector of a region.
+
+        Args:
+            budget: entries kept per row.
+            lengths: entries there are per row at the end of the prompt.
+        """
+
+
+class Evicted(Protocol):
+    """What becomes of entries that leave."""
+
+    @property
+    def merges(self) -> bool:
+        """Whether anything becomes of them at all."""
+
+    @property
+    def weighs(self) -> bool:
+        """Whether kept entries carry how many tokens they stand for."""
+
+    @property
+    def num_reserved(self) -> int:
+        """How many entries of the budget are no token's own, such as a summary; they take the first slots."""
+
+    def state_width(self, shape: LayerShape) -> int:
+        """Return the numbers kept per row and KV head beside the entries; they start as 0, see `Slots.state`."""
+
+    def at_prompt_end(self, leaving: Leaving) -> Merged:
+        """Return what the kept entries become once the others have left."""
+
+    def while_decoding(self, slots: Slots, victims: Tensor, plan: LayerPlan) -> None:
+        """Merge the entries of slots [B, S, k] into others, in place; they are overwritten afterwards."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaving:
+    """A prompt of which some entries stay.
+
+    Args:
+        keys: of the prompt [B, G, n, D].
+        values: of the prompt [B, G, n, D_v].
+        position: [B, 1 or S, n]; -1 at padding.
+        score: [B, S, n].
+        index: of the entries that stay, in order of position [B, S, k]; -1 where a row keeps fewer.
+        layer: index of the layer.
+    """
+
+    keys: Tensor
+    values: Tensor
+    position: Tensor
+    score: Tensor
+    index: Tensor
+    layer: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """What is stored at the end of a prompt.
+
+    Args:
+        keys: [B, G, k, D].
+        values: [B, G, k, D_v].
+        log_weight: log of how many tokens each entry stands for [B, S, k]; None for one each.
+        state: what is to be remembered [B, G, state_width]; None to leave it as it is.
+    """
+
+    keys: Tensor
+    values: Tensor
+    log_weight: Tensor | None = None
+    state: Tensor | None = None
+
+
+class Sharer(Protocol):
+    """Decides how many entries each head keeps, once their scores are known."""
+
+    @property
+    def scope(self) -> Literal["layer", "model"]:
+        """Whether a layer decides alone, or all layers together when the last one has read the prompt."""
+
+    @property
+    def data_dependent(self) -> bool:
+        """Whether a head may be told to keep everything, so that the bytes depend on the data."""
+
+    def statistic(self, view: PromptView) -> Tensor | None:
+        """Return what `share` has to know of a layer beyond its scores, read off its last queries."""
+
+    def share(self, layers: Sequence[Scored]) -> list[list[list[int | None]]]:
+        """Return the entries kept per layer, row and kept set; None keeps all of them, and new ones too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A layer that has read its prompt and waits to be told how much it may keep.
+
+    Args:
+        plan: the layer's, whose budget is the mean over heads and, with scope "model", over layers.
+        score: [B, S, n].
+        position: [B, 1, n]; -1 at padding.
+        statistic: what the sharer noted of the layer.
+        lengths: entries there are per row.
+    """
+
+    plan: LayerPlan
+    score: Tensor
+    position: Tensor
+    statistic: Tensor | None
+    lengths: tuple[int, ...]
+
+
+class Reader(Protocol):
+    """What of the entries a decode step reads."""
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether it reads everything in every layer."""
+
+    def pagings(self, view: ModelView, run: RunShape) -> Sequence[Paging | None]:
+        """Return per layer how its entries are read; None for all of them."""
+
+
+class Layout(Protocol):
+    """Whether layers keep entries together, in pairs of neighbours."""
+
+    @property
+    def merges(self) -> bool:
+        """Whether any do."""
+
+    @property
+    def by_token(self) -> bool:
+        """Whether all heads of a token share one direction; otherwise each has its own."""
+
+    def lower_layers(self, num_layers: int) -> Sequence[int]:
+        """Return the lower layer of each pair; the upper one is the next."""
+
+    def unsupported(self, plans: Sequence[LayerPlan]) -> str | None:
+        """Return why these layers cannot be paired as planned, or None."""
+
+    def num_retained(self, length: int) -> int:
+        """Return how many tokens of so long a prompt are kept by both layers as they are."""
+
+    def merge(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what both layers share and how far they are apart.
+
+        Args:
+            lower: keys, or values, of the lower layer [B, G, n, D].
+            upper: of the upper layer [B, G, n, D].
+
+        Returns:
+            The directions [B, G, n, D] and the angles between the layers [B, 1 or G, n], both float32 or wider.
+        """
+
+    def retain(self, angle: Tensor, position: Tensor, count: int) -> Tensor:
+        """Return which tokens are kept as they are, the first ones first [B, 1 or G, count].
+
+        Args:
+            angle: between the layers [B, 1 or G, n].
+            position: [B, 1, n]; -1 at padding, which comes last.
+            count: how many.
+        """
+
+
+class Reading(Protocol):
+    """How decode steps read a store, where that is not simply all of its slots."""
+
+    def start(self, slots: Slots) -> None:
+        """Begin with what the prompt left in the slots."""
+
+    def tiles(self, query: Tensor, slots: Slots) -> list[Tile]:
+        """Return what a query [B, H, 1, D] reads, the newest entry included."""
+
+    def grow(self, capacity: int) -> None:
+        """Make room for more slots."""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return everything held beside the slots."""
+
+    def held(self, position: Tensor) -> Tensor:
+        """Return the positions held, given those in slots [B, 1 or G, m]."""
+
+    def used_bytes(self, entries: Sequence[int]) -> int:
+        """Return the bytes beside so many occupied slots per row."""
+
+    def read_bytes(self, entries: Sequence[int], slot_bytes: int) -> int:
+        """Return the bytes that a decode step reads, given the slots occupied per row and the bytes of one."""
+
+    def snapshot(self, filled: int) -> object:
+        """Return what `restore` needs to go back to this point."""
+
+    def restore(self, snapshot: object, filled: int) -> None:
+        """Go back to a snapshot, in the same storage."""

@@ -1,0 +1,64 @@
+"""A plain forward pass of which queries and keys are seen, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from kvbench.kernels.attend import attend_causal, attend_prompt
+
+ATTENTION = "kvbench_watched"  # name of the attention function models are switched to
+Watch = Callable[[int, Tensor, Tensor, float, int], None]
+
+_watch: ContextVar[Watch] = ContextVar("watch")
+
+
+def forward(model: nn.Module, ids: Tensor, watch: Watch) -> None:
+    """Run ids through a model that is switched to `ATTENTION`.
+
+    Args:
+        model: in evaluation mode.
+        ids: [B, T].
+        watch: called with layer, queries [B, H, T, D] and keys [B, G, T, D], rotated, their scale and the window.
+    """
+    token = _watch.set(watch)
+    try:
+        model(ids, use_cache=False)
+    finally:
+        _watch.reset(token)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **keywords: Any,
+) -> tuple[Tensor, None]:
+    """Attend causally, and show queries and keys to who watches."""
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    window = sliding_window or 0
+    _watch.get()(int(module.layer_idx), query, key, scale, window)  # type: ignore[arg-type]
+    tokens = query.shape[2]
+    if window == 0 or tokens <= window:
+        out = attend_causal(query, key, value, scale)
+    else:
+        at = torch.arange(tokens, device=query.device).expand(len(query), -1)
+        out = attend_prompt(query, key, value, scale, position=at[:, None], query_position=at, window=window)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+AttentionInterface.register(ATTENTION, attention)
+AttentionMaskInterface.register(ATTENTION, _no_mask)

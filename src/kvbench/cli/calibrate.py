@@ -1,0 +1,90 @@
+"""`kvbench calibrate`: score the heads of a model once, for methods that treat heads differently."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from kvbench.bench import source_of
+from kvbench.calibration.measures import MEASURES, measure
+from kvbench.calibration.watching import ATTENTION
+from kvbench.cli.catalogue import catalogue
+from kvbench.configuration import build_group, check, compose, resolved
+from kvbench.configuration.composing import search_path
+from kvbench.configuration.errors import ConfigError, hint
+from kvbench.models.load import load
+from kvbench.runner import job_of
+from kvbench.strategies.budget.heads import HeadBudget
+from kvbench.strategies.budget.scores import HeadScores, cache_folder
+
+
+def main(what: str, overrides: Sequence[str], *, config_dir: str | None, samples: int, tokens: int, out: str) -> None:
+    """Score a model's heads and keep the scores in a file.
+
+    Args:
+        what: a strategy that needs scores, or a kind of scores.
+        overrides: as for `kvbench run`; model= and seed= matter.
+        config_dir: folder with more configurations, or None.
+        samples: texts; 0 for the kind's own number.
+        tokens: per text; 0 for the kind's own number.
+        out: json file or folder to write; "" for the cache folder.
+    """
+    elsewhere = search_path(config_dir)
+    kind = kind_of(what, elsewhere)
+    checked = check(compose([*overrides, "strategy=baseline", "quality=none", *elsewhere]))
+    loaded = load(checked.model, seed=checked.seed, attention=ATTENTION)
+    source = source_of(job_of(checked), loaded)
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task(f"{kind} scores of {checked.model.name}", total=1.0)
+        found = measure(
+            kind,
+            checked.model.name,
+            loaded,
+            source,
+            samples=samples,
+            tokens=tokens,
+            report=lambda share: bar.update(task, completed=share),
+        )
+    file = place(found, out)
+    found.write(file)
+    for line in drawn(found):
+        print(line)
+    print(f"scores: {file}")
+
+
+def kind_of(what: str, elsewhere: Sequence[str] = ()) -> str:
+    """Return which scores a strategy needs, or the kind itself.
+
+    Raises:
+        ConfigError: if there is no such thing.
+    """
+    if what in MEASURES:
+        return what
+    strategies = dict(catalogue())["strategy"]
+    if what in strategies or elsewhere:
+        built = build_group(resolved(compose([f"strategy={what}", *elsewhere]))["strategy"], "strategy")
+        if isinstance(built.budget, HeadBudget):
+            return built.budget.kind
+        raise ConfigError(f"strategy={what} needs no scores of heads. Kinds of scores: {', '.join(MEASURES)}.")
+    raise ConfigError(
+        f"there are no {what} scores. {hint(what, [*MEASURES, *strategies], label='Kinds and strategies')}"
+    )
+
+
+def place(found: HeadScores, out: str) -> Path:
+    """Return the file scores go to: their own name in a folder, or the file asked for."""
+    if not out:
+        return cache_folder() / found.file_name
+    return Path(out) if out.endswith(".json") else Path(out) / found.file_name
+
+
+def drawn(found: HeadScores) -> list[str]:
+    """Return one line per score and layer."""
+    return [
+        f"{name:10} layer {layer:2} {' '.join(f'{score:.3f}' for score in scores)}"
+        for name, table in found.scores.items()
+        for layer, scores in enumerate(table)
+    ]

@@ -1,0 +1,97 @@
+"""The pages of the documentation that are made of the configuration: methods one by one, and what goes together.
+
+python -m kvbench.cli.ledger methods
+python -m kvbench.cli.ledger compositions
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from importlib.resources import files
+
+from kvbench.cli.catalogue import CONF
+from kvbench.compositions import PARTS, options, refused_alone, refused_pairs
+from kvbench.configuration import build_group, compose, compose_all, resolved
+from kvbench.strategies.base import CacheStrategy
+
+_HEADS = ("Category", "Deviates", "Proof", "Parity", "Survey")
+_PAPER = re.compile(r"\((arXiv:[^)]+|[\w-]+/[\w.-]+)\)")
+
+
+def notes(name: str) -> dict[str, str]:
+    """Return what a strategy's yaml says of itself: its first line, and what follows Category:, Deviates:, ..."""
+    found, head = {"": ""}, ""
+    for line in (files(CONF) / "strategy" / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        text = line.lstrip("# ").strip()
+        for title in _HEADS:
+            if text.startswith(f"{title}: "):
+                head, text = title, text.removeprefix(f"{title}: ")
+        found[head] = f"{found.get(head, '')} {text}".strip()
+    return found
+
+
+def methods() -> Iterator[str]:
+    """Yield the page of methods, line by line."""
+    names = sorted(e.name.removesuffix(".yaml") for e in (files(CONF) / "strategy").iterdir() if e.name[-5:] == ".yaml")
+    yield "# Methods"
+    yield ""
+    yield "Written by `make docs` from `conf/strategy/*.yaml`. A saving is physical where storage is freed; a budget"
+    yield "holds either from the prompt's end on while decoding, or only at the prompt's end."
+    for name in names:
+        node = resolved(compose([f"strategy={name}"]))["strategy"]
+        made = build_group(node, "strategy")
+        assert isinstance(made, CacheStrategy)
+        said = notes(name)
+        paper = _PAPER.search(said[""])
+        yield f"\n## {name}\n\n{said['']}\n"
+        rows = {
+            "category": said.get("Category", ""),
+            "paper": paper.group(1) if paper else "",
+            "parts": ", ".join(f"{part}={option}" for part, option in chosen(name).items()),
+            "saving": f"{made.saving}; {'while decoding too' if made.keeps_budget else 'decoding appends'}",
+            "bytes": "depend on the data" if made.data_dependent else "known before the run",
+            "deviates": said.get("Deviates", "no"),
+            "proof": said.get("Proof", "the generic oracles"),
+            "parity": said.get("Parity", ""),
+            "the survey's parameters": said.get("Survey", ""),
+        }
+        yield from (f"- {title}: {text}" for title, text in rows.items() if text)
+
+
+def chosen(name: str) -> dict[str, str]:
+    """Return the option of each part that differs from the full cache's."""
+    base, mine = (compose_all([f"strategy={n}"])["hydra"].runtime.choices for n in ("baseline", name))
+    return {
+        part: mine[f"strategy/{part}"]
+        for part in PARTS
+        if f"strategy/{part}" in mine and mine[f"strategy/{part}"] != base[f"strategy/{part}"]
+    }
+
+
+def compositions() -> Iterator[str]:
+    """Yield the page of what goes together, line by line."""
+    yield "# What goes together"
+    yield ""
+    yield "Written by `make docs`. Parts are chosen with `strategy/<part>=<option>` on top of any strategy; every pair"
+    yield "that is not listed as refused is legal. A model or a length may still be refused, with its reason, when it"
+    yield "is known."
+    yield "\n## Options\n"
+    yield from (f"- {part}: {', '.join(options(part))}" for part in PARTS)
+    yield "\n## What needs other parts to change as well\n\n| option | why |\n| --- | --- |"
+    yield from (f"| `{part}={option}` | {reason} |" for part, option, reason in refused_alone())
+    yield "\n## Refused, with a limited budget\n\n| one | with | why |\n| --- | --- | --- |"
+    for (first, one), (second, other), reason in refused_pairs():
+        yield f"| `{first}={one}` | `{second}={other}` | {reason} |"
+
+
+def main() -> None:
+    """Print the page that is asked for."""
+    print("\n".join({"methods": methods, "compositions": compositions}[sys.argv[1]]()))
+
+
+if __name__ == "__main__":
+    main()

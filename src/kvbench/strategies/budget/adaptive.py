@@ -1,0 +1,86 @@
+"""The heads of a layer share what the layer may keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from kvbench.cache.protocols import PromptView, Scored, Sharer
+from kvbench.strategies.budget.base import Uniform
+
+_ALWAYS = float("inf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptive(Uniform):
+    """A layer's best entries stay, whichever head they belong to; their number per head is the amount on average.
+
+    Source: Feng et al. (AdaKV), arXiv:2407.11550, algorithm 1.
+    Deviates: each head's guaranteed entries are set aside before the others compete (as in NVIDIA/kvpress), so that
+        the layer keeps exactly its amount; the authors' code rounds heads one by one. Scores of different heads have
+        to be comparable, as attention weights are.
+
+    Args:
+        amount: as in Uniform, the mean over heads.
+        unit: as in Uniform.
+        skip_layers: layers that keep everything.
+        safeguard: the part of the unprotected entries that every head keeps in any case.
+    """
+
+    scope: ClassVar[Literal["layer", "model"]] = "layer"
+
+    safeguard: float
+
+    def __post_init__(self) -> None:
+        """Refuse parts that mean nothing."""
+        super().__post_init__()
+        if not 0 <= self.safeguard <= 1:
+            raise ValueError(f"strategy.budget.safeguard must be between 0 and 1; got {self.safeguard}.")
+
+    @property
+    def sharer(self) -> Sharer:
+        """The budget itself."""
+        return self
+
+    def statistic(self, view: PromptView) -> Tensor | None:
+        """Return nothing: the scores say it all."""
+        return None
+
+    def share(self, layers: Sequence[Scored]) -> list[list[list[int | None]]]:
+        """Return the entries each head keeps of each row."""
+        return [[list(self._heads(layer, row)) for row in range(len(layer.lengths))] for layer in layers]
+
+    def _heads(self, layer: Scored, row: int) -> list[int]:
+        plan, length, sets = layer.plan, layer.lengths[row], layer.score.shape[1]
+        assert plan.budget is not None
+        mean = plan.budget[row]
+        if mean >= length:
+            return [mean] * sets
+        score, position = layer.score[row, :, -length:], layer.position[row, :, -length:]
+        num_recent = plan.selector.recent(mean)
+        stays = (position < plan.selector.num_sink) | (position > position.amax() - num_recent)
+        priority = score.masked_fill(stays, _ALWAYS)
+        protected = min(mean, plan.selector.num_sink + num_recent)
+        safe = protected + int(Fraction(str(self.safeguard)) * (mean - protected))
+        if safe > 0:
+            priority.scatter_(1, _best(priority)[:, :safe], _ALWAYS)
+        return _winners(priority, mean * sets)
+
+
+def _best(priority: Tensor) -> Tensor:
+    """Return the entries of each head [G, n] from the best to the worst; of equals the later position comes first."""
+    return priority.shape[1] - 1 - priority.flip(1).sort(dim=1, descending=True, stable=True).indices
+
+
+def _winners(priority: Tensor, total: int) -> list[int]:
+    """Return how many of the best entries of all heads [G, n] each head has; of equals the later position wins."""
+    sets = priority.shape[0]
+    by_position = priority.flip(1).t().flatten()  # so that heads that are alike win alike
+    best = by_position.sort(descending=True, stable=True).indices[:total] % sets
+    won: list[int] = torch.bincount(best, minlength=sets).tolist()
+    return won

@@ -1,0 +1,44 @@
+"""Whole numbers that add up exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+
+def apportion(weights: Sequence[Fraction], total: int) -> list[int]:
+    """Return whole numbers in proportion to weights that add up to a total, by largest remainder.
+
+    Args:
+        weights: at least 0; if all are 0 they count as equal.
+        total: at least 0; where remainders tie, the earlier one is rounded up.
+    """
+    if sum(weights) == 0:
+        weights = [Fraction(1)] * len(weights)
+    whole = sum(weights)
+    shares = [weight * total / whole for weight in weights]
+    counts = [int(share) for share in shares]
+    order = sorted(range(len(shares)), key=lambda index: counts[index] - shares[index])
+    for index in order[: total - sum(counts)]:
+        counts[index] += 1
+    return counts
+
+
+def spread(counts: Sequence[int], most: int) -> list[int]:
+    """Return counts of which none is above the most there can be, with the excess spread evenly over the others.
+
+    Args:
+        counts: that together are no more than `most` each; what cannot be divided goes to the earlier ones.
+        most: there can be.
+    """
+    capped = [min(count, most) for count in counts]
+    excess = sum(counts) - sum(capped)
+    while excess > 0:
+        room = [index for index, count in enumerate(capped) if count < most]
+        assert room, "more was given out than there can be"
+        each = min(excess // len(room), min(most - capped[index] for index in room))
+        given = room if each > 0 else room[:excess]
+        for index in given:
+            capped[index] += max(1, each)
+        excess -= max(1, each) * len(given)
+    return capped

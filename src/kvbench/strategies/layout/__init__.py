@@ -1,0 +1,1 @@
+"""Whether layers keep entries together."""

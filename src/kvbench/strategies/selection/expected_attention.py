@@ -1,0 +1,113 @@
+"""Entries matter by the attention that queries still to come are expected to pay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvbench.cache.plan import score_dtype
+from kvbench.cache.protocols import PromptView
+from kvbench.cache.rotary import turn
+from kvbench.strategies.selection.scorer import ScorerDefaults
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpectedAttention(ScorerDefaults):
+    """The expected attention of normally distributed queries at the next positions, times the size of the value.
+
+    The mean and covariance of a head's queries before rotation, over the prompt without its first tokens, are turned
+    by the mean rotation of the positions that follow; the mean of the exponential of their product with a key is
+    known in closed form. A softmax over entries and the mean over the group follow.
+
+    Source: Devoto et al. (Expected Attention), arXiv:2510.00636; defaults as ExpectedAttentionPress in
+        NVIDIA/kvpress.
+    Deviates: queries are turned back from where they were read instead of made anew from hidden states, so that
+        models which normalise queries are served too; learned positions (GPT-2) have nothing to turn.
+
+    Args:
+        num_future: positions after the prompt whose mean rotation counts.
+        num_sink: first tokens, whose queries and attention do not count; they get the best score.
+        epsilon: added to the expected attention.
+        with_covariance: whether the spread of queries counts and not only their mean.
+        with_value_norm: whether the L2 norm of the value counts.
+    """
+
+    num_future: int
+    num_sink: int
+    epsilon: float
+    with_covariance: bool
+    with_value_norm: bool
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing."""
+        if self.num_future < 1 or self.num_sink < 0 or not self.epsilon >= 0:
+            raise ValueError(
+                f"strategy.scorer needs num_future >= 1, num_sink >= 0 and epsilon >= 0; got num_future="
+                f"{self.num_future}, num_sink={self.num_sink}, epsilon={self.epsilon}."
+            )
+
+    def voters(self, tokens: int) -> int:
+        """Return all queries of the prompt; in chunks they wait for its end."""
+        return tokens
+
+    def prompt(self, view: PromptView) -> Tensor:
+        """Return the expected attention times the values' norms [B, G, n], a KV head at a time."""
+        rotation = mean_rotation(view, self.num_future)
+        position = view.position.expand(-1, view.keys.shape[1], -1)
+        heads = [self._of_head(view, head, rotation, position[:, head]) for head in range(view.keys.shape[1])]
+        return torch.stack(heads, dim=1)
+
+    def _of_head(self, view: PromptView, head: int, rotation: Tensor, position: Tensor) -> Tensor:
+        mean, covariance = query_statistics(view, head, self.num_sink)
+        mean = mean @ rotation.transpose(-1, -2)
+        keys, values = (t[:, head].to(rotation.dtype) for t in (view.keys, view.values))
+        logits = (mean @ keys.transpose(-1, -2)) * view.scale  # [B, H / G, n]
+        if self.with_covariance:
+            covariance = rotation[:, None] @ covariance @ rotation[:, None].transpose(-1, -2)
+            for member in range(mean.shape[1]):
+                logits[:, member] += ((keys @ covariance[:, member]) * keys).sum(dim=-1) * (view.scale**2 / 2)
+        counts = position >= self.num_sink
+        expected = logits.masked_fill(~counts[:, None], -torch.inf).softmax(dim=-1).nan_to_num(0.0).mean(dim=1)
+        if self.with_value_norm:
+            expected = (expected + self.epsilon) * torch.linalg.vector_norm(values, dim=-1)
+        best = expected.masked_fill(~counts, 0.0).amax(dim=-1, keepdim=True)
+        return torch.where(counts, expected, best)
+
+
+def query_statistics(view: PromptView, head: int, num_sink: int) -> tuple[Tensor, Tensor]:
+    """Return the mean [B, H / G, D] and covariance [B, H / G, D, D] of a KV head's queries before rotation.
+
+    Args:
+        view: of the whole prompt.
+        head: KV head.
+        num_sink: first tokens whose queries do not count.
+    """
+    share = view.query.shape[1] // view.keys.shape[1]
+    query = view.query[:, head * share : (head + 1) * share]
+    query = query.to(score_dtype(query.dtype))
+    if view.shape.rotary is not None:
+        query = turn(query, -view.query_position[:, None], view.shape.rotary)
+    counts = (view.query_position >= num_sink).to(query.dtype)[:, None, :, None]
+    number = counts.sum(dim=2).clamp(min=1)
+    mean = (query * counts).sum(dim=2) / number
+    apart = (query - mean[:, :, None]) * counts
+    return mean, apart.transpose(-1, -2) @ apart / number[..., None]
+
+
+def mean_rotation(view: PromptView, num_future: int) -> Tensor:
+    """Return the mean rotation matrix of the positions after the prompt [B, D, D]."""
+    dtype, device, width = score_dtype(view.keys.dtype), view.keys.device, view.keys.shape[3]
+    rotation = torch.eye(width, dtype=dtype, device=device).repeat(len(view.keys), 1, 1)
+    if view.shape.rotary is None:
+        return rotation
+    first = view.query_position.amax(dim=-1)[:, None] + 1
+    ahead = (first + torch.arange(num_future, device=device)).to(dtype)
+    angle = ahead[..., None] * view.shape.rotary.to(device=device, dtype=dtype)
+    cos, sin = angle.cos().mean(dim=1), angle.sin().mean(dim=1)
+    one = torch.arange(cos.shape[1], device=device)
+    other = one + len(one)
+    rotation[:, one, one] = rotation[:, other, other] = cos
+    rotation[:, one, other], rotation[:, other, one] = -sin, sin
+    return rotation

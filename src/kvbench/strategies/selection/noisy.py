@@ -1,0 +1,99 @@
+"""Entries matter by the attention they would receive from noisy logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvbench.cache.protocols import Observation, PromptView
+from kvbench.strategies.selection.attention import AttentionMass
+from kvbench.strategies.selection.lots import exponential, pair_lots
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisyMass(AttentionMass):
+    """The sum over queries of a softmax over logits with Gumbel noise, flatter and flatter while decoding.
+
+    Source: Adnan et al. (Keyformer), arXiv:2403.09054, sec. 3.
+    Deviates: with grouped queries the mean over a group's query heads is summed; the noise is a hash of seed, layer,
+        query head and the two positions instead of a generator's state, so that no way of cutting a prompt up changes
+        it; the temperature rises over a set number of steps and stays, where the authors take the length of the
+        text to be generated.
+
+    A softmax over (logits + noise) / tau is that over (log weight + noise) / tau, so the weights are enough: each is
+    divided by an exponential variate, whose log is minus a Gumbel variate.
+
+    Args:
+        seed: another seed is another draw.
+        noise: factor of the noise; 0 for none.
+        tau_init: temperature of the prompt.
+        tau_end: temperature after `tau_steps` and from then on.
+        tau_steps: decode steps in between.
+    """
+
+    seed: int
+    noise: float
+    tau_init: float
+    tau_end: float
+    tau_steps: int
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing."""
+        if self.noise < 0:
+            raise ValueError(f"strategy.scorer.noise must be 0 or more; got {self.noise}.")
+        if self.tau_init <= 0 or self.tau_end <= 0:
+            raise ValueError(
+                f"strategy.scorer.tau_init and strategy.scorer.tau_end must be above 0; got {self.tau_init} and "
+                f"{self.tau_end}."
+            )
+        if self.tau_steps < 1:
+            raise ValueError(f"strategy.scorer.tau_steps must be at least 1; got {self.tau_steps}.")
+
+    def prompt(self, view: PromptView) -> Tensor:
+        """Return what the queries of this pass would have paid with noise [B, G, n]."""
+        if self._is_plain(self.tau_init):
+            return super().prompt(view)
+        batch, groups, entries, _ = view.keys.shape
+        share = view.query.shape[1] // groups
+        heads = torch.arange(view.query.shape[1], device=view.keys.device).view(groups, share, 1, 1)
+        key = view.position[:, 0, None, None]
+        received: Tensor | None = None
+        for weights, at in view.attention():
+            if received is None:
+                received = weights.new_zeros(batch, groups, entries)
+            for group in range(groups):  # one at a time: a lot takes more bytes than a weight
+                noisy = self._noisy(weights[:, group], view.layer, heads[group], at[:, None, :, None], key, 0)
+                received[:, group] += noisy.sum(dim=2).mean(dim=1)
+        assert received is not None, "a pass without queries"
+        return received
+
+    def observe(self, seen: Observation) -> None:
+        """Add the group's mean of the newest query's noisy softmax."""
+        step = seen.step + 1  # the prompt was step 0
+        if self._is_plain(self._tau(step)):
+            super().observe(seen)
+            return
+        _, groups, share, _ = seen.weights.shape
+        heads = torch.arange(groups * share, device=seen.weights.device).view(groups, share, 1)
+        key = seen.position[:, :, None]
+        newest = key.amax(dim=-1, keepdim=True)
+        noisy = self._noisy(seen.weights, seen.layer, heads, newest, key, step)
+        seen.score.add_(noisy.mean(dim=2))
+
+    def _noisy(self, weights: Tensor, layer: int, heads: Tensor, query: Tensor, key: Tensor, step: int) -> Tensor:
+        """Return weights as noisy logits would have made them, 0 where they are all 0; shapes broadcast."""
+        odds = weights
+        if self.noise > 0:
+            lot = pair_lots(self.seed, layer, heads, query, key)
+            odds = odds * exponential(lot, weights.dtype).pow_(-self.noise)
+        odds = odds.pow(1 / self._tau(step))
+        return odds / odds.sum(dim=-1, keepdim=True).clamp_(min=torch.finfo(odds.dtype).tiny)
+
+    def _tau(self, step: int) -> float:
+        return self.tau_init + min(step, self.tau_steps) / self.tau_steps * (self.tau_end - self.tau_init)
+
+    def _is_plain(self, tau: float) -> bool:
+        """Whether noise and temperature change nothing, so that not even rounding may."""
+        return self.noise == 0 and tau == 1

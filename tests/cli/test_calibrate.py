@@ -1,0 +1,159 @@
+"""`kvbench calibrate`: files of head scores, and the methods that need them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kvbench.cli import calibrate, main
+from kvbench.configuration import build_group, check, compose, resolved
+from kvbench.configuration.composing import search_path
+from kvbench.models.load import load
+from kvbench.models.spec import TINY
+from kvbench.strategies.base import CacheStrategy
+from kvbench.strategies.budget.scores import HeadScores, fingerprint
+from kvbench.types import ModelView, RunShape
+
+RUN = RunShape(prompt_lengths=(600,), new_tokens=8)
+KINDS = {"headkv": "retrieval", "duoattention": "gate", "razorattention": "repetition"}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Keep scores in a folder of the test's own, which is empty."""
+    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "cache"
+
+
+def strategy(*overrides: str) -> CacheStrategy:
+    """Return a strategy as a run would make it."""
+    made = build_group(resolved(compose(overrides))["strategy"], "strategy")
+    assert isinstance(made, CacheStrategy)
+    return made
+
+
+def view_of(*overrides: str, config_dir: Path | None = None) -> ModelView:
+    """Return the view of a model as a run would load it."""
+    checked = check(compose([*overrides, *search_path(None if config_dir is None else str(config_dir))]))
+    return load(checked.model, seed=checked.seed, attention="sdpa").view
+
+
+@pytest.mark.parametrize("method", KINDS)
+def test_the_command_that_a_refusal_names_makes_the_method_run(
+    method: str, outside: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    view, made = view_of("model=mini", "seed=5", config_dir=outside), strategy(f"strategy={method}")
+    run = RunShape(prompt_lengths=(200,), new_tokens=8)
+    reason = made.unsupported(view, run)
+    assert reason is not None
+    asked = reason.partition("Run once: kvbench ")[2]
+    assert asked == f"calibrate {KINDS[method]} model=mini model.weights=random seed=5"
+    fewer = ["--samples", "2", "--tokens", "256"]
+    assert main([*asked.split(), "--config-dir", str(outside), *fewer]) == 0
+    out = capsys.readouterr().out.splitlines()
+    (file,) = own_cache.iterdir()
+    assert out[-1] == f"scores: {file}"
+    assert out[0].split()[:3] == [{"repetition": "echo"}.get(KINDS[method], KINDS[method]), "layer", "0"]
+    assert made.unsupported(view, run) is None
+    found = json.loads(file.read_text(encoding="utf-8"))
+    told = {key: found[key] for key in ("kind", "model", "revision", "seed", "samples", "tokens")}
+    want = {"kind": KINDS[method], "model": "mini", "revision": "seed-5", "seed": 5, "samples": 2, "tokens": 256}
+    assert told == want
+    assert found["weights"] == fingerprint(view)
+    other = view_of("model=mini", "seed=6", config_dir=outside)
+    assert made.unsupported(other, run) is not None, "scores of other weights were taken"
+
+
+def test_scores_go_where_they_are_asked_to_and_are_the_same_again(outside: Path, tmp_path: Path) -> None:
+    line = ["calibrate", "razorattention", "model=mini", "--config-dir", str(outside), "--samples", "1"]
+    assert main([*line, "--out", str(tmp_path / "mine.json")]) == 0
+    assert main([*line, "--out", str(tmp_path / "folder")]) == 0
+    (again,) = (tmp_path / "folder").iterdir()
+    assert again.name.startswith("head_scores_repetition_mini_")
+    assert again.read_bytes() == (tmp_path / "mine.json").read_bytes()
+    view = view_of("model=mini", config_dir=outside)
+    for where in (tmp_path / "mine.json", tmp_path / "folder"):
+        made = strategy("strategy=razorattention", f"strategy.budget.scores='{where}'")
+        assert made.unsupported(view, RunShape(prompt_lengths=(64,), new_tokens=8)) is None
+
+
+@pytest.mark.parametrize("method", KINDS)
+def test_the_embedded_model_needs_no_command(method: str) -> None:
+    view, made = view_of("model=tiny"), strategy(f"strategy={method}")
+    assert made.unsupported(view, RUN) is None
+    (file,) = TINY.glob(f"head_scores_{KINDS[method]}_*.json")
+    assert json.loads(file.read_text(encoding="utf-8"))["weights"] == fingerprint(view)
+    assert file.stat().st_size < 2000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS.values())
+def test_what_is_shipped_is_what_the_command_makes(kind: str, tmp_path: Path) -> None:
+    assert main(["calibrate", kind, "model=tiny", "model.device=cpu", "--out", str(tmp_path)]) == 0
+    (made,) = tmp_path.glob("head_scores_*.json")
+    got, want = (json.loads(file.read_text(encoding="utf-8")) for file in (made, TINY / made.name))
+    for name, table in want.pop("scores").items():
+        for layer, scores in zip(got["scores"][name], table, strict=True):
+            assert layer == pytest.approx(scores, rel=0, abs=1e-4)
+    del got["scores"]
+    assert got == want
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("calibrate headkw", "there are no headkw scores. Did you mean headkv"),
+        ("calibrate h2o", "strategy=h2o needs no scores of heads"),
+        ("calibrate gate model=tinny", "Did you mean model=tiny"),
+        ("calibrate gate --samples -1", "--samples of at least 1"),
+        ("calibrate gate --tokens 4000", "what the model reads, 2048; got 50 and 4000"),
+        ("calibrate retrieval --tokens 20", "--tokens from 256"),
+    ],
+)
+def test_wrong_input_gives_one_message_and_status_2(
+    line: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line.split()) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_gates_of_a_model_that_does_not_rotate_are_refused(outside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    learned = MINI_GPT2
+    (outside / "model" / "learned.yaml").write_text(learned, encoding="utf-8")
+    assert main(["calibrate", "gate", "model=learned", "--config-dir", str(outside), "--tokens", "32"]) == 2
+    assert "keys of this model are not rotated" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_a_message(
+    outside: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("", encoding="utf-8")
+    line = ["calibrate", "repetition", "model=mini", "--config-dir", str(outside), "--samples", "1"]
+    assert main([*line, "--out", str(tmp_path / "taken" / "file.json")]) == 1
+    assert "kvbench: " in capsys.readouterr().err
+
+
+def test_names_of_models_make_names_of_files() -> None:
+    made = HeadScores(
+        kind="gate", model="a/b c", revision="", weights="12", seed=0, samples=1, tokens=1, scores={"gate": ((0.5,),)}
+    )
+    assert made.file_name == "head_scores_gate_a-b-c_12.json"
+    assert calibrate.place(made, "there") == Path("there") / made.file_name
+
+
+MINI_GPT2 = """\
+# Two layers of random weights with learned positions.
+_target_: kvbench.models.spec.ModelSpec
+name: learned
+path: ""
+weights: random
+hub_id: ""
+revision: ""
+dtype: float32
+device: cpu
+architecture: {model_type: gpt2, vocab_size: 64, n_embd: 32, n_head: 2, n_layer: 2, n_positions: 256}
+matched: {mha: "", mamba: "", rwkv: ""}
+"""

@@ -1,0 +1,118 @@
+"""Every method that has a `Setting`: the oracles that need nothing but its yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import kvbench
+from kvbench.models.view import view_of
+from tests.support import checks, generic, steps
+from tests.support.models import model as model_of
+from tests.support.settings import Setting, core
+from tests.support.strategies import settings, strategy
+
+WITHOUT_SETTING = ("transformers",)  # engines that bring a cache of their own
+METHODS = sorted(set(settings()) - set(core.SETTINGS))  # those of the core are proved in test_methods.py
+TURNING = [name for name in METHODS if settings()[name].turns_keys]
+
+each_method = pytest.mark.parametrize("name", METHODS)
+
+
+def setting(name: str) -> Setting:
+    """Return the setting of a method."""
+    return settings()[name]
+
+
+def those(**wanted: bool) -> pytest.MarkDecorator:
+    """Return the methods of which all of this holds, with rotated keys and grouped queries, and with neither."""
+    chosen = [name for name in METHODS if all(getattr(setting(name), key) == value for key, value in wanted.items())]
+    pairs = [(name, model) for name in chosen for model in ("llama_gqa", "gpt2")]
+    return pytest.mark.parametrize(("name", "model"), [(n, m) for n, m in pairs if m != "gpt2" or n not in TURNING])
+
+
+def test_every_method_has_a_setting() -> None:
+    folder = Path(kvbench.__file__).parent / "conf" / "strategy"
+    names = {path.stem for path in folder.glob("*.yaml")}
+    assert sorted(names - set(settings()) - set(WITHOUT_SETTING)) == [], "methods that no generic oracle sees"
+    assert sorted(set(settings()) - names) == [], "settings of methods that do not exist"
+
+
+@those(has_budget=True, exact_when_full=True)
+def test_a_budget_above_the_length_is_the_baseline_bit_for_bit(name: str, model: str) -> None:
+    checks.budget_above_length_is_baseline(name, model)
+
+
+@those(merges=False, moves_positions=False)
+def test_logits_equal_dense_attention_under_what_is_held(name: str, model: str) -> None:
+    for overrides in generic.triggers(name, model):
+        generic.equals_dense_attention_under_what_is_held(name, model, overrides)
+
+
+@those()
+def test_bytes_are_what_was_said(name: str, model: str) -> None:
+    generic.bytes_are_what_was_said(name, model)
+    generic.bytes_are_what_was_said(name, model, (24, 17))
+
+
+@those()
+def test_the_budget_is_used_exactly_at_every_step(name: str, model: str) -> None:
+    for overrides in generic.triggers(name, model):
+        generic.budget_is_used_exactly(name, model, overrides)
+
+
+@those()
+def test_a_pass_over_many_tokens_equals_one_by_one(name: str, model: str) -> None:
+    checks.many_tokens_equal_one_by_one(name, model)
+
+
+@those(same_in_chunks=True)
+def test_a_chunked_prompt_equals_the_prompt_at_once(name: str, model: str) -> None:
+    checks.chunks_equal_one_shot(name, model)
+
+
+@those()
+def test_rows_of_a_padded_batch_equal_rows_alone(name: str, model: str) -> None:
+    for overrides in generic.triggers(name, model):
+        generic.padded_rows_equal_rows_alone(name, model, overrides)
+
+
+@pytest.mark.parametrize("name", TURNING)
+def test_a_method_that_turns_keys_refuses_a_model_that_does_not(name: str) -> None:
+    with pytest.raises(ValueError, match="position"):
+        strategy(name, tokens=checks.BUDGET).build(view_of(model_of("gpt2")), checks.uniform())
+
+
+@each_method
+def test_a_second_sequence_finds_nothing_of_the_first(name: str) -> None:
+    checks.second_sequence_is_fresh(name, "llama_gqa")
+
+
+@pytest.mark.parametrize("lengths", [(24, 24), (24, 17)])
+@each_method
+def test_restore_goes_back_exactly(name: str, lengths: tuple[int, ...]) -> None:
+    for overrides in generic.triggers(name) if lengths[0] != lengths[1] else [()]:
+        checks.restore_is_exact(name, "llama_gqa", lengths, overrides=overrides)
+
+
+@each_method
+def test_a_cache_of_unknown_length_equals_one_of_known_length(name: str) -> None:
+    checks.growing_equals_fixed(name, "llama_gqa")
+    checks.restore_is_exact(name, "llama_mha", new=None)
+
+
+@those()
+def test_protected_entries_are_always_held(name: str, model: str) -> None:
+    for overrides in generic.triggers(name, model):
+        generic.protected_entries_stay(name, model, overrides)
+
+
+@those(moves_positions=False)
+def test_a_model_that_asks_the_cache_gets_true_positions(name: str, model: str) -> None:
+    checks.positions_are_true(name, model)
+
+
+@each_method
+def test_a_decode_step_never_waits_for_the_host(name: str) -> None:
+    steps.moves_nothing(name, "llama_gqa", (24, 24), 12, 0, forbidden=steps.HOST)

@@ -1,0 +1,98 @@
+"""The slow truth of reading by pages: plain loops over pages, one query of one head at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from tests.support.models import attention, model
+
+NAME = "reads_pages"
+
+
+@dataclass(kw_only=True)
+class Loops:
+    """Reading by pages, in plain words.
+
+    Args:
+        size: entries of a page.
+        most: pages read.
+        prompt: tokens whose attention is dense.
+        survivors: what is held of the prompt, per layer and KV head; all of it where nothing is said.
+        skipped: layers that read everything.
+        exact: whether pages are ranked by the largest sum of logits in them instead of by bounds.
+        read: per layer and KV head what each new query read.
+    """
+
+    size: int
+    most: int
+    prompt: int
+    survivors: Callable[[int, int], list[int]] | None = None
+    skipped: Sequence[int] = ()
+    exact: bool = False
+    read: dict[tuple[int, int], list[list[int]]] = field(default_factory=dict)
+
+    def visible(self, layer: int, group: int, queries: Tensor, keys: Tensor, now: int) -> list[int]:
+        """Return the tokens that the queries [H / G, D] of one token read of the keys [T, D]."""
+        if now < self.prompt or layer in self.skipped:
+            return list(range(now + 1))
+        held = list(range(self.prompt)) if self.survivors is None else self.survivors(layer, group)
+        held = [*held, *range(self.prompt, now + 1)]
+        pages = [held[start : start + self.size] for start in range(0, len(held), self.size)]
+        merit = [self._merit(queries.tolist(), keys[page].tolist()) for page in pages]
+        merit[-1] = math.inf
+        best = sorted(range(len(pages)), key=lambda page: -merit[page])[: self.most]
+        read = sorted(at for page in best for at in pages[page])
+        self.read.setdefault((layer, group), []).append(read)
+        return read
+
+    def _merit(self, queries: list[list[float]], keys: list[list[float]]) -> float:
+        if self.exact:
+            (key,) = keys
+            return sum(a * b for query in queries for a, b in zip(query, key, strict=True))
+        total = 0.0
+        for query in queries:
+            for i, number in enumerate(query):
+                column = [key[i] for key in keys]
+                total += max(number * min(column), number * max(column))
+        return total
+
+
+_LOOPS: list[Loops] = []
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **more: Any
+) -> tuple[Tensor, None]:
+    loops, layer = _LOOPS[-1], module.layer_idx
+    assert isinstance(layer, int)
+    scale = more.get("scaling") or query.shape[-1] ** -0.5
+    share, out = query.shape[1] // key.shape[1], torch.zeros_like(query)
+    for now in range(query.shape[2]):
+        for group in range(key.shape[1]):
+            heads = slice(group * share, (group + 1) * share)
+            seen = loops.visible(layer, group, query[0, heads, now], key[0, group], now)
+            weights = torch.softmax(query[0, heads, now] @ key[0, group, seen].T * scale, dim=-1)
+            out[0, heads, now] = weights @ value[0, group, seen]
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, _attend)
+AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+
+
+def by_loops(model_name: str, tokens: Tensor, loops: Loops) -> Tensor:
+    """Return the logits of one row of ids [1, T]."""
+    _LOOPS.append(loops)
+    try:
+        with attention(model(model_name), NAME) as network:
+            logits: Tensor = network(tokens, use_cache=False).logits
+    finally:
+        _LOOPS.pop()
+    return logits

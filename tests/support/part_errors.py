@@ -1,0 +1,251 @@
+"""What settings of parts, and parts that do not fit together, are refused with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+from kvbench.cache.codecs.dense import Codec
+from kvbench.models.view import view_of
+from kvbench.strategies.position.policies import Rank
+from kvbench.strategies.selection.key_norm import KeyNorm
+from kvbench.strategies.selection.recency import Recency
+from kvbench.strategies.trigger import Every
+from tests.support.checks import BUDGET, uniform
+from tests.support.models import model
+from tests.support.strategies import composed, strategy
+from tests.support.wrappers import output_is_unknown
+
+
+def asked(name: str, *overrides: str) -> Callable[[], object]:
+    """Return what composes a method with overrides and builds its cache."""
+    return lambda: composed(name, *overrides).build(view_of(model("llama_gqa")), uniform())
+
+
+def changed(name: str, part: str, **settings: object) -> Callable[[], object]:
+    """Return what changes a part in Python, where no configuration has looked at the settings."""
+    return lambda: replace(getattr(composed(name), part), **settings)
+
+
+def other(name: str, **parts: Any) -> Callable[[], object]:
+    """Return what builds the cache of a method with other parts."""
+    return lambda: replace(composed(name), **parts).build(view_of(model("llama_gqa")), uniform())
+
+
+def packed(name: str, *overrides: str) -> Callable[[], object]:
+    """Return what puts a codec to a method that works on entries as the model made them."""
+    return lambda: replace(composed(name, *overrides), codec=cast("Codec", object()))
+
+
+def windowed(name: str, *overrides: str) -> Callable[[], object]:
+    """Return what builds the cache of a model whose layers all have sliding windows."""
+
+    def build() -> object:
+        view = view_of(model("llama_gqa"))
+        layers = tuple(replace(layer, window=8) for layer in view.layers)
+        return composed(name, *overrides).build(replace(view, layers=layers), uniform())
+
+    return build
+
+
+def scores(change: Callable[[dict[str, Any]], object] | None, text: str = "") -> Callable[[], object]:
+    """Return what builds a method of head scores whose file was changed or holds a text instead."""
+
+    def build() -> object:
+        view = view_of(model("llama_gqa"))
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "scores.json"
+            made = {
+                "kind": "retrieval",
+                "model": "other",
+                "revision": "",
+                "weights": "0" * 12,
+                "seed": 0,
+                "samples": 1,
+                "tokens": 1,
+                "scores": {"retrieval": [[0.5] * layer.kv_heads for layer in view.layers]},
+            }
+            if change is not None:
+                change(made)
+            file.write_text(text or json.dumps(made))
+            return composed("headkv", f"budget.scores={file}").build(view, uniform())
+
+    return build
+
+
+def no_scores() -> None:
+    """Ask for scores in a folder that has none."""
+    with TemporaryDirectory() as folder:
+        composed("headkv", f"budget.scores={folder}").build(view_of(model("llama_gqa")), uniform())
+
+
+def _shares(name: str, key: str, *, wrong: str = "1.5") -> tuple[Callable[[], object], str]:
+    return asked(name, f"{key}={wrong}"), rf"strategy\.{key} must be between 0 and 1; got {wrong}"
+
+
+def by_rank() -> None:
+    """Put heads that keep different numbers of entries where each kept set moves along."""
+    view = view_of(model("gpt2"))
+    made = replace(strategy("headkv", tokens=BUDGET), scorer=Recency(), trigger=Every(period=1), position=Rank())
+    made.build(view, uniform())
+
+
+ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
+    # budgets
+    "steps of a pyramid": (asked("pyramidkv", "budget.steepness=0.5"), r"steepness must be at least 1; got 0\.5"),
+    "no layer ratio": (
+        asked("pyramidkv", "budget.layer_ratios=[0,0]"),
+        r"0 or more each, and not all 0; got \[0\.0, 0\.0\]",
+    ),
+    "other number of layer ratios": (
+        asked("pyramidkv", "budget.layer_ratios=[1,2,3]", "selector.num_recent=1"),
+        r"needs one number for each of the model's 2 layers; got 3",
+    ),
+    "attention to recover": (asked("fastgen", "budget.threshold=-1"), r"budget\.threshold must be at least 0; got -1"),
+    "no special token": (asked("fastgen", "budget.num_special=0"), r"num_special must be at least 1; got 0"),
+    "share of heavy entries": _shares("fastgen", "budget.heavy_share"),
+    "other selector than the policies": (
+        asked("fastgen", "selector.local_share=0.1"),
+        r"cheapest_policy needs strategy/selector=policy_order with the same num_special, heavy_share and local_share",
+    ),
+    "policies without all votes": (
+        asked("fastgen", "strategy/scorer=recency"),
+        r"cheapest_policy needs strategy/scorer=mean_attention, strategy/evicted=drop and",
+    ),
+    "queries of a lazy layer": (
+        changed("simlayerkv", "budget", queries=0),
+        r"budget\.queries must be at least 1; got 0",
+    ),
+    "lazy layers by score": (
+        other("simlayerkv", scorer=KeyNorm()),
+        r"budget=lazy needs entries scored by recency.*use strategy/scorer=recent_run",
+    ),
+    "safeguard": _shares("adakv", "budget.safeguard"),
+    "window of a cascade": (asked("cake", "budget.window=0"), r"strategy\.budget\.window must be at least 1; got 0"),
+    "temperature of a cascade": (asked("cake", "budget.entropy_temperature=0"), r"entropy_temperature must be above 0"),
+    "share of induction heads": _shares("razorattention", "budget.induction_share"),
+    "pool of heads": (asked("headkv", "budget.beta=0.5"), r"strategy\.budget\.beta must be at least 1; got 0\.5"),
+    "temperature of heads": (asked("headkv", "budget.temperature=-1"), r"temperature must be at least 0; got -1"),
+    "recent tokens of a head": (asked("duoattention", "budget.recent=0"), r"budget\.recent must be at least 1; got 0"),
+    "lazy layers by rank": (
+        other("simlayerkv", position=Rank(), trigger=Every(period=1)),
+        r"strategy/budget=lazy needs strategy/position=original: some layers keep everything",
+    ),
+    "lazy layers with other sinks": (
+        asked("simlayerkv", "budget.num_sink=1"),
+        r"budget\.num_sink must be strategy\.selector\.num_sink=\d+; got 1",
+    ),
+    "heads that differ by rank": (
+        by_rank,
+        r"different numbers of entries need strategy/position=original",
+    ),
+    "heads without scores": (no_scores, r"no retrieval scores in .*Run once: kvbench calibrate retrieval"),
+    "scores of another kind": (
+        scores(lambda made: made.update(kind="gate")),
+        r"holds gate scores; retrieval scores are needed: kvbench calibrate retrieval",
+    ),
+    "scores of other heads": (
+        scores(lambda made: made.update(scores={"retrieval": [[0.5]]})),
+        r"was made for another model: 'retrieval' has KV heads \[1\] per layer, this model has \[2, 2\]",
+    ),
+    "scores of other weights": (scores(None), r"was made for other weights: other \(0{12}\), this model is"),
+    "scores in no file": (
+        asked("headkv", "budget.scores=nowhere.json"),
+        r"scores=nowhere\.json cannot be read: No such",
+    ),
+    "scores that are none": (scores(None, text="[]"), r"holds no head scores.*Make it again with: kvbench calibrate"),
+    "score above 1": (
+        scores(lambda made: made.update(scores={"retrieval": [[2.0, 2.0]] * 2})),
+        r"head scores 'retrieval' must be numbers between 0 and 1",
+    ),
+    # handlers
+    "similarity of runs": (asked("kvmerger", "evicted.threshold=2"), r"threshold must be between -1 and 1; got 2"),
+    "nothing that follows": (asked("cam", "evicted.num_following=0"), r"num_following must be at least 1; got 0"),
+    "summary of another kind": (changed("fixed_size", "evicted", mode="max"), r"mode must be mean or sum; got 'max'"),
+    "weights of a merge": (
+        changed("d2o", "evicted", weights="max"),
+        r"exponential, similarity, mean or pivot; got 'max'",
+    ),
+    "threshold of a merge": (changed("d2o", "evicted", threshold="0.5"), r"threshold must be none or mean; got"),
+    "memory of a merge": (asked("d2o", "evicted.memory=1"), r"memory must be at least 0 and below 1; got 1"),
+    "no mean": (asked("zeromerge", "evicted.num_entries=0"), r"num_entries must be at least 1; got 0"),
+    "compensation": _shares("zeromerge", "evicted.compensation"),
+    # triggers and selectors
+    "period": (asked("h2o", "strategy/trigger=every_k", "trigger.period=0"), r"period must be at least 1; got 0"),
+    "sampled share": _shares("nacl", "selector.sampled_share"),
+    "truncation": (changed("fixed_size", "selector", truncation="half"), r"must be attention or hybrid; got 'half'"),
+    "split": _shares("fixed_size", "selector.split"),
+    "share of the policies": _shares("fastgen", "selector.heavy_share"),
+    # scorers
+    "share of proxies": (asked("nacl", "scorer.share=0"), r"scorer\.share must be above 0 and at most 1; got 0"),
+    "history": (asked("scissorhands", "scorer.history=0"), r"history must be at least 1 step; got 0"),
+    "queries of a recent run": (asked("simlayerkv", "scorer.queries=0"), r"scorer\.queries must be at least 1; got 0"),
+    "noise": (asked("keyformer", "scorer.noise=-1"), r"noise must be 0 or more; got -1"),
+    "temperature of noise": (asked("keyformer", "scorer.tau_end=0"), r"must be above 0; got 1\.0 and 0"),
+    "steps of a temperature": (asked("keyformer", "scorer.tau_steps=0"), r"tau_steps must be at least 1; got 0"),
+    "weight of variance": (asked("cake", "scorer.variance_weight=-1"), r"variance_weight must be 0 or more; got -1"),
+    "calls": (changed("fixed_size", "scorer", accumulate="mean"), r"accumulate must be none, ema or sum; got 'mean'"),
+    "decay of calls": (asked("fixed_size", "scorer.decay=1"), r"decay must be at least 0 and below 1; got 1"),
+    "certain": _shares("defensivekv", "scorer.certain"),
+    "defensive without outputs": (partial(output_is_unknown, "defensivekv"), r"scorer=defensive needs the output proj"),
+    # readers
+    "pages that lose entries": (
+        asked("h2o", "strategy/reader=pages"),
+        r"reader=pages needs entries to stay where they are.*trigger=prefill_end",
+    ),
+    "pages of summaries": (
+        asked("snapkv", "strategy/reader=pages", "strategy/evicted=summary"),
+        r"reader=pages chooses by keys and knows nothing of entries that stand for many tokens",
+    ),
+    "pages at equal bytes": (
+        asked("snapkv", "strategy/reader=pages", "budget.unit=bytes", "budget.amount=4000"),
+        r"adds bytes that strategy\.budget\.unit=bytes does not count",
+    ),
+    "part of the pages": (asked("quest", "reader.amount=2"), r"the fraction read, above 0 and at most 1; got 2"),
+    "tokens of the pages": (
+        asked("quest", "reader.amount=0.5", "reader.unit=tokens"),
+        r"unit=tokens must be a whole number of at least 1; got 0\.5",
+    ),
+    "unit of the pages": (
+        changed("quest", "reader", unit="bytes"),
+        r"reader\.unit must be ratio or tokens; got 'bytes'",
+    ),
+    "pages of nothing": (asked("quest", "reader.size=0"), r"must be at least 1; got size=0, least_pages=3"),
+    "pages of layers that are not there": (
+        asked("quest", "reader.skip_layers=[5]"),
+        r"reader\.skip_layers=\[5\]: the model has layers 0 to 1",
+    ),
+    # layouts
+    "pairs that lose entries": (
+        asked("h2o", "strategy/layout=paired"),
+        r"layout=paired needs both layers of a pair to hold and to read the whole prompt; use strategy/budget=all",
+    ),
+    "packed pairs": (packed("minicache"), r"work on entries as the model made them; use strategy/codec=dense"),
+    "pairs of windows": (
+        windowed("minicache", "layout.start=0"),
+        r"merges layers that see the whole prompt, and layer 0 sees 8 tokens; move strategy\.layout\.start",
+    ),
+    "no pair": (
+        asked("minicache", "layout.start=1", "layout.start_unit=layers"),
+        r"no two of 2 layers are left to merge from strategy\.layout\.start on; lower it",
+    ),
+    "depth of pairs": (asked("minicache", "layout.start=1.5"), r"a fraction of the depth, at least 0 and below 1; got"),
+    "layer of pairs": (
+        asked("minicache", "layout.start=0.5", "layout.start_unit=layers"),
+        r"start_unit=layers must be a whole number of at least 0; got 0\.5",
+    ),
+    "unit of pairs": (
+        changed("minicache", "layout", start_unit="tokens"),
+        r"start_unit must be ratio or layers; got 'tok",
+    ),
+    "blend": (asked("minicache", "layout.blend=2"), r"blend and retained_share between 0 and 1.*got blend=2"),
+    "granularity": (
+        changed("minicache", "layout", granularity="layer"),
+        r"granularity must be head or token; got 'layer'",
+    ),
+}

@@ -1,0 +1,9 @@
+"""Methods that keep two layers together."""
+
+from __future__ import annotations
+
+from tests.support.settings import Setting
+
+SETTINGS: dict[str, Setting] = {
+    "minicache": Setting(overrides=("layout.start=0", "layout.retained_share=0.15"), has_budget=False, merges=True),
+}

@@ -1,0 +1,19 @@
+"""Methods that read less than they hold."""
+
+from __future__ import annotations
+
+from tests.support.settings import Setting
+
+SETTINGS: dict[str, Setting] = {
+    "quest": Setting(
+        overrides=(
+            "reader.size=3",
+            "reader.unit=tokens",
+            "reader.amount=9",
+            "reader.least_pages=1",
+            "reader.skip_layers=[]",
+        ),
+        has_budget=False,
+        merges=True,  # what is held is not what is read
+    ),
+}
