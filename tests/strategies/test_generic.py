@@ -17,6 +17,8 @@ WITHOUT_SETTING = ("transformers",)  # engines that bring a cache of their own
 METHODS = sorted(set(settings()) - set(core.SETTINGS))  # those of the core are proved in test_methods.py
 TURNING = [name for name in METHODS if settings()[name].turns_keys]
 
+BOTH = ("llama_gqa", "gpt2")  # rotated keys and grouped queries, and neither
+
 each_method = pytest.mark.parametrize("name", METHODS)
 
 
@@ -25,10 +27,10 @@ def setting(name: str) -> Setting:
     return settings()[name]
 
 
-def those(**wanted: bool) -> pytest.MarkDecorator:
-    """Return the methods of which all of this holds, with rotated keys and grouped queries, and with neither."""
+def those(*models: str, **wanted: bool) -> pytest.MarkDecorator:
+    """Return the methods of which all of this holds, with each of the models they can be put to."""
     chosen = [name for name in METHODS if all(getattr(setting(name), key) == value for key, value in wanted.items())]
-    pairs = [(name, model) for name in chosen for model in ("llama_gqa", "gpt2")]
+    pairs = [(name, model) for name in chosen for model in models]
     return pytest.mark.parametrize(("name", "model"), [(n, m) for n, m in pairs if m != "gpt2" or n not in TURNING])
 
 
@@ -39,40 +41,40 @@ def test_every_method_has_a_setting() -> None:
     assert sorted(set(settings()) - names) == [], "settings of methods that do not exist"
 
 
-@those(has_budget=True, exact_when_full=True)
+@those(*BOTH, has_budget=True, exact_when_full=True)
 def test_a_budget_above_the_length_is_the_baseline_bit_for_bit(name: str, model: str) -> None:
     checks.budget_above_length_is_baseline(name, model)
 
 
-@those(merges=False, moves_positions=False)
+@those(*BOTH, merges=False, moves_positions=False)
 def test_logits_equal_dense_attention_under_what_is_held(name: str, model: str) -> None:
     for overrides in generic.triggers(name, model):
         generic.equals_dense_attention_under_what_is_held(name, model, overrides)
 
 
-@those()
+@those("llama_gqa")
 def test_bytes_are_what_was_said(name: str, model: str) -> None:
     generic.bytes_are_what_was_said(name, model)
     generic.bytes_are_what_was_said(name, model, (24, 17))
 
 
-@those()
+@those("llama_gqa")
 def test_the_budget_is_used_exactly_at_every_step(name: str, model: str) -> None:
     for overrides in generic.triggers(name, model):
         generic.budget_is_used_exactly(name, model, overrides)
 
 
-@those()
+@those("llama_gqa")
 def test_a_pass_over_many_tokens_equals_one_by_one(name: str, model: str) -> None:
     checks.many_tokens_equal_one_by_one(name, model)
 
 
-@those(same_in_chunks=True)
+@those("llama_gqa", same_in_chunks=True)
 def test_a_chunked_prompt_equals_the_prompt_at_once(name: str, model: str) -> None:
     checks.chunks_equal_one_shot(name, model)
 
 
-@those()
+@those(*BOTH)
 def test_rows_of_a_padded_batch_equal_rows_alone(name: str, model: str) -> None:
     for overrides in generic.triggers(name, model):
         generic.padded_rows_equal_rows_alone(name, model, overrides)
@@ -102,13 +104,13 @@ def test_a_cache_of_unknown_length_equals_one_of_known_length(name: str) -> None
     checks.restore_is_exact(name, "llama_mha", new=None)
 
 
-@those()
+@those("llama_gqa")
 def test_protected_entries_are_always_held(name: str, model: str) -> None:
     for overrides in generic.triggers(name, model):
         generic.protected_entries_stay(name, model, overrides)
 
 
-@those(moves_positions=False)
+@those(*BOTH, moves_positions=False)
 def test_a_model_that_asks_the_cache_gets_true_positions(name: str, model: str) -> None:
     checks.positions_are_true(name, model)
 

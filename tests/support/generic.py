@@ -26,19 +26,15 @@ _VISIBLE: list[list[Tensor]] = []
 
 
 def triggers(name: str, model_name: str = "llama_gqa") -> Iterator[tuple[str, ...]]:
-    """Yield overrides for the method's own trigger and, on one model, for the others it can be put together with."""
+    """Yield overrides for the method's own trigger and, on one model, for entries that leave several at a time."""
     yield ()
-    if model_name != "llama_gqa":
+    if model_name != "llama_gqa" or not settings()[name].has_budget:
         return
-    for overrides in (("strategy/trigger=prefill_end",), ("strategy/trigger=every_step",), every(PERIOD)):
-        if not settings()[name].has_budget:
-            continue
-        try:
-            made = strategy(name, *overrides, tokens=BUDGET)
-            made.build(view_of(model("llama_gqa")), uniform())
-        except ValueError:
-            continue  # the method says that it cannot
-        yield overrides
+    try:
+        strategy(name, *every(PERIOD), tokens=BUDGET).build(view_of(model("llama_gqa")), uniform())
+    except ValueError:
+        return  # the method says that it cannot
+    yield every(PERIOD)
 
 
 # -- dense attention under what is held -----------------------------------------------------------------------------
