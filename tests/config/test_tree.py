@@ -85,7 +85,7 @@ def test_the_check_of_keys_catches_dead_flags_and_hidden_defaults(mutant: Any, t
         check_keys(mutant(CONF, tmp_path / "conf"), "workload=decode")
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("choice", [choice for choice in CHOICES if "/" not in choice] + list(COMPANY))
 def test_every_choice_makes_a_whole_run(choice: str) -> None:
     assert isinstance(check(compose([choice, *COMPANY.get(choice, ())])), Checked)
 
