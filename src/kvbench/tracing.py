@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kvbench.cache.kv_cache import ATTENTION
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
-from kvbench.types import DECODE, PREFILL, RunShape
+from kvbench.types import DECODE, RunShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +53,15 @@ def trace(model: nn.Module, strategy: CacheStrategy, ids: Tensor, prompt_tokens:
 def _trace(model: nn.Module, strategy: CacheStrategy, ids: Tensor, run: RunShape) -> Trace:
     cache = strategy.build(view_of(model), run)
     logits, held = [], []
-    stops = range(run.prompt_tokens, ids.shape[1] + 1)
+    prompt = list(cache.prompt_passes(run.prompt_tokens, 0))
+    decoded = [(DECODE, slice(at, at + 1)) for at in range(run.prompt_tokens, ids.shape[1])]
     with strategy.attach(model, cache):
-        for start, stop in zip([0, *stops], stops, strict=False):
-            cache.begin(PREFILL if start == 0 else DECODE)
-            positions = cache.position_ids(stop - start)
-            part = model(ids[:, start:stop], past_key_values=cache, use_cache=True, position_ids=positions)
-            logits.append(part.logits)
-            held.append(tuple(layer.held_positions() for layer in cache.layers))
+        for number, (step, columns) in enumerate([*prompt, *decoded], 1):
+            cache.begin(step)
+            positions = cache.position_ids(columns.stop - columns.start)
+            part = model(ids[:, columns], past_key_values=cache, use_cache=True, position_ids=positions)
+            if step.phase != "repeat":
+                logits.append(part.logits)
+            if number >= len(prompt):
+                held.append(tuple(layer.held_positions() for layer in cache.layers))
     return Trace(logits=torch.cat(logits, dim=1), held=tuple(held))

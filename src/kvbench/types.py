@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 SpanKind = Literal["context", "question", "answer"]
-Phase = Literal["prefill", "decode"]
+Phase = Literal["prefill", "repeat", "decode"]
 Saving = Literal["physical", "packed", "offloaded", "none"]
 Fidelity = Literal["exact", "lossy_training_free", "uptrained", "trained", "structure_only"]
 
@@ -48,12 +48,14 @@ class Step:
     """What the engine says before every forward pass, so that nothing guesses its phase from shapes.
 
     Args:
-        phase: "prefill" reads the prompt, "decode" goes on from it.
-        is_last_chunk: whether this pass ends the prompt; always true while decoding.
+        phase: "prefill" reads the prompt, "repeat" reads a part of it once more, "decode" goes on from it.
+        is_last_chunk: whether this pass ends the prompt, or its repetition; always true while decoding.
+        repeated: columns of the prompt that a repetition is about; its pass ends with them.
     """
 
     phase: Phase
     is_last_chunk: bool
+    repeated: slice | None = None
 
 
 PREFILL = Step(phase="prefill", is_last_chunk=True)
@@ -73,6 +75,7 @@ class LayerShape:
         window: tokens a sliding layer sees, itself included; 0 where the layer sees everything.
         rotary: inverse frequencies [rotary_dim / 2] of rotate-half RoPE; None where keys are not rotated.
         output: the output projection, as it applies to each query head's values [H, D_v, hidden]; None if unknown.
+        output_bias: what it adds [hidden]; None for nothing.
     """
 
     query_heads: int
@@ -82,6 +85,7 @@ class LayerShape:
     window: int
     rotary: Tensor | None
     output: Tensor | None = None
+    output_bias: Tensor | None = None
 
     def of_heads(self, heads: slice) -> LayerShape:
         """Return the shape of some of the KV heads."""

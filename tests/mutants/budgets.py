@@ -24,7 +24,7 @@ from tests.mutants.core_mutant import Mutant
 from tests.support import budget_layers, budget_scores, budgets
 
 steps, counted, layers_of = Pyramid._steps, Pyramid._bytes, Pyramid._layers
-heads, moments, statistic = Adaptive._heads, fluctuation.window_moments, Lazy.statistic
+share, moments, statistic = Adaptive.share, fluctuation.window_moments, Lazy.statistic
 maximum = torch.maximum
 attention = Defensive._attention
 sets_of = [
@@ -62,6 +62,16 @@ def as_if_uniform(self: Pyramid, plans: Any, rows: Any, view: Any, run: Any) -> 
 def counted_twice(self: Pyramid, *arguments: Any) -> int:
     """Count every byte twice."""
     return 2 * counted(self, *arguments)
+
+
+def heads(budget: Adaptive, layer: Scored, row: int) -> list[int]:
+    """Return what the heads of one layer keep of a row."""
+    return [kept for kept in share(budget, [layer])[0][row] if kept is not None]
+
+
+def by_layer(broken: Callable[[Adaptive, Scored, int], list[int]]) -> Callable[[Adaptive, Sequence[Scored]], Any]:
+    """Return what shares layer by layer and row by row."""
+    return lambda self, layers: [[broken(self, layer, row) for row in range(len(layer.lengths))] for layer in layers]
 
 
 def rounded_head_by_head(self: Adaptive, layer: Scored, row: int) -> list[int]:
@@ -195,16 +205,16 @@ MUTANTS = (
     _mutant(
         "heads are rounded one by one",
         Adaptive,
-        "_heads",
-        rounded_head_by_head,
+        "share",
+        by_layer(rounded_head_by_head),
         budgets.heads_of_the_paper,
         budgets.heads_equal_a_plain_contest,
     ),
     _mutant(
         "no head is safe",
         Adaptive,
-        "_heads",
-        without_a_safeguard,
+        "share",
+        by_layer(without_a_safeguard),
         budgets.heads_of_the_paper,
         budgets.heads_equal_a_plain_contest,
         budgets.a_full_safeguard_is_snapkv_bit_for_bit,
@@ -212,14 +222,19 @@ MUTANTS = (
     _mutant(
         "the window competes",
         Adaptive,
-        "_heads",
-        without_protection,
+        "share",
+        by_layer(without_protection),
         budgets.heads_of_the_paper,
         budgets.heads_equal_a_plain_contest,
         sets_of[1],
     ),
     _mutant(
-        "heads keep alike", Adaptive, "_heads", equal_heads, *sets_of, budgets.a_contest_retains_more_than_equal_heads
+        "heads keep alike",
+        Adaptive,
+        "share",
+        by_layer(equal_heads),
+        *sets_of,
+        budgets.a_contest_retains_more_than_equal_heads,
     ),
     _mutant(
         "ties go to the first head", adaptive, "_winners", first_head_wins, budgets.heads_that_are_alike_keep_alike

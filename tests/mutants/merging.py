@@ -197,7 +197,7 @@ MUTANTS = (
     ),
     Mutant(
         name="a share of layers has no floor",
-        patches=((variance, "_protected", without_a_floor),),
+        patches=((variance, "least_budget", without_a_floor),),
         killed_by=(layer_variance.a_share_holds_what_is_protected,),
     ),
     Mutant(

@@ -109,7 +109,7 @@ def test_protected_entries_are_always_held(name: str, model: str) -> None:
         generic.protected_entries_stay(name, model, overrides)
 
 
-@those(*BOTH, moves_positions=False)
+@those(*BOTH, moves_positions=False, any_loop=True)
 def test_a_model_that_asks_the_cache_gets_true_positions(name: str, model: str) -> None:
     checks.positions_are_true(name, model)
 

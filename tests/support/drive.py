@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -61,15 +62,24 @@ def drive(
     prompt = run.prompt_tokens
     passes = [*(chunks or (prompt,)), *(steps or (1,) * (ids.shape[1] - prompt))]
     logits, held, noted, at = [], [], [], 0
-    with attention(model, "kvbench"):
+    with attention(model, "kvbench"), ExitStack() as hooks:
         cache = strategy.build(view_of(model), run)
+        hooks.enter_context(strategy.attach(model, cache))
+
+        def forward(columns: slice) -> Tensor:
+            where = cache.position_ids(columns.stop - columns.start)
+            out: Tensor = model(ids[:, columns], past_key_values=cache, use_cache=True, position_ids=where).logits
+            return out
+
         for tokens in passes:
             stop = at + tokens
             cache.begin(PREFILL_CHUNK if stop < prompt else PREFILL if stop == prompt else DECODE)
-            where = cache.position_ids(tokens)
-            part = model(ids[:, at:stop], past_key_values=cache, use_cache=True, position_ids=where)
-            logits.append(part.logits)
+            logits.append(forward(slice(at, stop)))
             at = stop
+            for step, columns in cache.prompt_passes(prompt, 0) if at == prompt else ():
+                if step.phase == "repeat":
+                    cache.begin(step)
+                    forward(columns)
             if at >= prompt:
                 held.append([layer.held_positions() for layer in cache.layers])
                 noted.append([[scores(layer, row) for row in range(len(ids))] for layer in cache.layers])

@@ -10,14 +10,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
+from torch import nn
+
 from kvbench.cache.codecs.dense import Codec
 from kvbench.models.view import view_of
 from kvbench.strategies.position.policies import Rank
 from kvbench.strategies.selection.key_norm import KeyNorm
 from kvbench.strategies.selection.recency import Recency
 from kvbench.strategies.trigger import Every
-from tests.support.checks import BUDGET, uniform
-from tests.support.models import model
+from tests.support.checks import BUDGET, PROMPT, uniform
+from tests.support.drive import drive
+from tests.support.generation import generate
+from tests.support.models import attention, ids, model
 from tests.support.strategies import composed, strategy
 from tests.support.wrappers import output_is_unknown
 
@@ -43,11 +47,11 @@ def packed(name: str, *overrides: str) -> Callable[[], object]:
 
 
 def windowed(name: str, *overrides: str) -> Callable[[], object]:
-    """Return what builds the cache of a model whose layers all have sliding windows."""
+    """Return what builds the cache of a model whose first layer has a sliding window."""
 
     def build() -> object:
         view = view_of(model("llama_gqa"))
-        layers = tuple(replace(layer, window=8) for layer in view.layers)
+        layers = (replace(view.layers[0], window=8), *view.layers[1:])
         return composed(name, *overrides).build(replace(view, layers=layers), uniform())
 
     return build
@@ -95,6 +99,38 @@ def by_rank() -> None:
     made.build(view, uniform())
 
 
+def unwatched() -> None:
+    """Read a prompt without the hooks that SqueezeAttention needs."""
+    made = strategy("squeezeattention", tokens=BUDGET)
+    with attention(model("llama_gqa"), "kvbench") as network:
+        network(ids(0, 1, PROMPT), past_key_values=made.build(view_of(network), uniform()), use_cache=True)
+
+
+def untold() -> None:
+    """Attach hooks to a model whose attention has no name that is known."""
+    made = strategy("squeezeattention", tokens=BUDGET)
+    with made.attach(nn.Linear(1, 1), made.build(view_of(model("llama_gqa")), uniform())):
+        pass
+
+
+def based_on_repetition() -> None:
+    """Judge chunks by a scorer that needs passes of its own."""
+    made = composed("chunkkv", "strategy/scorer@strategy.scorer.base=repetition", "selector.num_recent=0")
+    drive(model("llama_gqa"), made, ids(0, 1, PROMPT), uniform(new=0))
+
+
+def too_long_to_repeat() -> None:
+    """Ask for a prompt behind which the model has no positions left."""
+    view = view_of(model("llama_gqa"))
+    composed("kvzip").build(view, uniform(view.max_positions))
+
+
+def generated_at_once() -> None:
+    """Let transformers generate with a cache whose prompt has to be read again."""
+    cache = strategy("kvzip", tokens=BUDGET).build(view_of(model("llama_gqa")), uniform())
+    generate("llama_gqa", "kvbench", ids(0, 1, PROMPT), cache)
+
+
 ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
     # budgets
     "steps of a pyramid": (asked("pyramidkv", "budget.steepness=0.5"), r"steepness must be at least 1; got 0\.5"),
@@ -125,6 +161,12 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         other("simlayerkv", scorer=KeyNorm()),
         r"budget=lazy needs entries scored by recency.*use strategy/scorer=recent_run",
     ),
+    "share of the layers that give": (
+        asked("squeezeattention", "budget.share_of_least=0"),
+        r"share_of_least must be above 0 and at most 1; got 0",
+    ),
+    "hidden states nobody noted": (unwatched, r"budget=squeeze needs hidden states.*within strategy\.attach"),
+    "attention that cannot be told": (untold, r"budget=squeeze cannot tell the attention of layer 0"),
     "safeguard": _shares("adakv", "budget.safeguard"),
     "window of a cascade": (asked("cake", "budget.window=0"), r"strategy\.budget\.window must be at least 1; got 0"),
     "temperature of a cascade": (asked("cake", "budget.entropy_temperature=0"), r"entropy_temperature must be above 0"),
@@ -193,6 +235,21 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
     "decay of calls": (asked("fixed_size", "scorer.decay=1"), r"decay must be at least 0 and below 1; got 1"),
     "certain": _shares("defensivekv", "scorer.certain"),
     "defensive without outputs": (partial(output_is_unknown, "defensivekv"), r"scorer=defensive needs the output proj"),
+    "repetition of nothing": (
+        asked("kvzip", "scorer.chunk=0"),
+        r"chunk >= 1, lead >= 0 and num_sink >= 0; got",
+    ),
+    "repetition behind windows": (windowed("kvzip"), r"layers with a sliding window have let go of it by then"),
+    "repetition beyond the model": (
+        too_long_to_repeat,
+        r"up to position \d+, and the model has \d+; lower strat",
+    ),
+    "repetition within another scorer": (based_on_repetition, r"passes of its own and cannot be another scorer's base"),
+    "repetition without passes": (
+        generated_at_once,
+        r"has the prompt read again, which only kvbench's own loop does: use engine=eager",
+    ),
+    "scope of heads": (changed("adakv", "budget", scope="row"), r"scope must be layer or model; got 'row'"),
     # readers
     "pages that lose entries": (
         asked("h2o", "strategy/reader=pages"),

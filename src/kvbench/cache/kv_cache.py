@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,9 @@ from kvbench.cache.barrier import Barrier
 from kvbench.cache.layer import CacheLayer
 from kvbench.cache.pair import Meeting
 from kvbench.cache.plan import LayerPlan
-from kvbench.types import DECODE, PREFILL, ModelView, RunShape, Step
+from kvbench.cache.protocols import Repeater
+from kvbench.cache.repeat import repeated_positions, repetitions
+from kvbench.types import DECODE, PREFILL, PREFILL_CHUNK, ModelView, RunShape, Step
 
 ATTENTION = "kvbench"  # name of the attention function models are switched to
 _UNDERSTOOD = {"position_ids", "use_cache", "sliding_window", "is_causal", "output_attentions"}
@@ -73,9 +75,30 @@ class KVCache(Cache):
         """Say what the next forward pass is."""
         self._step = step
 
+    def prompt_passes(self, tokens: int, chunk: int) -> Iterator[tuple[Step, slice]]:
+        """Yield what is to be said before each pass over a prompt, and the columns it reads.
+
+        Args:
+            tokens: of the prompt, padding included.
+            chunk: tokens of the prompt per pass; 0 for the whole prompt at once.
+        """
+        for start in range(0, tokens, chunk or tokens):
+            stop = min(tokens, start + (chunk or tokens))
+            yield PREFILL if stop == tokens else PREFILL_CHUNK, slice(start, stop)
+        repeater = self._repeater
+        if repeater is not None:
+            yield from repetitions(repeater, tokens)
+
+    @property
+    def _repeater(self) -> Repeater | None:
+        found = (layer.plan.repeater for layer in self.layers)
+        return next((each for each in found if each is not None), None)
+
     def position_ids(self, tokens: int) -> Tensor:
         """Return the positions [B, T] that the next `tokens` columns are to be read at; 0 at padding."""
         seen = self.get_seq_length()
+        if self._step is not None and self._step.phase == "repeat":
+            return repeated_positions(self._step, tokens, self.run, self.view.device).clamp(min=0)
         at = torch.arange(seen, seen + tokens, device=self.view.device).expand(self.run.batch_size, -1)
         if self.padding is not None:
             at = at - self.padding[:, 0]
@@ -92,6 +115,11 @@ class KVCache(Cache):
     ) -> tuple[Handle, Handle]:
         """Return handles; nothing is stored before the attention function runs."""
         layer = self.layers[layer_idx]
+        if self._step is None and layer.plan.repeater is not None:
+            raise ValueError(
+                "strategy/scorer=repetition has the prompt read again, which only kvbench's own loop does: use "
+                "engine=eager, or the passes of KVCache.prompt_passes."
+            )
         step = self._step or (DECODE if layer.seen else PREFILL)
         handle = Handle(layer, key_states, value_states, step)
         return handle, handle

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from kvbench.cache.barrier import Barrier
 from kvbench.cache.pair import Half, Meeting, Prompt
-from kvbench.cache.plan import LayerPlan, Region
+from kvbench.cache.plan import LayerPlan, Region, score_dtype
 from kvbench.cache.protocols import PromptView, Scored
+from kvbench.cache.repeat import repeated_positions
 from kvbench.cache.slots import Slots
 from kvbench.cache.store import Store, positions
 from kvbench.kernels.attend import attend_causal, attend_prompt
@@ -48,6 +49,8 @@ class CacheLayer:
         self._chunks: Slots | None = None  # the prompt as far as it was read in pieces, where not all of it stays
         self._prompt_score: Tensor | None = None
         self._last_queries: Tensor | None = None
+        self.hidden: Tensor | None = None  # [B, T, hidden], what this pass brings to the layer, where a hook notes it
+        self._similarity: Tensor | None = None  # summed over the prompt's tokens so far [B]
         if plan.stays:  # allocated before any prompt is read, so that nothing passing lies between the layers
             shape = plan.shape
             sizes = [(run.batch_size, shape.kv_heads, 0, dim) for dim in (shape.key_dim, shape.value_dim)]
@@ -71,6 +74,8 @@ class CacheLayer:
             The attention output [B, H, T, D_v].
         """
         tokens = query.shape[2]
+        if step.phase == "repeat":
+            return self._repeat(query, key, value, scale, step)
         if step.phase == "prefill":
             out = self._prefill(query, key, value, scale, step.is_last_chunk)
         elif tokens > 1 and self.plan.one_by_one:  # each token must see what the one before it left
@@ -103,7 +108,7 @@ class CacheLayer:
         self._check_prompt(len(query), self.seen + tokens, is_last)
         at = positions(self.seen, tokens, len(query), self.padding, query.device)
         is_whole = self.seen == 0 and is_last
-        if is_whole:
+        if is_whole and self.plan.repeater is None:
             keys, values, position = key, value, at[:, None]
         else:
             chunks = self._gathering(key, value)
@@ -114,8 +119,23 @@ class CacheLayer:
             out = attend_causal(query, keys, values, scale)
         else:
             out = attend_prompt(query, keys, values, scale, position=position, query_position=at, window=window)
+        if self.hidden is not None:
+            self._compare(self.hidden, out, at)
+            self.hidden = None
         self._end_of_pass(query, keys, values, position, at, scale, is_last)
         return out
+
+    def _compare(self, hidden: Tensor, out: Tensor, at: Tensor) -> None:
+        """Add up the cosines between hidden states before and after attention, of tokens that are no padding."""
+        shape, wide = self.plan.shape, torch.promote_types(hidden.dtype, torch.float32)
+        if shape.output is None:
+            return
+        added = out.transpose(1, 2).flatten(2) @ shape.output.flatten(0, 1)
+        if shape.output_bias is not None:
+            added = added + shape.output_bias
+        cosine = torch.nn.functional.cosine_similarity(hidden.to(wide), (hidden + added).to(wide), dim=-1)
+        summed = (cosine * (at >= 0)).sum(dim=-1)
+        self._similarity = summed if self._similarity is None else self._similarity + summed
 
     def _gathering(self, key: Tensor, value: Tensor) -> Slots:
         """Return where the pieces of a prompt gather: their final place, if all of them stay."""
@@ -138,6 +158,10 @@ class CacheLayer:
             if is_last:
                 self.stores[0][1].fill(keys, values, position, None, query)
             return
+        if self.plan.repeater is not None:
+            sets = self.plan.score_heads
+            self._prompt_score = keys.new_zeros(len(keys), sets, keys.shape[2], dtype=score_dtype(keys.dtype))
+            return
         voters, tokens = self.plan.scorer.voters(self.run.prompt_tokens), query.shape[2]
         if voters > 0:
             earlier = [] if self._last_queries is None else [self._last_queries]
@@ -155,6 +179,27 @@ class CacheLayer:
         if is_last:
             self._settle(view)
 
+    def _repeat(self, query: Tensor, key: Tensor, value: Tensor, scale: float, step: Step) -> Tensor:
+        """Attend to the prompt and to what repeats a part of it, score that part, and keep nothing of this pass."""
+        prompt = self.stores[0][1].slots if self.plan.stays else self._chunks
+        assert prompt is not None, "the prompt has to be read before it is repeated"
+        self.hidden = None  # noted for the prompt alone
+        assert step.repeated is not None
+        keys, values = prompt.keys.read(prompt.filled), prompt.values.read(prompt.filled)
+        position = prompt.position.narrow(2, 0, prompt.filled)
+        at = repeated_positions(step, query.shape[2], self.run, query.device)
+        all_keys, all_values = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+        everywhere = torch.cat([position, at[:, None]], dim=2)
+        out = attend_prompt(query, all_keys, all_values, scale, position=everywhere, query_position=at, window=0)
+        if self.plan.repeater is None:
+            return out
+        assert self._prompt_score is not None
+        view = self._view(query, all_keys, all_values, everywhere, at, scale)
+        self._prompt_score[:, :, step.repeated] = self.plan.repeater.repeated(view, step.repeated)
+        if step.is_last_chunk:
+            self._settle(self._view(query, keys, values, position, at, scale))
+        return out
+
     def _view(
         self, query: Tensor, keys: Tensor, values: Tensor, position: Tensor, at: Tensor, scale: float
     ) -> PromptView:
@@ -169,7 +214,12 @@ class CacheLayer:
             query_position=at,
             scale=scale,
             budget=self.plan.budget,
+            similarity=self._mean_similarity(),
         )
+
+    def _mean_similarity(self) -> Tensor | None:
+        summed = self._similarity
+        return None if summed is None else summed / torch.tensor(self.run.prompt_lengths, device=summed.device)
 
     def _settle(self, view: PromptView) -> None:
         """Find out how much each head may keep, here or where the layers wait for each other, and keep it."""
@@ -192,7 +242,7 @@ class CacheLayer:
             self.barrier.arrive(sharer, scored, lambda counts: self._keep(view, score, counts))
 
     def _keep(self, view: PromptView, score: Tensor, counts: Sequence[Sequence[int | None]] | None) -> None:
-        self._prompt_score = self._chunks = None
+        self._prompt_score = self._chunks = self._similarity = None
         share = self.plan.shape.query_heads // self.plan.shape.kv_heads
         memory = self.plan.scorer.memory(view) if self.plan.evicts else None
         for region in self.plan.regions(self.run, counts):

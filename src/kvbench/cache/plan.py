@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kvbench.cache.codecs.dense import Codec
-from kvbench.cache.protocols import Evicted, Fitted, Scorer, Selector, Sharer
+from kvbench.cache.protocols import Evicted, Fitted, Repeater, Scorer, Selector, Sharer
 from kvbench.types import LayerShape, RunShape
 
 if TYPE_CHECKING:
@@ -82,6 +82,11 @@ class LayerPlan:
     def compresses(self) -> bool:
         """Whether entries may leave at all."""
         return self.budget is not None
+
+    @property
+    def repeater(self) -> Repeater | None:
+        """The scorer, if it has the prompt read once more."""
+        return self.scorer if self.compresses and isinstance(self.scorer, Repeater) else None
 
     @property
     def stays(self) -> bool:

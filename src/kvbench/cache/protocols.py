@@ -32,6 +32,8 @@ class PromptView:
         query_position: of the queries [B, T]; -1 at padding.
         scale: factor of the attention logits.
         budget: entries that will be kept of each row, the mean over heads where these differ.
+        similarity: mean cosine over the prompt between hidden states before and after attention, the residual stream
+            included [B]; None where nobody noted them (`CacheLayer.hidden`).
     """
 
     layer: int
@@ -43,6 +45,7 @@ class PromptView:
     query_position: Tensor
     scale: float
     budget: tuple[int, ...]
+    similarity: Tensor | None = None
 
     def attention(self, last: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield attention weights a block of queries at a time, never a [T, n] matrix of a long prompt.
@@ -122,6 +125,30 @@ class Scorer(Protocol):
 
     def observe(self, seen: Observation) -> None:
         """Update scores in place with the attention weights of one decode step."""
+
+
+@runtime_checkable
+class Repeater(Protocol):
+    """A scorer for which the prompt is read once more, a chunk at a time, before anything leaves."""
+
+    @property
+    def chunk(self) -> int:
+        """Tokens that are scored by each pass."""
+
+    @property
+    def lead(self) -> int:
+        """Tokens before them that are read again, too."""
+
+    def repeated(self, view: PromptView, columns: slice) -> Tensor:
+        """Return the score of some of the prompt's columns [B, 1 or G, c].
+
+        Args:
+            view: of the pass: its queries, and the keys of the prompt with those of the pass behind them.
+            columns: of the prompt, the last ones that the pass reads again.
+        """
+
+    def cannot_repeat(self, view: ModelView, run: RunShape) -> str | None:
+        """Return why this model cannot read these prompts again, or None."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvbench.types import DECODE, PREFILL, PREFILL_CHUNK
+from kvbench.types import DECODE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,12 +30,11 @@ class Eager:
 
     def prefill(self, model: nn.Module, cache: KVCache, ids: Tensor) -> Tensor:
         """Read the prompt [B, n] and return the logits after it [B, V]."""
-        tokens = ids.shape[1]
-        chunk = self.prefill_chunk or tokens
-        for start in range(0, tokens, chunk):
-            part = ids[:, start : start + chunk]
-            cache.begin(PREFILL if start + chunk >= tokens else PREFILL_CHUNK)
-            logits = _forward(model, cache, part)
+        for step, columns in cache.prompt_passes(ids.shape[1], self.prefill_chunk):
+            cache.begin(step)
+            out = _forward(model, cache, ids[:, columns])
+            if step.phase == "prefill":
+                logits = out
         return logits
 
     def step(self, model: nn.Module, cache: KVCache, ids: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ def view_of(model: nn.Module) -> ModelView:
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     parameter = next(model.parameters())
+    outputs = [_output(model, index, heads) for index in range(config.num_hidden_layers)]
     layers = tuple(
         LayerShape(
             query_heads=heads,
@@ -24,7 +25,8 @@ def view_of(model: nn.Module) -> ModelView:
             value_dim=width,
             window=window,
             rotary=_rotary(model, config, index),
-            output=_output(model, index, heads),
+            output=outputs[index][0],
+            output_bias=outputs[index][1],
         )
         for index, window in enumerate(_windows(config))
     )
@@ -58,17 +60,25 @@ def _rotary(model: nn.Module, config: Any, index: int) -> Tensor | None:
     return None
 
 
-def _output(model: nn.Module, index: int, heads: int) -> Tensor | None:
-    """Return the output projection of a layer's attention per query head [H, D_v, hidden], a view; None if unknown."""
+def attention_of(model: nn.Module, index: int) -> tuple[nn.Module, nn.Module] | None:
+    """Return the attention of a layer and its output projection, or None if they cannot be told."""
     for module in model.modules():
         if getattr(module, "layer_idx", None) != index:
             continue
         for name in ("o_proj", "out_proj", "dense", "c_proj"):
             projection = getattr(module, name, None)
-            if projection is None or projection.weight.dim() != 2:
-                continue
-            weight: Tensor = projection.weight.detach()
-            per_head: Tensor = weight if type(projection).__name__ == "Conv1D" else weight.t()
-            apart: Tensor = per_head.unflatten(0, (heads, -1))
-            return apart
+            if projection is not None and projection.weight.dim() == 2:
+                return module, projection
     return None
+
+
+def _output(model: nn.Module, index: int, heads: int) -> tuple[Tensor | None, Tensor | None]:
+    """Return the output projection of a layer's attention per query head [H, D_v, hidden], a view, and its bias."""
+    found = attention_of(model, index)
+    if found is None:
+        return None, None
+    _, projection = found
+    weight = cast("Tensor", projection.weight).detach()
+    per_head = weight if type(projection).__name__ == "Conv1D" else weight.t()
+    bias = getattr(projection, "bias", None)
+    return per_head.unflatten(0, (heads, -1)), None if bias is None else bias.detach()

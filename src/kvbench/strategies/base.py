@@ -10,7 +10,7 @@ from kvbench.cache.codecs.dense import Codec, Dense
 from kvbench.cache.pair import Pair
 from kvbench.cache.plan import LayerPlan, padding_bytes
 from kvbench.cache.protocols import Evicted, Layout, Reader, Scorer, Selector
-from kvbench.strategies.budget.base import Budget, ChoosyBudget
+from kvbench.strategies.budget.base import Budget, ChoosyBudget, WatchingBudget
 from kvbench.strategies.budget.heads import HeadBudget
 from kvbench.strategies.evicted.drop import Drop
 from kvbench.strategies.position.policies import Position
@@ -128,7 +128,9 @@ class CacheStrategy:
         return KVCache(self.plans(view, run), view, run)
 
     def attach(self, model: nn.Module, cache: KVCache) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the model has the hooks the strategy needs; none here."""
+        """Return a context in which the model has the hooks the strategy needs while it reads a prompt."""
+        if isinstance(self.budget, WatchingBudget) and any(layer.plan.compresses for layer in cache.layers):
+            return self.budget.watch(model, cache)
         return contextlib.nullcontext()
 
     # -- what it says -------------------------------------------------------------------------------------------
@@ -195,6 +197,10 @@ class CacheStrategy:
             return reason
         plans = self.plans(view, run)
         reason = self.position.unsupported(plans) or self.layout.unsupported(plans)
+        if reason is not None:
+            return reason
+        repeater = next((plan.repeater for plan in plans if plan.repeater is not None), None)
+        reason = None if repeater is None else repeater.cannot_repeat(view, run)
         if reason is not None:
             return reason
         for plan in plans:

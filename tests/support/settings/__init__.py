@@ -17,6 +17,7 @@ class Setting:
         data_dependent: whether its bytes depend on the data, so that the closed form is their upper bound.
         exact_when_full: whether a budget above the length is the full cache bit for bit.
         moves_positions: whether new tokens are read at other positions than their own.
+        any_loop: whether a loop that knows nothing of kvbench can read its prompt.
         turns_keys: whether it refuses models whose keys are not rotated.
     """
 
@@ -27,4 +28,5 @@ class Setting:
     data_dependent: bool = False
     exact_when_full: bool = True
     moves_positions: bool = False
+    any_loop: bool = True
     turns_keys: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ _ALWAYS = float("inf")
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive(Uniform):
-    """A layer's best entries stay, whichever head they belong to; their number per head is the amount on average.
+    """The best entries of a layer, or of all, stay, whichever head they belong to; the mean over heads is the amount.
 
     Source: Feng et al. (AdaKV), arXiv:2407.11550, algorithm 1.
     Deviates: each head's guaranteed entries are set aside before the others compete (as in NVIDIA/kvpress), so that
@@ -30,17 +30,19 @@ class Adaptive(Uniform):
         unit: as in Uniform.
         skip_layers: layers that keep everything.
         safeguard: the part of the unprotected entries that every head keeps in any case.
+        scope: whether heads share with those of their layer, or with those of all layers that do not keep everything.
     """
 
-    scope: ClassVar[Literal["layer", "model"]] = "layer"
-
     safeguard: float
+    scope: Literal["layer", "model"]
 
     def __post_init__(self) -> None:
         """Refuse parts that mean nothing."""
         super().__post_init__()
         if not 0 <= self.safeguard <= 1:
             raise ValueError(f"strategy.budget.safeguard must be between 0 and 1; got {self.safeguard}.")
+        if self.scope not in ("layer", "model"):
+            raise ValueError(f"strategy.budget.scope must be layer or model; got {self.scope!r}.")
 
     @property
     def sharer(self) -> Sharer:
@@ -53,14 +55,24 @@ class Adaptive(Uniform):
 
     def share(self, layers: Sequence[Scored]) -> list[list[list[int | None]]]:
         """Return the entries each head keeps of each row."""
-        return [[list(self._heads(layer, row)) for row in range(len(layer.lengths))] for layer in layers]
+        kept: list[list[list[int | None]]] = [[] for _ in layers]
+        for row in range(len(layers[0].lengths)):
+            priorities = [self._priority(layer, row) for layer in layers]
+            won = _winners(torch.cat(priorities), sum(self._amount(layer, row) for layer in layers))
+            for mine, priority in zip(kept, priorities, strict=True):
+                mine.append([*won[: len(priority)]])
+                won = won[len(priority) :]
+        return kept
 
-    def _heads(self, layer: Scored, row: int) -> list[int]:
-        plan, length, sets = layer.plan, layer.lengths[row], layer.score.shape[1]
+    def _amount(self, layer: Scored, row: int) -> int:
+        assert layer.plan.budget is not None
+        return layer.plan.budget[row] * layer.score.shape[1]
+
+    def _priority(self, layer: Scored, row: int) -> Tensor:
+        """Return the scores of a row [G, n]; infinite for what every head keeps."""
+        plan, length = layer.plan, layer.lengths[row]
         assert plan.budget is not None
         mean = plan.budget[row]
-        if mean >= length:
-            return [mean] * sets
         score, position = layer.score[row, :, -length:], layer.position[row, :, -length:]
         num_recent = plan.selector.recent(mean)
         stays = (position < plan.selector.num_sink) | (position > position.amax() - num_recent)
@@ -69,7 +81,7 @@ class Adaptive(Uniform):
         safe = protected + int(Fraction(str(self.safeguard)) * (mean - protected))
         if safe > 0:
             priority.scatter_(1, _best(priority)[:, :safe], _ALWAYS)
-        return _winners(priority, mean * sets)
+        return priority
 
 
 def _best(priority: Tensor) -> Tensor:
@@ -79,7 +91,9 @@ def _best(priority: Tensor) -> Tensor:
 
 def _winners(priority: Tensor, total: int) -> list[int]:
     """Return how many of the best entries of all heads [G, n] each head has; of equals the later position wins."""
-    sets = priority.shape[0]
+    sets, length = priority.shape
+    if total >= sets * length:  # everything stays, and there is room for what follows
+        return [total // sets] * sets
     by_position = priority.flip(1).t().flatten()  # so that heads that are alike win alike
     best = by_position.sort(descending=True, stable=True).indices[:total] % sets
     won: list[int] = torch.bincount(best, minlength=sets).tolist()

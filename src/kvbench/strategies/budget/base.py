@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 from kvbench.cache.plan import GROW_LEAST, GROW_SHARE, LayerPlan, padding_bytes
 from kvbench.cache.protocols import Evicted, Scorer, Selector, Sharer
 from kvbench.types import ModelView, RunShape
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kvbench.cache.kv_cache import KVCache
 
 
 class Budget(Protocol):
@@ -45,6 +51,14 @@ class ChoosyBudget(Protocol):
             evicted: what becomes of the others.
             by_rank: whether kept entries move along.
         """
+
+
+@runtime_checkable
+class WatchingBudget(Protocol):
+    """A budget that has to see more of the model than its attention."""
+
+    def watch(self, model: nn.Module, cache: KVCache) -> AbstractContextManager[None]:
+        """Return a context in which the layers of a cache are told what it needs while a prompt is read."""
 
 
 @dataclass(frozen=True, kw_only=True)

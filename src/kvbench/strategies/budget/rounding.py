@@ -1,9 +1,11 @@
-"""Whole numbers that add up exactly."""
+"""Whole numbers that add up exactly, and hold what is protected."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+
+from kvbench.cache.plan import LayerPlan
 
 
 def apportion(weights: Sequence[Fraction], total: int) -> list[int]:
@@ -22,6 +24,28 @@ def apportion(weights: Sequence[Fraction], total: int) -> list[int]:
     for index in order[: total - sum(counts)]:
         counts[index] += 1
     return counts
+
+
+def apportion_at_least(weights: Sequence[Fraction], total: int, least: int) -> list[int]:
+    """Return whole numbers in proportion to weights that add up to a total, none of them below `least`."""
+    raised: set[int] = set()
+    while True:
+        free = [index for index in range(len(weights)) if index not in raised]
+        parts = apportion([weights[index] for index in free], total - least * len(raised))
+        counts = dict.fromkeys(raised, least) | dict(zip(free, parts, strict=True))
+        low = {index for index in free if counts[index] < least}
+        if not low:
+            return [counts[index] for index in range(len(weights))]
+        raised |= low
+
+
+def least_budget(plan: LayerPlan, most: int) -> int:
+    """Return the smallest budget of a layer that holds what it protects, or `most` if that is smaller."""
+    reserved, selector = plan.num_reserved, plan.selector
+    for count in range(1, most - reserved):
+        if selector.num_sink + selector.recent(count) <= count:
+            return count + reserved
+    return most
 
 
 def spread(counts: Sequence[int], most: int) -> list[int]:

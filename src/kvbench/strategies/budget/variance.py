@@ -13,7 +13,7 @@ from torch import Tensor
 from kvbench.cache.plan import LayerPlan
 from kvbench.cache.protocols import PromptView, Scored, Sharer
 from kvbench.strategies.budget.base import Uniform
-from kvbench.strategies.budget.rounding import apportion, spread
+from kvbench.strategies.budget.rounding import apportion_at_least, least_budget, spread
 from kvbench.types import ModelView, RunShape
 
 
@@ -69,7 +69,7 @@ class ByVariance(Uniform):
         low, width = min(variances), max(variances) - min(variances)
         falls = torch.tensor([-(each - low) / width if width > 0 else 0.0 for each in variances], dtype=torch.float64)
         weights = [Fraction(weight) for weight in falls.softmax(dim=0).tolist()]
-        counts = _apportion_at_least(weights, mean * len(layers), _protected(plan, mean))
+        counts = apportion_at_least(weights, mean * len(layers), least_budget(plan, mean))
         return list(spread(counts, length + plan.num_reserved))
 
 
@@ -81,25 +81,3 @@ def _variance(layer: Scored) -> list[float]:
     squares = (layer.score - mean[..., None]).square() * exists
     variance: list[float] = (squares.sum(dim=-1) / number).mean(dim=1).tolist()
     return variance
-
-
-def _protected(plan: LayerPlan, most: int) -> int:
-    """Return the smallest budget that holds what it protects, or `most` if that is smaller."""
-    reserved, selector = plan.num_reserved, plan.selector
-    for count in range(1, most - reserved):
-        if selector.num_sink + selector.recent(count) <= count:
-            return count + reserved
-    return most
-
-
-def _apportion_at_least(weights: Sequence[Fraction], total: int, least: int) -> list[int]:
-    """Return whole numbers in proportion to weights that add up to a total, none of them below `least`."""
-    raised: set[int] = set()
-    while True:
-        free = [index for index in range(len(weights)) if index not in raised]
-        parts = apportion([weights[index] for index in free], total - least * len(raised))
-        counts = dict.fromkeys(raised, least) | dict(zip(free, parts, strict=True))
-        low = {index for index in free if counts[index] < least}
-        if not low:
-            return [counts[index] for index in range(len(weights))]
-        raised |= low

@@ -1,0 +1,107 @@
+"""What each method adds to the time to the first token, and what it takes off a decode step, beside the full cache.
+
+    python -m benchmarks.methods_cost --out benchmarks/results/methods_cost
+
+Model `llama8` with random weights on one CPU thread; every ratio is of blocks timed alternately in one process, with a
+95% interval over rounds. Prompts are cut to a quarter; methods that let entries leave while decoding hold a fifth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from benchmarks.budget_curve import methods
+from benchmarks.goals import Desk
+from kvbench.configuration import ConfigError
+from kvbench.engines.arm import Arm, PrefillArm
+from kvbench.measure.statistics import ratio_interval
+from kvbench.types import RunShape
+
+MODEL = "llama8"
+PROMPT, CONTEXT, NEW = 2048, 8192, 8
+PROMPT_SHARE, DECODE_SHARE = 0.25, 0.2
+
+Row = dict[str, Any]
+
+
+def arm(desk: Desk, method: str, share: float) -> Arm:
+    """Return a method that keeps a share of the prompt, or what it keeps where it has no budget."""
+    try:
+        return desk.arm(method, "strategy.budget.unit=ratio", f"strategy.budget.amount={share}")
+    except ConfigError:
+        return desk.arm(method)
+
+
+def prefill(desk: Desk, method: str) -> Iterator[Row]:
+    """Yield the time to the first token over the full cache's."""
+    run, ids = RunShape(prompt_lengths=(PROMPT,), new_tokens=NEW), desk.ids(PROMPT)
+    arms = {name: PrefillArm(arm(desk, name, PROMPT_SHARE), run, ids) for name in ("baseline", method)}
+    if isinstance(reason := arms[method].arm.strategy.unsupported(desk.bench.loaded.view, run), str):
+        yield {"method": method, "what": "ttft", "tokens": PROMPT, "reason": reason}
+        return
+    yield _compared(desk, method, "ttft", PROMPT, arms, steps=1)
+
+
+def decode(desk: Desk, method: str, full: Any) -> Iterator[Row]:
+    """Yield the time of a decode step over the full cache's, for methods that go on letting entries leave."""
+    made = arm(desk, method, DECODE_SHARE)
+    run = RunShape(prompt_lengths=(CONTEXT,), new_tokens=NEW)
+    if made.strategy.trigger.period == 0 or not made.strategy.budget.limits:
+        return
+    if isinstance(reason := made.strategy.unsupported(desk.bench.loaded.view, run), str):
+        yield {"method": method, "what": "decode", "tokens": CONTEXT, "reason": reason}
+        return
+    amount = ("strategy.budget.unit=ratio", f"strategy.budget.amount={DECODE_SHARE}")
+    try:
+        mine = desk.decode(method, CONTEXT, *amount)
+    except ConfigError:
+        mine = desk.decode(method, CONTEXT)
+    yield _compared(desk, method, "decode", CONTEXT, {"baseline": full, method: mine}, steps=NEW)
+
+
+def _compared(desk: Desk, method: str, what: str, tokens: int, arms: dict[str, Any], *, steps: int) -> Row:
+    paired = desk.compare(f"{what} of {method}", arms, steps=steps)
+    found = ratio_interval(paired.samples, method, "baseline", "median")
+    row: Row = {"method": method, "what": what, "tokens": tokens, "reason": "" if found else "no clean rounds"}
+    return row | ({} if found is None else {"ratio": found.value, "low": found.low, "high": found.high})
+
+
+def main() -> None:
+    """Measure, write one parquet of ratios and one of timed steps, and print the former."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=12.0, help="per method and comparison")
+    parser.add_argument("--methods", nargs="*", default=None)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    desk = Desk(MODEL, arguments.seconds)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    full = desk.decode("baseline", CONTEXT)
+    rows: list[Row] = []
+    parts: list[Callable[[str], Iterator[Row]]] = [
+        lambda method: prefill(desk, method),
+        lambda method: decode(desk, method, full),
+    ]
+    for part in parts:
+        for method in arguments.methods or methods():
+            for row in part(method):
+                rows.append(row)
+                shown = f"{row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" if "ratio" in row else row["reason"]
+                print(f"{row['what']:8s}{row['method']:22s}{row['tokens']:>6}  {shown}", flush=True)
+            gc.collect()
+    pd.DataFrame(rows).assign(model=MODEL, commit=commit).to_parquet(arguments.out / "ratios.parquet")
+    pd.concat(desk.samples).assign(commit=commit).to_parquet(arguments.out / "steps.parquet")
+
+
+if __name__ == "__main__":
+    main()
