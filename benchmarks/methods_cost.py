@@ -1,9 +1,10 @@
-"""What each method adds to the time to the first token, and what it takes off a decode step, beside the full cache.
+"""What each scorer adds to the time to the first token, and each method takes off a decode step, beside the full cache.
 
     python -m benchmarks.methods_cost --out benchmarks/results/methods_cost
 
 Model `llama8` with random weights on one CPU thread; every ratio is of blocks timed alternately in one process, with a
-95% interval over rounds. Prompts are cut to a quarter; methods that let entries leave while decoding hold a fifth.
+95% interval over rounds. Prompts are cut to a quarter, by the first method of each scorer; methods that let entries
+leave while decoding hold a fifth.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from kvbench.measure.statistics import ratio_interval
 from kvbench.types import RunShape
 
 MODEL = "llama8"
-PROMPT, CONTEXT, NEW = 2048, 8192, 8
+PROMPT, CONTEXT, NEW = 1024, 8192, 8
 PROMPT_SHARE, DECODE_SHARE = 0.25, 0.2
 
 Row = dict[str, Any]
@@ -40,6 +41,14 @@ def arm(desk: Desk, method: str, share: float) -> Arm:
         return desk.arm(method)
 
 
+def one_of_each_scorer(desk: Desk, names: list[str]) -> list[str]:
+    """Return the first method that scores in each way."""
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault(type(arm(desk, name, PROMPT_SHARE).strategy.scorer).__name__, name)
+    return list(first.values())
+
+
 def prefill(desk: Desk, method: str) -> Iterator[Row]:
     """Yield the time to the first token over the full cache's."""
     run, ids = RunShape(prompt_lengths=(PROMPT,), new_tokens=NEW), desk.ids(PROMPT)
@@ -47,7 +56,8 @@ def prefill(desk: Desk, method: str) -> Iterator[Row]:
     if isinstance(reason := arms[method].arm.strategy.unsupported(desk.bench.loaded.view, run), str):
         yield {"method": method, "what": "ttft", "tokens": PROMPT, "reason": reason}
         return
-    yield _compared(desk, method, "ttft", PROMPT, arms, steps=1)
+    row = _compared(desk, method, "ttft", PROMPT, arms, steps=1)
+    yield row | {"scorer": type(arms[method].arm.strategy.scorer).__name__}
 
 
 def decode(desk: Desk, method: str, full: Any) -> Iterator[Row]:
@@ -88,12 +98,13 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     full = desk.decode("baseline", CONTEXT)
     rows: list[Row] = []
-    parts: list[Callable[[str], Iterator[Row]]] = [
-        lambda method: prefill(desk, method),
-        lambda method: decode(desk, method, full),
+    names = arguments.methods or methods()
+    parts: list[tuple[list[str], Callable[[str], Iterator[Row]]]] = [
+        (one_of_each_scorer(desk, names), lambda method: prefill(desk, method)),
+        (names, lambda method: decode(desk, method, full)),
     ]
-    for part in parts:
-        for method in arguments.methods or methods():
+    for chosen, part in parts:
+        for method in chosen:
             for row in part(method):
                 rows.append(row)
                 shown = f"{row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" if "ratio" in row else row["reason"]
