@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 SpanKind = Literal["context", "question", "answer"]
-Phase = Literal["prefill", "repeat", "decode"]
+Phase = Literal["prefill", "decode"]
 Saving = Literal["physical", "packed", "offloaded", "none"]
 Fidelity = Literal["exact", "lossy_training_free", "uptrained", "trained", "structure_only"]
 
@@ -53,7 +53,7 @@ class Step:
         repeated: columns of the prompt that a repetition is about; its pass ends with them.
     """
 
-    phase: Phase
+    phase: Phase | Literal["repeat"]
     is_last_chunk: bool
     repeated: slice | None = None
 

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "measure": set[str](),
     "results": set[str](),
     "cache": {"kernels", "types"},
-    "strategies": {"cache", "types"},
+    "strategies": {"cache", "models", "types"},  # of models: where a layer's attention is, for hooks
     "models": {"types"},
     "workloads": {"types"},
     "engines": {"cache", "models", "strategies", "types"},
