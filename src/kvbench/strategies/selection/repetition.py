@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from kvbench.cache.protocols import PromptView
-from kvbench.kernels.attend import EMPTY
-from kvbench.kernels.column_sums import attention_blocks
 from kvbench.strategies.selection.scorer import ScorerDefaults
 from kvbench.types import ModelView, RunShape
 
@@ -75,11 +73,11 @@ class Repetition(ScorerDefaults):
         parts = (sinks, columns, slice(entries - own, entries))
         keys = torch.cat([view.keys[:, :, part] for part in parts], dim=2)
         at = torch.cat([position[:, :, part] for part in parts], dim=2)
-        at[:, :, : sinks.stop].masked_fill_(at[:, :, : sinks.stop] >= self.num_sink, EMPTY)
+        at[:, :, : sinks.stop].masked_fill_(at[:, :, : sinks.stop] >= self.num_sink, -1)
         voters = view.query_position.clone()
-        voters[:, : own - width] = EMPTY
+        voters[:, : own - width] = -1
         most = keys.new_zeros(())
-        blocks = attention_blocks(view.query, keys, view.scale, position=at, query_position=voters, window=0)
-        for weights, _ in blocks:
+        narrow = replace(view, keys=keys, position=at, query_position=voters)
+        for weights, _ in narrow.attention():
             most = torch.maximum(most, weights.amax(dim=(2, 3)))
         return most[:, :, sinks.stop : sinks.stop + width]
