@@ -105,7 +105,7 @@ def test_a_finished_run_is_not_repeated_and_force_repeats_it_beside(done: tuple[
 
 
 def test_random_weights_leave_quality_empty_and_say_so(tmp_path: Path) -> None:
-    found = row(run(tmp_path, "strategy=h2o", "model=gpt2", "model.weights=random", "workload.prompt_tokens=64"))
+    found = row(run(tmp_path, "strategy=h2o", "model=llama8", "workload.prompt_tokens=64"))
     assert found["weights"] == "random"
     assert pd.isna(found["nll_nats"])
     assert pd.isna(found["recall_key_value"])
