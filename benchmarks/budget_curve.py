@@ -114,7 +114,7 @@ def draw(table: pd.DataFrame, measure: str, path: Path) -> None:
         if name is None:
             ax.set_axis_off()
             continue
-        mine = known[known["method"] == name]
+        mine = known[known["method"] == name].sort_values("kv_share")
         ax.plot(100 * control["kv_share"], control[measure], color="0.65", linewidth=1)
         ax.plot(100 * mine["kv_share"], mine[measure], color="#0072B2", marker="o", markersize=3, linewidth=1.2)
         ax.set_title(name, fontsize="medium")
