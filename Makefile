@@ -52,13 +52,14 @@ figures: install  ## notebooks/executed.ipynb: the analysis with its figures, fr
 	cp notebooks/analysis.ipynb notebooks/executed.ipynb
 	KVBENCH_RUNS="$(abspath $(RUNS))" $(BIN)/jupyter execute --inplace notebooks/executed.ipynb
 
+# --no-compile: most of what torch and transformers bring is never imported
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt $(PIP_FLAGS)
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]' --constraint constraints.txt $(PIP_FLAGS)
 	touch $@
 
 $(COMPAT)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(COMPAT)
 	sed 's/^transformers==.*/transformers==$(COMPAT_TRANSFORMERS)/' constraints.txt > $(COMPAT)/constraints.txt
-	$(COMPAT)/bin/python -m pip install --quiet --editable '.[dev]' --constraint $(COMPAT)/constraints.txt $(PIP_FLAGS)
+	$(COMPAT)/bin/python -m pip install --quiet --no-compile --editable '.[dev]' --constraint $(COMPAT)/constraints.txt $(PIP_FLAGS)
 	touch $@

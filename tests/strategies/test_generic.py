@@ -93,8 +93,7 @@ def test_a_second_sequence_finds_nothing_of_the_first(name: str) -> None:
 
 @each_method
 def test_restore_goes_back_exactly(name: str) -> None:
-    for overrides in generic.triggers(name):
-        checks.restore_is_exact(name, "llama_gqa", (24, 17), overrides=overrides)
+    checks.restore_is_exact(name, "llama_gqa", (24, 17))
 
 
 @each_method
@@ -105,8 +104,7 @@ def test_a_cache_of_unknown_length_equals_one_of_known_length(name: str) -> None
 
 @those("llama_gqa")
 def test_protected_entries_are_always_held(name: str, model: str) -> None:
-    for overrides in generic.triggers(name, model):
-        generic.protected_entries_stay(name, model, overrides)
+    generic.protected_entries_stay(name, model)
 
 
 @those(*BOTH, moves_positions=False, any_loop=True)
