@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tests.support import checks, scores, toy
-from tests.support.models import MAIN, NAMES
+from tests.support.models import NAMES
 from tests.support.strategies import EVERY_STEP, LIMITED, METHODS
 
 TWO = ("llama_gqa", "gpt2")  # grouped queries with rotated keys, and neither
 
 each_method = pytest.mark.parametrize("name", METHODS)
 each_limited = pytest.mark.parametrize("name", LIMITED)
-each_main_model = pytest.mark.parametrize("model", MAIN)
+each_main_model = pytest.mark.parametrize("model", TWO)
 two_models = pytest.mark.parametrize("model", TWO)
 RANKS_ARE_LEARNED = ("attention_sink", "gpt2")  # the one pair whose positions are no longer the true ones
 
