@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvbench.cache.plan import LayerPlan
 from kvbench.cache.protocols import Observation, PromptView, Scored
 from kvbench.strategies.budget import adaptive, cascade, pyramid
 from kvbench.strategies.budget.adaptive import Adaptive
@@ -106,10 +107,9 @@ def first_head_wins(priority: Tensor, total: int) -> list[int]:
     return won
 
 
-def equal_layers(self: Cascade, layers: Sequence[Scored], wanted: Sequence[float], row: int) -> list[int | None]:
+def equal_layers(self: Cascade, shown: Sequence[float], mean: int, plan: LayerPlan) -> list[int]:
     """Give every layer the same."""
-    assert layers[0].plan.budget is not None
-    return [layers[0].plan.budget[row]] * len(layers)
+    return [mean] * len(shown)
 
 
 def of_the_population(view: PromptView, window: int) -> tuple[Tensor, Tensor]:
@@ -251,7 +251,7 @@ MUTANTS = (
     _mutant(
         "layers keep alike",
         Cascade,
-        "_layers",
+        "parts",
         equal_layers,
         budget_layers.cutting_once_is_cutting_layer_by_layer,
         partial(budget_layers.layers_hold_their_share, "llama_gqa"),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+
+import pytest
 
 Check = Callable[[], None]
 
@@ -23,3 +26,31 @@ class Mutant:
     patches: tuple[tuple[object, str, object], ...]
     killed_by: tuple[Check, ...]
     error: type[Exception] = AssertionError
+
+    def dies(self, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+        """See the check fail on what is broken."""
+        for owner, name, broken in self.patches:
+            assert hasattr(owner, name), "the mutant breaks something that is no longer there"
+            monkeypatch.setattr(owner, name, broken)
+        with pytest.raises(self.error):
+            check()
+
+
+def oracle_of(check: Check) -> Callable[..., None]:
+    """Return the oracle behind a check with its arguments."""
+    return check.func if isinstance(check, partial) else check
+
+
+def each_of(mutants: Sequence[Mutant]) -> pytest.MarkDecorator:
+    """Return what runs a test for each mutant with each of its checks."""
+    named = [
+        pytest.param(mutant, check, id=f"{mutant.name}: {oracle_of(check).__name__}")
+        for mutant in mutants
+        for check in mutant.killed_by
+    ]
+    return pytest.mark.parametrize(("mutant", "check"), named)
+
+
+def seen_to_fail(mutants: Sequence[Mutant]) -> set[Callable[..., None]]:
+    """Return the oracles that fail on some mutant."""
+    return {oracle_of(check) for mutant in mutants for check in mutant.killed_by}

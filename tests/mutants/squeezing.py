@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.layer import CacheLayer
+from kvbench.cache.plan import LayerPlan
 from kvbench.strategies.budget import squeeze
 from kvbench.strategies.budget.squeeze import Squeeze, most_similar
 from tests.mutants.core_mutant import Mutant
 from tests.support import squeezing
 
-compare, layers_of, squares = CacheLayer._compare, Squeeze._layers, squeeze._squares
+compare, parts, squares = CacheLayer._compare, Squeeze.parts, squeeze._squares
 
 
 def least_similar(values: Sequence[float]) -> set[int]:
@@ -65,14 +66,14 @@ def latest_pass(self: CacheLayer, hidden: Tensor, out: Tensor, at: Tensor) -> No
     compare(self, hidden, out, at)
 
 
-def given_twice(self: Squeeze, layers: Any, similar: Sequence[float], row: int) -> list[int | None]:
+def given_twice(self: Squeeze, shown: Sequence[float], mean: int, plan: LayerPlan) -> list[int]:
     """Let every layer keep the whole share."""
-    return layers_of(replace(self, share_of_least=1.0), layers, similar, row)
+    return parts(replace(self, share_of_least=1.0), shown, mean, plan)
 
 
-def a_little_less(self: Squeeze, layers: Any, similar: Sequence[float], row: int) -> list[int | None]:
+def a_little_less(self: Squeeze, shown: Sequence[float], mean: int, plan: LayerPlan) -> list[int]:
     """Give even where nothing is to be given."""
-    return layers_of(replace(self, share_of_least=self.share_of_least * 0.9), layers, similar, row)
+    return parts(replace(self, share_of_least=self.share_of_least * 0.9), shown, mean, plan)
 
 
 @contextmanager
@@ -127,12 +128,12 @@ MUTANTS = (
     ),
     Mutant(
         name="nothing is given",
-        patches=((Squeeze, "_layers", given_twice),),
+        patches=((Squeeze, "parts", given_twice),),
         killed_by=(squeezing.layers_give_as_the_paper_says, partial(squeezing.layers_hold_their_share, "llama_gqa")),
     ),
     Mutant(
         name="something is always given",
-        patches=((Squeeze, "_layers", a_little_less),),
+        patches=((Squeeze, "parts", a_little_less),),
         killed_by=(squeezing.a_share_of_one_is_h2o_bit_for_bit,),
     ),
     Mutant(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import pytest
 
 from kvbench.configuration import ConfigError
 from kvbench.models.view import view_of
 from tests.mutants.budgets import MUTANTS
-from tests.mutants.core_mutant import Mutant
+from tests.mutants.core_mutant import Check, Mutant, each_of, seen_to_fail
 from tests.support import budget_layers, budget_scores, budgets, toy
 from tests.support.checks import uniform
 from tests.support.models import MAIN, model
@@ -188,31 +186,17 @@ def test_a_model_without_a_known_projection_is_refused() -> None:
 # -- every oracle is seen to fail -----------------------------------------------------------------------------------
 
 
-def label(check: Callable[[], None]) -> str:
-    """Return a readable name of a check."""
-    return check.func.__name__ if isinstance(check, partial) else check.__name__
-
-
-@pytest.mark.parametrize(
-    ("mutant", "check"),
-    [pytest.param(m, check, id=f"{m.name}: {label(check)}") for m in MUTANTS for check in m.killed_by],
-)
-def test_the_oracle_fails_on_the_mutant(
-    mutant: Mutant, check: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for owner, name, broken in mutant.patches:
-        assert hasattr(owner, name), "the mutant breaks something that is no longer there"
-        monkeypatch.setattr(owner, name, broken)
-    with pytest.raises(mutant.error):
-        check()
+@each_of(MUTANTS)
+def test_the_oracle_fails_on_the_mutant(mutant: Mutant, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant.dies(check, monkeypatch)
 
 
 def test_every_oracle_is_seen_to_fail() -> None:
-    seen = {label(check) for mutant in MUTANTS for check in mutant.killed_by}
-    oracles = [
-        name
+    oracles = {
+        value
         for module in (budgets, budget_layers, budget_scores)
-        for name, value in vars(module).items()
+        for value in vars(module).values()
         if getattr(value, "__module__", None) == module.__name__ and (value.__doc__ or "").startswith(METHOD_NAMES)
-    ]
-    assert [name for name in oracles if name not in seen] == []
+    }
+    assert oracles - seen_to_fail(MUTANTS) == set()
+    assert oracles

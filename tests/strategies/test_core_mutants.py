@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import pytest
 
 from tests.mutants import core_doors, core_kernels, core_layer, core_scores, core_selection, core_storage
-from tests.mutants.core_mutant import Mutant
+from tests.mutants.core_mutant import Check, Mutant, each_of, seen_to_fail
 from tests.support import checks, generation, parts, scores, steps, storage, toy
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -67,34 +64,13 @@ ORACLES = (
 )
 
 
-def oracle_of(check: Callable[[], None]) -> Callable[..., None]:
-    """Return the oracle behind a check with its arguments."""
-    return check.func if isinstance(check, partial) else check
-
-
-def label(check: Callable[[], None]) -> str:
-    """Return a readable name of a check."""
-    arguments = [str(value) for value in check.args] if isinstance(check, partial) else []
-    return "-".join([oracle_of(check).__name__, *arguments])
-
-
-@pytest.mark.parametrize(
-    ("mutant", "check"),
-    [pytest.param(m, check, id=f"{m.name}: {label(check)}") for m in MUTANTS for check in m.killed_by],
-)
-def test_the_oracle_fails_on_the_mutant(
-    mutant: Mutant, check: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for owner, name, broken in mutant.patches:
-        assert hasattr(owner, name), "the mutant breaks something that is no longer there"
-        monkeypatch.setattr(owner, name, broken)
-    with pytest.raises(mutant.error):
-        check()
+@each_of(MUTANTS)
+def test_the_oracle_fails_on_the_mutant(mutant: Mutant, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant.dies(check, monkeypatch)
 
 
 def test_every_oracle_is_seen_to_fail() -> None:
-    seen = {oracle_of(check) for mutant in MUTANTS for check in mutant.killed_by}
-    assert [oracle.__name__ for oracle in ORACLES if oracle not in seen] == []
+    assert set(ORACLES) - seen_to_fail(MUTANTS) == set()
 
 
 def test_names_of_mutants_differ() -> None:

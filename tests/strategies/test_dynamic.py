@@ -11,7 +11,7 @@ import pytest
 from kvbench.strategies.selection.noisy import NoisyMass
 from kvbench.strategies.selection.persistence import Persistence
 from kvbench.strategies.selection.proxy import ProxyAttention, TopAndSampled
-from tests.mutants.core_mutant import Check, Mutant
+from tests.mutants.core_mutant import Check, Mutant, each_of, seen_to_fail
 from tests.mutants.dynamic import MUTANTS
 from tests.support import dynamic
 from tests.support.models import MAIN
@@ -167,16 +167,9 @@ def test_numbers_that_mean_nothing_are_refused(make: Check, text: str) -> None:
 # -- the oracles can fail ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("mutant", "check"),
-    [pytest.param(m, check, id=f"{m.name}-{number}") for m in MUTANTS for number, check in enumerate(m.killed_by)],
-)
+@each_of(MUTANTS)
 def test_the_oracle_fails_on_the_mutant(mutant: Mutant, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    for owner, name, broken in mutant.patches:
-        assert hasattr(owner, name), "the mutant breaks something that is no longer there"
-        monkeypatch.setattr(owner, name, broken)
-    with pytest.raises(mutant.error):
-        check()
+    mutant.dies(check, monkeypatch)
 
 
 ORACLES: tuple[Callable[..., None], ...] = (
@@ -201,6 +194,4 @@ ORACLES: tuple[Callable[..., None], ...] = (
 
 
 def test_every_oracle_is_seen_to_fail() -> None:
-    checks = [check for mutant in MUTANTS for check in mutant.killed_by]
-    seen = {check.func if isinstance(check, partial) else check for check in checks}
-    assert [oracle.__name__ for oracle in ORACLES if oracle not in seen] == []
+    assert set(ORACLES) - seen_to_fail(MUTANTS) == set()

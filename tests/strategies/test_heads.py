@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from kvbench.strategies.budget import scores
 from kvbench.types import RunShape
 from tests.mutants import head_scores
 from tests.mutants import heads as mutants
-from tests.mutants.core_mutant import Mutant
+from tests.mutants.core_mutant import Check, Mutant, each_of, seen_to_fail
 from tests.support import calibrating, head_layers, heads
 from tests.support.checks import uniform
 from tests.support.models import MAIN, model
@@ -218,33 +216,19 @@ def test_sinks_beyond_the_budget_are_refused() -> None:
 # -- every oracle is seen to fail -----------------------------------------------------------------------------------
 
 
-def label(check: Callable[[], None]) -> str:
-    """Return a readable name of a check."""
-    return check.func.__name__ if isinstance(check, partial) else check.__name__
-
-
-@pytest.mark.parametrize(
-    ("mutant", "check"),
-    [pytest.param(m, check, id=f"{m.name}: {label(check)}") for m in MUTANTS for check in m.killed_by],
-)
-def test_the_oracle_fails_on_the_mutant(
-    mutant: Mutant, check: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for owner, name, broken in mutant.patches:
-        assert hasattr(owner, name), "the mutant breaks something that is no longer there"
-        monkeypatch.setattr(owner, name, broken)
-    with pytest.raises(mutant.error):
-        check()
+@each_of(MUTANTS)
+def test_the_oracle_fails_on_the_mutant(mutant: Mutant, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant.dies(check, monkeypatch)
 
 
 def test_every_oracle_is_seen_to_fail() -> None:
-    seen = {label(check) for mutant in MUTANTS for check in mutant.killed_by}
-    oracles = [
-        name
+    oracles = {
+        value
         for module in (heads, head_layers, calibrating)
         for name, value in vars(module).items()
         if getattr(value, "__module__", None) == module.__name__
         and (value.__doc__ or "").startswith(tuple(heads.METHODS))
-    ]
-    proved_apart = {"missing_scores_are_asked_for", "Plain"}
-    assert [name for name in oracles if name not in seen | proved_apart] == []
+        and name not in {"missing_scores_are_asked_for", "Plain"}  # proved apart
+    }
+    assert oracles - seen_to_fail(MUTANTS) == set()
+    assert oracles

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 
-from tests.mutants.core_mutant import Check, Mutant
+from tests.mutants.core_mutant import Check, Mutant, each_of, seen_to_fail
 from tests.mutants.merging import MUTANTS
 from tests.support import layer_variance, merging, merging_cases
 
@@ -155,16 +154,9 @@ def test_a_share_of_layers_holds_what_is_protected() -> None:
 # -- the oracles can fail ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("mutant", "check"),
-    [pytest.param(m, check, id=f"{m.name}-{number}") for m in MUTANTS for number, check in enumerate(m.killed_by)],
-)
+@each_of(MUTANTS)
 def test_the_oracle_fails_on_the_mutant(mutant: Mutant, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    for owner, name, broken in mutant.patches:
-        assert hasattr(owner, name), "the mutant breaks something that is no longer there"
-        monkeypatch.setattr(owner, name, broken)
-    with pytest.raises(mutant.error):
-        check()
+    mutant.dies(check, monkeypatch)
 
 
 ORACLES: tuple[Callable[..., None], ...] = (
@@ -190,6 +182,4 @@ ORACLES: tuple[Callable[..., None], ...] = (
 
 
 def test_every_oracle_is_seen_to_fail() -> None:
-    checks = [check for mutant in MUTANTS for check in mutant.killed_by]
-    seen = {check.func if isinstance(check, partial) else check for check in checks}
-    assert [oracle.__name__ for oracle in ORACLES if oracle not in seen] == []
+    assert set(ORACLES) - seen_to_fail(MUTANTS) == set()

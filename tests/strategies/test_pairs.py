@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import pytest
 import torch
 
 from kvbench.configuration import ConfigError
 from kvbench.models.view import view_of
 from kvbench.types import RunShape
-from tests.mutants.core_mutant import Mutant
+from tests.mutants.core_mutant import Check, Mutant, each_of, seen_to_fail
 from tests.mutants.pairs import MUTANTS
 from tests.support import checks, pairs
 from tests.support.checks import NEW, PROMPT, uniform
@@ -33,11 +30,6 @@ ORACLES = (
     pairs.nothing_is_restored,
     pairs.pairs_are_neighbours,
 )
-
-
-def oracle_of(check: Callable[[], None]) -> Callable[..., None]:
-    """Return the oracle behind a check with its arguments."""
-    return check.func if isinstance(check, partial) else check
 
 
 def test_shared_direction_lies_between_both() -> None:
@@ -169,31 +161,10 @@ def test_models_that_cannot_be_merged_are_refused() -> None:
     assert made.used_bytes(view_of(deep_model()), run, PROMPT + NEW) > 0
 
 
-def test_only_entries_as_the_model_made_them_are_merged_or_paged() -> None:
-    made = composed("minicache")
-    for other in (made, composed("quest")):
-        with pytest.raises(ValueError, match="work on entries as the model made them"):
-            type(other)(**{**vars(other), "codec": _Packed()})
-
-
-class _Packed:
-    writes_each_token_alone = True
-
-
-@pytest.mark.parametrize(
-    ("mutant", "check"),
-    [pytest.param(m, c, id=f"{m.name}: {oracle_of(c).__name__}") for m in MUTANTS for c in m.killed_by],
-)
-def test_the_oracle_fails_on_the_mutant(
-    mutant: Mutant, check: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for owner, name, broken in mutant.patches:
-        assert hasattr(owner, name), "the mutant breaks something that is no longer there"
-        monkeypatch.setattr(owner, name, broken)
-    with pytest.raises(mutant.error):
-        check()
+@each_of(MUTANTS)
+def test_the_oracle_fails_on_the_mutant(mutant: Mutant, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant.dies(check, monkeypatch)
 
 
 def test_every_oracle_is_seen_to_fail() -> None:
-    seen = {oracle_of(check) for mutant in MUTANTS for check in mutant.killed_by}
-    assert [oracle.__name__ for oracle in ORACLES if oracle not in seen] == []
+    assert set(ORACLES) - seen_to_fail(MUTANTS) == set()

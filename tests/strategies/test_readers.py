@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import pytest
 import torch
 
 from kvbench.configuration import ConfigError
 from kvbench.models.view import view_of
 from kvbench.strategies.reader.pages import ReadPages
-from tests.mutants.core_mutant import Mutant
+from tests.mutants.core_mutant import Check, Mutant, each_of, seen_to_fail
 from tests.mutants.readers import MUTANTS, SNAPKV
 from tests.support import checks, readers
 from tests.support.checks import NEW, PROMPT, uniform
@@ -30,11 +27,6 @@ ORACLES = (
     readers.a_step_waits_for_nothing,
     readers.pages_are_counted_exactly,
 )
-
-
-def oracle_of(check: Callable[[], None]) -> Callable[..., None]:
-    """Return the oracle behind a check with its arguments."""
-    return check.func if isinstance(check, partial) else check
 
 
 def test_worked_pages_are_chosen_by_their_bounds() -> None:
@@ -164,20 +156,10 @@ def test_units_and_layers_that_are_not_there_are_refused() -> None:
         strategy("quest", "reader.skip_layers=[2]").plans(view_of(model("gpt2")), uniform())
 
 
-@pytest.mark.parametrize(
-    ("mutant", "check"),
-    [pytest.param(m, c, id=f"{m.name}: {oracle_of(c).__name__}") for m in MUTANTS for c in m.killed_by],
-)
-def test_the_oracle_fails_on_the_mutant(
-    mutant: Mutant, check: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for owner, name, broken in mutant.patches:
-        assert hasattr(owner, name), "the mutant breaks something that is no longer there"
-        monkeypatch.setattr(owner, name, broken)
-    with pytest.raises(mutant.error):
-        check()
+@each_of(MUTANTS)
+def test_the_oracle_fails_on_the_mutant(mutant: Mutant, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant.dies(check, monkeypatch)
 
 
 def test_every_oracle_is_seen_to_fail() -> None:
-    seen = {oracle_of(check) for mutant in MUTANTS for check in mutant.killed_by}
-    assert [oracle.__name__ for oracle in ORACLES if oracle not in seen] == []
+    assert set(ORACLES) - seen_to_fail(MUTANTS) == set()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import pytest
 
-from tests.mutants.core_mutant import Mutant
+from tests.mutants.core_mutant import Check, Mutant, each_of, seen_to_fail
 from tests.mutants.repeating import MUTANTS
 from tests.support import repeating
 
@@ -38,22 +35,12 @@ def test_scores_are_weights() -> None:
     repeating.scores_are_weights()
 
 
-@pytest.mark.parametrize(
-    ("mutant", "check"),
-    [pytest.param(m, check, id=f"{m.name}-{number}") for m in MUTANTS for number, check in enumerate(m.killed_by)],
-)
-def test_the_oracle_fails_on_the_mutant(
-    mutant: Mutant, check: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for owner, name, broken in mutant.patches:
-        assert hasattr(owner, name), "the mutant breaks something that is no longer there"
-        monkeypatch.setattr(owner, name, broken)
-    with pytest.raises(mutant.error):
-        check()
+@each_of(MUTANTS)
+def test_the_oracle_fails_on_the_mutant(mutant: Mutant, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant.dies(check, monkeypatch)
 
 
 def test_every_oracle_is_seen_to_fail() -> None:
-    seen = {check.func if isinstance(check, partial) else check for m in MUTANTS for check in m.killed_by}
     oracles = {
         repeating.scores_equal_attention_to_the_repetition,
         repeating.one_pool_keeps_the_best_of_all_layers,
@@ -61,4 +48,4 @@ def test_every_oracle_is_seen_to_fail() -> None:
         repeating.a_full_safeguard_keeps_heads_alike,
         repeating.scores_are_weights,
     }
-    assert seen == oracles
+    assert seen_to_fail(MUTANTS) == oracles

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import pytest
 
 from kvbench.strategies.selection import critical
 from tests.mutants import rerotation as turning
 from tests.mutants import scorers as single
 from tests.mutants import scorers_wrapping as wrapping
-from tests.mutants.core_mutant import Mutant
+from tests.mutants.core_mutant import Check, Mutant, each_of, seen_to_fail
 from tests.support import expectation, redundant, rerotation, scorers, wrappers
-from tests.support.scorer_errors import ERRORS
 
 MUTANTS: tuple[Mutant, ...] = (*single.MUTANTS, *wrapping.MUTANTS, *turning.MUTANTS)
 ORACLES = (
@@ -203,32 +199,10 @@ def test_rerotating_everything_changes_nothing(model: str) -> None:
 # -- the oracles can fail -------------------------------------------------------------------------------------------
 
 
-def oracle_of(check: Callable[[], None]) -> Callable[..., None]:
-    """Return the oracle behind a check with its arguments."""
-    return check.func if isinstance(check, partial) else check
-
-
-@pytest.mark.parametrize(
-    ("mutant", "check"),
-    [pytest.param(m, check, id=f"{m.name}: {oracle_of(check).__name__}") for m in MUTANTS for check in m.killed_by],
-)
-def test_the_oracle_fails_on_the_mutant(
-    mutant: Mutant, check: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for owner, name, broken in mutant.patches:
-        assert hasattr(owner, name), "the mutant breaks something that is no longer there"
-        monkeypatch.setattr(owner, name, broken)
-    with pytest.raises(mutant.error):
-        check()
+@each_of(MUTANTS)
+def test_the_oracle_fails_on_the_mutant(mutant: Mutant, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant.dies(check, monkeypatch)
 
 
 def test_every_oracle_is_seen_to_fail() -> None:
-    seen = {oracle_of(check) for mutant in MUTANTS for check in mutant.killed_by}
-    assert [oracle.__name__ for oracle in ORACLES if oracle not in seen] == []
-
-
-@pytest.mark.parametrize("case", ERRORS)
-def test_the_error_says_what_to_change(case: str) -> None:
-    wrong, message = ERRORS[case]
-    with pytest.raises(ValueError, match=message):
-        wrong()
+    assert set(ORACLES) - seen_to_fail(MUTANTS) == set()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import pytest
 
-from tests.mutants.core_mutant import Mutant
+from tests.mutants.core_mutant import Check, Mutant, each_of, seen_to_fail
 from tests.mutants.squeezing import MUTANTS
 from tests.support import squeezing
 
@@ -41,22 +38,12 @@ def test_nothing_stays_behind() -> None:
     squeezing.nothing_stays_behind()
 
 
-@pytest.mark.parametrize(
-    ("mutant", "check"),
-    [pytest.param(m, check, id=f"{m.name}-{number}") for m in MUTANTS for number, check in enumerate(m.killed_by)],
-)
-def test_the_oracle_fails_on_the_mutant(
-    mutant: Mutant, check: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for owner, name, broken in mutant.patches:
-        assert hasattr(owner, name), "the mutant breaks something that is no longer there"
-        monkeypatch.setattr(owner, name, broken)
-    with pytest.raises(mutant.error):
-        check()
+@each_of(MUTANTS)
+def test_the_oracle_fails_on_the_mutant(mutant: Mutant, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant.dies(check, monkeypatch)
 
 
 def test_every_oracle_is_seen_to_fail() -> None:
-    seen = {check.func if isinstance(check, partial) else check for m in MUTANTS for check in m.killed_by}
     oracles = {
         squeezing.layers_give_as_the_paper_says,
         squeezing.similarity_equals_hidden_states,
@@ -65,4 +52,4 @@ def test_every_oracle_is_seen_to_fail() -> None:
         squeezing.layers_hold_their_share,
         squeezing.nothing_stays_behind,
     }
-    assert seen == oracles
+    assert seen_to_fail(MUTANTS) == oracles
