@@ -115,7 +115,7 @@ class KVCache(Cache):
     ) -> tuple[Handle, Handle]:
         """Return handles; nothing is stored before the attention function runs."""
         layer = self.layers[layer_idx]
-        if self._step is None and layer.plan.repeater is not None:
+        if self._step is None and not layer.seen and layer.plan.repeater is not None:
             raise ValueError(
                 "strategy/scorer=repetition has the prompt read again, which only kvbench's own loop does: use "
                 "engine=eager, or the passes of KVCache.prompt_passes."

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from kvbench.cache.pages import Paging
     from kvbench.cache.plan import LayerPlan
     from kvbench.cache.slots import Slots
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +58,7 @@ class PromptView:
         Yields:
             Weights [B, G, H / G, t, n] in float32 or wider, 0 for a padding query; and the queries' positions [B, t].
         """
-        return attention_blocks(
-            self.query[:, :, -last:],
-            self.keys,
-            self.scale,
-            position=self.position,
-            query_position=self.query_position[:, -last:],
-            window=self.shape.window,
-        )
+        return self._ask(attention_blocks, last)
 
     def attention_received(self, last: int = 0) -> Tensor:
         """Return the attention each entry receives from the queries [B, G, n], summed over them.
@@ -71,7 +66,26 @@ class PromptView:
         Args:
             last: count only so many of the latest queries; 0 for all of this pass.
         """
-        return column_sums(
+        return self._ask(column_sums, last)
+
+    def output(self, part: str) -> Tensor:
+        """Return the layer's output projection [H, D_v, hidden].
+
+        Args:
+            part: of a strategy that needs it.
+
+        Raises:
+            ValueError: if it is not known.
+        """
+        if self.shape.output is None:
+            raise ValueError(
+                f"{part} needs the output projection of every attention layer, and this model's was not found; use "
+                f"another {part.partition('=')[0]}."
+            )
+        return self.shape.output
+
+    def _ask(self, kernel: Callable[..., T], last: int) -> T:
+        return kernel(
             self.query[:, :, -last:],
             self.keys,
             self.scale,

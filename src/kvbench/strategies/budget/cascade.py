@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from kvbench.cache.protocols import PromptView, Scored, Sharer
-from kvbench.strategies.budget.base import Uniform
-from kvbench.strategies.budget.rounding import apportion, spread
+from kvbench.cache.plan import LayerPlan
+from kvbench.cache.protocols import PromptView
+from kvbench.strategies.budget.layers import LayerShares
+from kvbench.strategies.budget.rounding import apportion
 from kvbench.strategies.selection.fluctuation import window_moments
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cascade(Uniform):
+class Cascade(LayerShares):
     """A layer keeps the more, the wider its attention is scattered and the more that changes from query to query.
 
     Source: Qin et al. (CAKE), arXiv:2503.12491; entropy and variance as in antgroup/cakekv.
@@ -26,15 +26,13 @@ class Cascade(Uniform):
         is a full one. Rows of a batch share apart, and fractions are rounded by largest remainder.
 
     Args:
-        amount: as in Uniform, the mean over layers.
+        amount: as in LayerShares.
         unit: as in Uniform.
         skip_layers: layers that keep everything.
         window: queries at the end of the prompt whose attention is looked at.
         entropy_temperature: above 0; higher makes layers with scattered attention less different from others.
         variance_temperature: the same for attention that changes.
     """
-
-    scope: ClassVar[Literal["layer", "model"]] = "model"
 
     window: int
     entropy_temperature: float
@@ -49,11 +47,6 @@ class Cascade(Uniform):
             if not getattr(self, name) > 0:
                 raise ValueError(f"strategy.budget.{name} must be above 0; got {getattr(self, name)}.")
 
-    @property
-    def sharer(self) -> Sharer:
-        """The budget itself."""
-        return self
-
     def statistic(self, view: PromptView) -> Tensor:
         """Return how much a layer wants to keep [B]: entropy times variance of the window's attention before it."""
         before = max(0, view.keys.shape[2] - self.window)
@@ -65,18 +58,8 @@ class Cascade(Uniform):
         spread_out = variance[..., :before].to(wide).sum(dim=(1, 2, 3))
         return entropy ** (1 / self.entropy_temperature) * spread_out ** (1 / self.variance_temperature)
 
-    def share(self, layers: Sequence[Scored]) -> list[list[list[int | None]]]:
-        """Return the entries each layer keeps of each row, the same in all its heads."""
-        wanted = [layer.statistic.tolist() for layer in layers if layer.statistic is not None]
-        rows = [self._layers(layers, [want[row] for want in wanted], row) for row in range(len(layers[0].lengths))]
-        return [[[kept[at]] * layer.score.shape[1] for kept in rows] for at, layer in enumerate(layers)]
-
-    def _layers(self, layers: Sequence[Scored], wanted: Sequence[float], row: int) -> list[int | None]:
-        plan, length = layers[0].plan, layers[0].lengths[row]
-        assert plan.budget is not None
-        mean = plan.budget[row]
-        if mean >= length:
-            return [mean] * len(layers)
-        protected = min(mean, plan.selector.num_sink + plan.selector.recent(mean))
-        counts = apportion([Fraction(want) for want in wanted], (mean - protected) * len(layers))
-        return [protected + count for count in spread(counts, length - protected)]
+    def parts(self, shown: Sequence[float], mean: int, plan: LayerPlan) -> list[int]:
+        """Return what is protected, and a part of the rest as layers want it."""
+        protected = min(mean, plan.num_reserved + plan.selector.num_sink + plan.selector.recent(mean))
+        free = apportion([Fraction(want) for want in shown], (mean - protected) * len(shown))
+        return [protected + count for count in free]

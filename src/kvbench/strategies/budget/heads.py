@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,7 +21,7 @@ Heads = set[tuple[int, int]]  # layer and KV head
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadBudget:
+class HeadBudget(ABC):
     """Entries per head as the scores of a model's heads say.
 
     Args:
@@ -59,6 +60,7 @@ class HeadBudget:
         """
         return find(self.kind, self.scores, view)
 
+    @abstractmethod
     def counts(
         self, budgets: Sequence[tuple[int, ...] | None], plans: Sequence[LayerPlan], view: ModelView, run: RunShape
     ) -> list[Counts | None]:
@@ -70,7 +72,6 @@ class HeadBudget:
             view: of the model.
             run: how long the rows are.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +164,7 @@ class FullOrStreaming(HeadBudget):
             raise ValueError(f"strategy.budget.recent must be at least 1; got {self.recent}.")
         _share("recent_share", self.recent_share)
 
+    @abstractmethod
     def full(self, scores: HeadScores, layers: Sequence[int]) -> Heads:
         """Return the heads that keep everything.
 
@@ -170,7 +172,6 @@ class FullOrStreaming(HeadBudget):
             scores: of the model's heads.
             layers: that are no sliding ones.
         """
-        raise NotImplementedError
 
     def entries(self, plans: Sequence[LayerPlan], view: ModelView, run: RunShape) -> list[tuple[int, ...] | None]:
         """Return what a streaming head keeps; None where a layer has none."""

@@ -7,14 +7,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from kvbench.cache.protocols import PromptView, Scored, Sharer
+from kvbench.cache.plan import LayerPlan
+from kvbench.cache.protocols import PromptView
 from kvbench.models.view import attention_of
-from kvbench.strategies.budget.base import Uniform
-from kvbench.strategies.budget.rounding import apportion, least_budget, spread
+from kvbench.strategies.budget.layers import LayerShares
+from kvbench.strategies.budget.rounding import apportion, least_budget
 
 if TYPE_CHECKING:
     from kvbench.cache.kv_cache import KVCache
@@ -24,7 +25,7 @@ GROUPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Squeeze(Uniform):
+class Squeeze(LayerShares):
     """Of three groups of layers, the one whose hidden states attention changes least gives most of its budget away.
 
     Layers are grouped by the mean cosine, over the prompt's tokens, between hidden states before attention and after
@@ -36,13 +37,11 @@ class Squeeze(Uniform):
         compared before that norm.
 
     Args:
-        amount: as in Uniform, the mean over the layers that do not keep everything.
+        amount: as in LayerShares.
         unit: as in Uniform.
         skip_layers: layers that keep everything.
         share_of_least: of the amount, what a layer of the group that changes least keeps.
     """
-
-    scope: ClassVar[Literal["layer", "model"]] = "model"
 
     share_of_least: float
 
@@ -53,11 +52,6 @@ class Squeeze(Uniform):
             raise ValueError(
                 f"strategy.budget.share_of_least must be above 0 and at most 1; got {self.share_of_least}."
             )
-
-    @property
-    def sharer(self) -> Sharer:
-        """The budget itself."""
-        return self
 
     @contextmanager
     def watch(self, model: nn.Module, cache: KVCache) -> Iterator[None]:
@@ -81,24 +75,14 @@ class Squeeze(Uniform):
             )
         return view.similarity
 
-    def share(self, layers: Sequence[Scored]) -> list[list[list[int | None]]]:
-        """Return the entries each layer keeps of each row, the same in all its heads."""
-        similar = [layer.statistic.tolist() for layer in layers if layer.statistic is not None]
-        rows = [self._layers(layers, [mine[row] for mine in similar], row) for row in range(len(layers[0].lengths))]
-        return [[[kept[at]] * layer.score.shape[1] for kept in rows] for at, layer in enumerate(layers)]
-
-    def _layers(self, layers: Sequence[Scored], similar: Sequence[float], row: int) -> list[int | None]:
-        plan, length = layers[0].plan, layers[0].lengths[row]
-        assert plan.budget is not None
-        mean, most = plan.budget[row], length + plan.num_reserved
-        if mean >= most:
-            return [mean] * len(layers)
-        least = most_similar(similar)
+    def parts(self, shown: Sequence[float], mean: int, plan: LayerPlan) -> list[int]:
+        """Return a small part for each layer that changes least, and what they give to the others, in equal parts."""
+        least = most_similar(shown)
         few = max(least_budget(plan, mean), int(Fraction(str(self.share_of_least)) * mean))
-        others = [index for index in range(len(layers)) if index not in least]
-        parts = apportion([Fraction(1)] * len(others), mean * len(layers) - few * len(least))
-        counts = dict.fromkeys(least, few) | dict(zip(others, parts, strict=True))
-        return list(spread([counts[index] for index in range(len(layers))], most))
+        others = [index for index in range(len(shown)) if index not in least]
+        given = apportion([Fraction(1)] * len(others), mean * len(shown) - few * len(least))
+        counts = dict.fromkeys(least, few) | dict(zip(others, given, strict=True))
+        return [counts[index] for index in range(len(shown))]
 
 
 def most_similar(values: Sequence[float]) -> set[int]:

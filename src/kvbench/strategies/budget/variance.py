@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from kvbench.cache.plan import LayerPlan
-from kvbench.cache.protocols import PromptView, Scored, Sharer
-from kvbench.strategies.budget.base import Uniform
-from kvbench.strategies.budget.rounding import apportion_at_least, least_budget, spread
+from kvbench.cache.protocols import Scored
+from kvbench.strategies.budget.layers import LayerShares
+from kvbench.strategies.budget.rounding import apportion_at_least, least_budget
 from kvbench.types import ModelView, RunShape
 
 
 @dataclass(frozen=True, kw_only=True)
-class ByVariance(Uniform):
+class ByVariance(LayerShares):
     """A layer's part falls with the variance of its scores, by a softmax over the layers.
 
     Variances are the mean over heads, and scaled so that the layers' range from 0 to 1.
@@ -28,20 +26,13 @@ class ByVariance(Uniform):
         each on its own; layers are left whole in models that are deep enough only.
 
     Args:
-        amount: as in Uniform, the mean over the layers that do not keep everything.
+        amount: as in LayerShares.
         unit: as in Uniform.
         skip_layers: layers that keep everything; negative numbers count from the last one.
         least_layers: models with fewer layers skip none.
     """
 
-    scope: ClassVar[Literal["layer", "model"]] = "model"
-
     least_layers: int
-
-    @property
-    def sharer(self) -> Sharer:
-        """The budget itself."""
-        return self
 
     def entries(self, plans: Sequence[LayerPlan], view: ModelView, run: RunShape) -> list[tuple[int, ...] | None]:
         """Return the mean for every layer that is not skipped."""
@@ -50,27 +41,16 @@ class ByVariance(Uniform):
         chosen = tuple(skipped) if layers >= self.least_layers else ()
         return super(ByVariance, replace(self, skip_layers=chosen)).entries(plans, view, run)
 
-    def statistic(self, view: PromptView) -> Tensor | None:
-        """Return nothing: the scores say it all."""
-        return None
+    def shown(self, layer: Scored) -> list[float]:
+        """Return the variance of a layer's scores."""
+        return _variance(layer)
 
-    def share(self, layers: Sequence[Scored]) -> list[list[list[int | None]]]:
-        """Return the entries each layer keeps of each row, the same in all its heads."""
-        variances = [_variance(layer) for layer in layers]
-        rows = [self._layers(layers, [mine[row] for mine in variances], row) for row in range(len(layers[0].lengths))]
-        return [[[kept[at]] * layer.score.shape[1] for kept in rows] for at, layer in enumerate(layers)]
-
-    def _layers(self, layers: Sequence[Scored], variances: Sequence[float], row: int) -> list[int | None]:
-        plan, length = layers[0].plan, layers[0].lengths[row]
-        assert plan.budget is not None
-        mean = plan.budget[row]
-        if mean >= length + plan.num_reserved:
-            return [mean] * len(layers)
-        low, width = min(variances), max(variances) - min(variances)
-        falls = torch.tensor([-(each - low) / width if width > 0 else 0.0 for each in variances], dtype=torch.float64)
+    def parts(self, shown: Sequence[float], mean: int, plan: LayerPlan) -> list[int]:
+        """Return parts that fall with the variance, none below what is protected."""
+        low, width = min(shown), max(shown) - min(shown)
+        falls = torch.tensor([-(each - low) / width if width > 0 else 0.0 for each in shown], dtype=torch.float64)
         weights = [Fraction(weight) for weight in falls.softmax(dim=0).tolist()]
-        counts = apportion_at_least(weights, mean * len(layers), least_budget(plan, mean))
-        return list(spread(counts, length + plan.num_reserved))
+        return apportion_at_least(weights, mean * len(shown), least_budget(plan, mean))
 
 
 def _variance(layer: Scored) -> list[float]:

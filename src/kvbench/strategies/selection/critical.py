@@ -58,12 +58,7 @@ class CriticalOutput(ScorerDefaults):
         Raises:
             ValueError: if the model's output projection is not known.
         """
-        output = view.shape.output
-        if output is None:
-            raise ValueError(
-                "strategy/scorer=critical needs the output projection of every attention layer, and this model's was "
-                "not found; use another strategy/scorer."
-            )
+        output = view.output("strategy/scorer=critical")
         score = self.base.prompt(view).expand(-1, view.shape.kv_heads, -1)
         first = self._first_stage(score, view)
         return ((score + self.epsilon) * projected_size(view.values, output)).masked_fill(first, _ALWAYS)

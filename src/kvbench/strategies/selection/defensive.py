@@ -54,12 +54,7 @@ class Defensive(ScorerDefaults):
         Raises:
             ValueError: if the model's output projection is not known.
         """
-        output = view.shape.output
-        if output is None:
-            raise ValueError(
-                "strategy/scorer=defensive needs the output projection of every attention layer, and this model's was "
-                "not found; use another strategy/scorer."
-            )
+        output = view.output("strategy/scorer=defensive")
         entries = view.keys.shape[2]
         before = max(0, entries - self.window)
         held = view.position[..., :before] >= 0
