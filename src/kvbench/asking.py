@@ -59,6 +59,7 @@ def ask_likelihood(bench: Bench) -> None:
         }
     row["nll_delta_nats"] = (found.nll[0] - found.nll[1]) / found.tokens
     row["kl_nats"] = found.kl / found.tokens
+    row |= found.packing_errors
     row["top1_agreement"] = found.agree / found.tokens
 
 

@@ -49,7 +49,7 @@ def time_decode(bench: Bench, run: RunShape) -> None:
         return
     strategy, statistic = bench.job.strategy, bench.job.strategy.statistic
     if statistic == "mean":  # whole periods, beside the first step, which does not count
-        whole = strategy.trigger.period * max(1, (steps - 1) // strategy.trigger.period) + 1
+        whole = strategy.period * max(1, (steps - 1) // strategy.period) + 1
         steps = min(run.new_tokens, whole)
     bench.report("bandwidth", 0.0)
     bandwidth = stream_bandwidth(device, settings.threads)
@@ -66,11 +66,11 @@ def time_decode(bench: Bench, run: RunShape) -> None:
         row["setup_s"] = paired.warmup_s
     if paired.baseline is not None:
         _compare(bench, paired, reads)
-        if statistic == "mean" and steps <= strategy.trigger.period:
+        if statistic == "mean" and steps <= strategy.period:
             bench.measured.rows["strategy"] |= {
                 "verdict": "inconclusive",
-                "reason": f"entries leave every {strategy.trigger.period} tokens and only {steps} were timed; "
-                f"set workload.new_tokens={strategy.trigger.period + 1} or more",
+                "reason": f"entries leave, or are packed, every {strategy.period} tokens and only {steps} were timed; "
+                f"set workload.new_tokens={strategy.period + 1} or more",
             }
 
 

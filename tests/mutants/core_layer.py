@@ -92,6 +92,7 @@ def padding_has_positions(start: int, tokens: int, batch: int, padding: Tensor |
 def newest_unseen(query: Tensor, tiles: Sequence[Tile], scale: float, *, with_weights: bool) -> Any:
     """Look back at all entries but the last slot's."""
     tile = tiles[0]
+    assert isinstance(tile.keys, torch.Tensor)
     visible = torch.ones(tile.keys.shape[:3], dtype=torch.bool) if tile.visible is None else tile.visible.clone()
     visible[:, :, -1] = False
     return attend_one(query, [Tile(tile.keys, tile.values, visible=visible)], scale, with_weights=with_weights)

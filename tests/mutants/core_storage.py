@@ -38,7 +38,7 @@ def prompt_kept(self: Store, keys: Tensor, values: Tensor, *more: Any) -> None:
 
 def stored_whole(self: CacheLayer, query: Tensor, keys: Tensor, values: Tensor, position: Tensor, *more: Any) -> None:
     """Store the whole prompt before it is compressed."""
-    self._gathering(keys, values).append(keys, values, position)
+    Slots(self.plan.codec, keys, values, keys.shape[2], heads=1, beside={}).append(keys, values, position)
     end_of_pass(self, query, keys, values, position, *more)
 
 
@@ -50,7 +50,7 @@ def queries_kept(self: CacheLayer, query: Tensor, *more: Any) -> None:
 
 def positions_are_free(self: LayerPlan, run: RunShape, dtype: torch.dtype) -> int:
     """Count keys and values only."""
-    return 2 * self.shape.kv_heads * self.shape.key_dim * dtype.itemsize
+    return 0
 
 
 def in_the_models_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -146,7 +146,7 @@ MUTANTS = (
     ),
     Mutant(
         name="positions cost nothing",
-        patches=((LayerPlan, "slot_bytes", positions_are_free),),
+        patches=((LayerPlan, "_beside_bytes", positions_are_free),),
         killed_by=(
             bytes_of("tova"),
             bytes_of("baseline"),
@@ -165,12 +165,12 @@ MUTANTS = (
     ),
     Mutant(
         name="entries are read as a copy",
-        patches=((DensePayload, "read", read_as_a_copy),),
+        patches=((DensePayload, "entries", read_as_a_copy),),
         killed_by=(steady("baseline"), steady("h2o"), steady("attention_sink")),
     ),
     Mutant(
         name="entries are gathered at every step",
-        patches=((DensePayload, "read", read_gathered),),
+        patches=((DensePayload, "entries", read_gathered),),
         killed_by=(steady("sliding_window"), steady("snapkv")),
     ),
     Mutant(

@@ -89,6 +89,7 @@ def restoring(self: Prompt, layer: int) -> Tile:
     """Restore the keys before they are read."""
     made = tile(self, layer)
     assert made.key_scale is not None
+    assert isinstance(made.keys, torch.Tensor)
     return replace(made, keys=made.keys * made.key_scale[..., None], key_scale=torch.ones_like(made.key_scale))
 
 

@@ -260,4 +260,5 @@ def _cut(self: Pages, slots: Slots) -> list[Tile]:
     """Read all entries but the first."""
     (tile,) = slots.tiles()
     visible = None if tile.visible is None else tile.visible[:, :, 1:]
-    return [Tile(tile.keys[:, :, 1:], tile.values[:, :, 1:], visible=visible)]
+    keys, values = (payload.read(slots.filled)[:, :, 1:] for payload in (slots.keys, slots.values))
+    return [Tile(keys, values, visible=visible)]

@@ -13,11 +13,12 @@ from tests.mutants import packaging as mutants
 SOURCE = Path(__file__).parents[2] / "src" / "kvbench"
 MAY_IMPORT = {
     "types": set[str](),
-    "kernels": set[str](),
+    "folders": set[str](),
+    "kernels": {"folders"},
     "measure": set[str](),
     "results": set[str](),
     "cache": {"kernels", "types"},
-    "strategies": {"cache", "models", "types"},  # of models: where a layer's attention is, for hooks
+    "strategies": {"cache", "folders", "models", "types"},  # of models: where a layer's attention is, for hooks
     "models": {"types"},
     "workloads": {"types"},
     "engines": {"cache", "models", "strategies", "types"},

@@ -6,17 +6,16 @@ import ast
 import functools
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import kvbench
-from kvbench.cache.codecs.dense import Dense
 from kvbench.cache.kv_cache import KVCache, attention
 from kvbench.engines.eager import Eager
 from kvbench.models.view import view_of
@@ -34,13 +33,6 @@ from tests.support.models import ids, model
 from tests.support.strategies import strategy
 
 SOURCES = ("cache", "kernels", "strategies", "models/view.py", "engines/eager.py")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockCodec(Dense):
-    """A codec that packs several tokens together."""
-
-    writes_each_token_alone: ClassVar[bool] = False
 
 
 def built(name: str, *, tokens: int, lengths: tuple[int, ...] = (PROMPT,), **parts: Any) -> KVCache:
@@ -116,10 +108,6 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "rank that stands still": (
         partial(built, "attention_sink", tokens=12, trigger=PrefillEnd()),
         r"position=rank needs the recent run to move on.*trigger=every_step",
-    ),
-    "overwriting packed tokens": (
-        partial(built, "tova", tokens=12, codec=BlockCodec()),
-        r"trigger=every_step overwrites single entries.*codec=dense",
     ),
     "budget below the protected": (
         partial(built, "random_eviction", tokens=4),

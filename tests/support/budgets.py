@@ -128,7 +128,7 @@ def a_pyramid_of_bytes_is_within_them() -> None:
 def bytes_are_used_up() -> None:
     """PyramidKV in bytes: an entry more on average would not fit."""
     view, run = view_of(model("llama_gqa")), uniform(rows=2)
-    slots = sum(plan.slot_bytes(run, view.dtype) for plan in strategy("pyramidkv", tokens=BUDGET).plans(view, run))
+    slots = sum(plan.room_bytes(1, run, view.dtype) for plan in strategy("pyramidkv", tokens=BUDGET).plans(view, run))
     for amount in range(24_000, 25_000, 37):
         made = altered(pyramid(1, 4, 2.0), {"unit": "bytes", "amount": amount})
         assert 0 <= amount - made.allocated_bytes(view, run) < 2 * slots

@@ -8,11 +8,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
+import pytest
 from torch import nn
 
-from kvbench.cache.codecs.dense import Codec
+from kvbench.kernels.packed import native
 from kvbench.models.view import view_of
 from kvbench.strategies.position.policies import Rank
 from kvbench.strategies.selection.key_norm import KeyNorm
@@ -36,14 +37,22 @@ def changed(name: str, part: str, **settings: object) -> Callable[[], object]:
     return lambda: replace(getattr(composed(name), part), **settings)
 
 
+def changed_quantiser(**settings: Any) -> Callable[[], object]:
+    """Return what changes a quantiser in Python."""
+    return lambda: replace(composed("kivi2").codec.key_quantiser, **settings)  # type: ignore[attr-defined]
+
+
+def uncompiled() -> None:
+    """Compile with what is no compiler."""
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
+        patch.setenv("KVBENCH_CACHE", folder)
+        patch.setenv("CXX", "false")
+        native._compiled([])
+
+
 def other(name: str, **parts: Any) -> Callable[[], object]:
     """Return what builds the cache of a method with other parts."""
     return lambda: replace(composed(name), **parts).build(view_of(model("llama_gqa")), uniform())
-
-
-def packed(name: str, *overrides: str) -> Callable[[], object]:
-    """Return what puts a codec to a method that works on entries as the model made them."""
-    return lambda: replace(composed(name, *overrides), codec=cast("Codec", object()))
 
 
 def windowed(name: str, *overrides: str) -> Callable[[], object]:
@@ -282,7 +291,10 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         asked("h2o", "strategy/layout=paired"),
         r"layout=paired needs both layers of a pair to hold and to read the whole prompt; use strategy/budget=all",
     ),
-    "packed pairs": (packed("minicache"), r"work on entries as the model made them; use strategy/codec=dense"),
+    "packed pairs": (
+        asked("minicache", "strategy/codec=int8"),
+        r"work on entries as the model made them; use strategy/codec=dense",
+    ),
     "pairs of windows": (
         windowed("minicache", "layout.start=0"),
         r"merges layers that see the whole prompt, and layer 0 sees 8 tokens; move strategy\.layout\.start",
@@ -304,5 +316,39 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
     "granularity": (
         changed("minicache", "layout", granularity="layer"),
         r"granularity must be head or token; got 'layer'",
+    ),
+    # codecs
+    "overwriting packed tokens": (
+        asked("tova", "strategy/codec=kivi2"),
+        r"trigger=every_step overwrites single entries.*strategy/codec whose residual is 0, such as int8",
+    ),
+    "merging packed entries": (
+        asked("d2o", "strategy/codec=int8"),
+        r"entries that are packed never change.*use strategy/codec=dense, or strategy/trigger=prefill_end",
+    ),
+    "bits": (asked("kivi2", "codec.key_quantiser.bits=5"), r"bits must be one of \[2, 3, 4, 8\]; got 5"),
+    "axis": (
+        changed_quantiser(along="heads"),
+        r"along must be channels or tokens; got 'heads'",
+    ),
+    "group of one token": (
+        asked("kivi2", "codec.key_quantiser.group=1"),
+        r"group with along=tokens must be at least 2; got 1",
+    ),
+    "levels": (changed_quantiser(levels="steps"), r"levels must be integers or e4m3; got 'steps'"),
+    "short floats": (
+        asked("fp8", "codec.key_quantiser.bits=4"),
+        r"levels=e4m3 needs strategy\.codec\.\*\.bits=8 and strategy\.codec\.\*\.symmetric=true",
+    ),
+    "residual": (asked("kivi2", "codec.residual=-1"), r"codec\.residual must be 0 or more; got -1"),
+    "residual of part of a group": (
+        asked("kivi2", "codec.residual=100"),
+        r"codec\.residual must be a multiple of the 32 tokens that share a scale.*got 100",
+    ),
+    "kernel": (changed("kivi2", "codec", kernel="fast"), r"kernel must be auto, native or reference; got 'fast'"),
+    "a compiler that fails": (uncompiled, r"did not compile; set strategy\.codec\.kernel=reference, or CXX to another"),
+    "native in float64": (
+        asked("kivi2", "codec.kernel=native"),
+        r"computes in float32, and the model in float64; set strategy\.codec\.kernel=auto or reference",
     ),
 }

@@ -123,6 +123,7 @@ def worked_pages() -> None:
     slots.append(newest, newest, 4)
     (tile,) = pages.tiles(query, slots)  # the newest page and one more
     assert tile.visible is not None
+    assert isinstance(tile.keys, torch.Tensor)
     read = {tuple(key) for key in tile.keys[tile.visible].tolist()}
     assert read == {(1.0, -1.0), (-2.0, 3.0), (0.0, 0.0)}
 
@@ -157,7 +158,7 @@ def planted_key_is_read() -> None:
         pages, slots = small_pages(keys, 16, 2)
         slots.append(keys[:, :, :1] * 0, keys[:, :, :1] * 0, 1000)
         tiles = pages.tiles(query, slots)
-        assert sum(tile.keys.shape[2] for tile in tiles) == 32
+        assert sum(tile.keys.shape[2] for tile in tiles if isinstance(tile.keys, torch.Tensor)) == 32
         out, _ = attend_one(query, tiles, 1.0, with_weights=False)
         assert_close(out[0, 0, 0], query[0, 0, 0] * 3)
 

@@ -197,6 +197,25 @@ class KVCache(Cache):
         """Return the entries held per layer [B, 1 or G]; syncs with the device."""
         return [(layer.held_positions() >= 0).sum(dim=-1) for layer in self.layers]
 
+    def numbers_held(self) -> int:
+        """Return how many numbers the keys and values held have; syncs with the device."""
+        total = 0
+        for layer, entries in zip(self.layers, self.entries_held(), strict=True):
+            shape = layer.plan.shape
+            total += int(entries.expand(-1, shape.kv_heads).sum()) * (shape.key_dim + shape.value_dim)
+        return total
+
+    def exact_share(self) -> float:
+        """Return the share of the slots in use whose keys and values are as the model made them."""
+        exact = total = 0
+        for region, store in (each for layer in self.layers for each in layer.stores):
+            filled, rows = store.slots.filled, region.run.batch_size * region.plan.shape.kv_heads
+            for payload in (store.slots.keys, store.slots.values):
+                side = payload.entries(filled)
+                exact += rows * (filled if isinstance(side, Tensor) else side.exact)
+                total += rows * filled
+        return exact / max(1, total)
+
     def snapshot(self) -> list[Any]:
         """Return what `restore` needs to go back to this point."""
         return [layer.snapshot() for layer in self.layers]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.barrier import Barrier
+from kvbench.cache.codecs.dense import Dense
 from kvbench.cache.pair import Half, Meeting, Prompt
 from kvbench.cache.plan import LayerPlan, Region, score_dtype
 from kvbench.cache.protocols import PromptView, Scored
@@ -142,8 +143,8 @@ class CacheLayer:
         if self.plan.stays:
             return self.stores[0][1].slots
         if self._chunks is None:
-            plan, tokens = self.plan, self.run.prompt_tokens
-            self._chunks = Slots(plan.codec, key, value, tokens, heads=1, beside={})
+            tokens = self.run.prompt_tokens
+            self._chunks = Slots(Dense(), key, value, tokens, heads=1, beside={})  # packed once, when all is read
         return self._chunks
 
     def _end_of_pass(
@@ -155,8 +156,10 @@ class CacheLayer:
                 self.meeting.arrive(self, keys, values, position)
             return
         if not self.plan.compresses:
-            if is_last:
+            if is_last and self.plan.stays:
                 self.stores[0][1].fill(keys, values, position, None, query)
+            elif is_last:
+                self._keep(self._view(query, keys, values, position, at, scale), None, None)
             return
         if self.plan.repeater is not None:
             sets = self.plan.score_heads
@@ -203,7 +206,6 @@ class CacheLayer:
     def _view(
         self, query: Tensor, keys: Tensor, values: Tensor, position: Tensor, at: Tensor, scale: float
     ) -> PromptView:
-        assert self.plan.budget is not None
         return PromptView(
             layer=self.plan.index,
             shape=self.plan.shape,
@@ -213,7 +215,7 @@ class CacheLayer:
             position=position,
             query_position=at,
             scale=scale,
-            budget=self.plan.budget,
+            budget=self.plan.budget or self.run.prompt_lengths,
             similarity=self._mean_similarity(),
         )
 
@@ -241,7 +243,7 @@ class CacheLayer:
             assert self.barrier is not None
             self.barrier.arrive(sharer, scored, lambda counts: self._keep(view, score, counts))
 
-    def _keep(self, view: PromptView, score: Tensor, counts: Sequence[Sequence[int | None]] | None) -> None:
+    def _keep(self, view: PromptView, score: Tensor | None, counts: Sequence[Sequence[int | None]] | None) -> None:
         self._prompt_score = self._chunks = self._similarity = None
         share = self.plan.shape.query_heads // self.plan.shape.kv_heads
         memory = self.plan.scorer.memory(view) if self.plan.evicts else None
@@ -250,8 +252,8 @@ class CacheLayer:
             is_whole = region.run.batch_size == self.run.batch_size
             skip = 0 if is_whole else self.run.padding[rows.start]  # a row on its own has no padding
             keys, values = (t[rows, heads, skip:] for t in (view.keys, view.values))
-            sets = heads if score.shape[1] > 1 else slice(None)
-            scores, mine = score[rows, sets, skip:], None if memory is None else memory[rows, sets, skip:]
+            sets = heads if score is not None and score.shape[1] > 1 else slice(None)
+            scores, mine = (t if t is None else t[rows, sets, skip:] for t in (score, memory))
             queries = view.query[rows, heads.start * share : heads.stop * share]
             store = Store(region.plan, region.run, self.padding if is_whole else None, keys, values)
             store.fill(keys, values, view.position[rows, :, skip:], scores, queries, mine)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kvbench.cache.codecs.dense import Codec
+from kvbench.cache.codecs.base import Codec
 from kvbench.cache.protocols import Evicted, Fitted, Repeater, Scorer, Selector, Sharer
 from kvbench.types import LayerShape, RunShape
 
@@ -91,12 +91,12 @@ class LayerPlan:
     @property
     def stays(self) -> bool:
         """Whether all of the prompt stays as it was read, where it was read."""
-        return not self.compresses and self.pair is None
+        return not self.compresses and self.pair is None and self.codec.is_exact
 
     @property
     def one_by_one(self) -> bool:
         """Whether each of several new tokens must find what the one before it left."""
-        return self.evicts or self.paging is not None or self.pair is not None
+        return self.evicts or self.paging is not None or self.pair is not None or not self.codec.is_exact
 
     @property
     def score_heads(self) -> int:
@@ -119,7 +119,8 @@ class LayerPlan:
         if self.sharer is not None:  # what each row keeps is not known in advance, nor which keeps most
             return True
         evicts_apart = self.evicts and (self.period > 1 or self.evicted.merges or self.scorer.scores_again)
-        return evicts_apart or self.paging is not None  # pages begin where a row does
+        by_token = self.codec.writes_each_token_alone  # otherwise groups of tokens, as pages, begin where a row does
+        return evicts_apart or self.paging is not None or not by_token
 
     def is_ring(self, run: RunShape) -> bool:
         """Whether the next victim is known without a score, and the same in every row."""
@@ -144,9 +145,10 @@ class LayerPlan:
         if counts is None or all(len(set(row)) == 1 for row in counts):
             if counts is not None:
                 return self._whole(run, [row[0] for row in counts])
-            if self.budget is None or not (self.is_ragged(run) and self.needs_rows_apart):
+            stays_together = self.stays or not (self.is_ragged(run) and self.needs_rows_apart)
+            if stays_together or self.pair is not None:
                 return [Region(rows=slice(0, run.batch_size), heads=heads, plan=self, run=run)]
-            counts = [[most] * self.shape.kv_heads for most in self.budget]
+            counts = [[most] * self.shape.kv_heads for most in self.budget or (None,) * run.batch_size]
         return [
             self._region(run, slice(row, row + 1), slice(first, last), (row_counts[first],))
             for row, row_counts in enumerate(counts)
@@ -207,16 +209,28 @@ class LayerPlan:
             return longest if self.is_ragged(run) else min(longest, total)
         return kept + (grown(kept) - kept if run.new_tokens is None else run.new_tokens)
 
-    def slot_bytes(self, run: RunShape, dtype: torch.dtype) -> int:
-        """Return the bytes of one slot of one row, over all heads, metadata included."""
-        shape, heads = self.shape, self.score_heads
-        payload = self.codec.entry_bytes(shape.key_dim, dtype) + self.codec.entry_bytes(shape.value_dim, dtype)
+    def room_bytes(self, slots: int, run: RunShape, dtype: torch.dtype) -> int:
+        """Return the bytes of so many slots of one row, over all heads, metadata included."""
+        shape, codec = self.shape, self.codec
+        payload = codec.key_format.allocated_bytes(shape.key_dim, slots, dtype)
+        payload += codec.value_format.allocated_bytes(shape.value_dim, slots, dtype)
+        return shape.kv_heads * payload + slots * self._beside_bytes(run, dtype)
+
+    def entry_bytes(self, entries: int, run: RunShape, dtype: torch.dtype) -> int:
+        """Return the bytes of so many slots that are in use, of one row, over all heads, metadata included."""
+        shape, codec = self.shape, self.codec
+        payload = codec.key_format.used_bytes(shape.key_dim, entries, dtype)
+        payload += codec.value_format.used_bytes(shape.value_dim, entries, dtype)
+        return shape.kv_heads * payload + entries * self._beside_bytes(run, dtype)
+
+    def _beside_bytes(self, run: RunShape, dtype: torch.dtype) -> int:
+        """Return the bytes of what stands beside one entry of one row."""
         beside = torch.int32.itemsize
         if self.keeps_score(run):
             beside += score_dtype(dtype).itemsize + self.scorer.memory_bytes
         if self.compresses and self.evicted.weighs:
             beside += score_dtype(dtype).itemsize
-        return shape.kv_heads * payload + heads * beside
+        return self.score_heads * beside
 
     def keeps_score(self, run: RunShape) -> bool:
         """Whether a score is kept beside each entry."""
@@ -239,13 +253,13 @@ class LayerPlan:
     def allocated_bytes(self, run: RunShape, dtype: torch.dtype) -> int:
         """Return the bytes held once the prompt is read, over all regions."""
         return sum(
-            region.run.batch_size * region.plan.capacity(region.run) * region.plan.slot_bytes(region.run, dtype)
+            region.run.batch_size * region.plan.room_bytes(region.plan.capacity(region.run), region.run, dtype)
             + region.plan.fixed_bytes(region.run, dtype)
-            + region.plan._beside_bytes(region.run, dtype)
+            + region.plan._reading_bytes(region.run, dtype)
             for region in self.regions(run)
         )
 
-    def _beside_bytes(self, run: RunShape, dtype: torch.dtype) -> int:
+    def _reading_bytes(self, run: RunShape, dtype: torch.dtype) -> int:
         """Return the bytes of what stands beside the slots: bounds of pages, the prompt of a pair."""
         if self.paging is not None:
             return self.paging.allocated_bytes(self.shape, dtype, self.capacity(run))
@@ -263,7 +277,7 @@ class LayerPlan:
             if self.pair is not None and tokens_seen >= run.prompt_tokens:
                 total += self.pair.used_bytes(self.shape, run, dtype)
                 held = (decoded,) * run.batch_size
-            total += sum(held) * region.plan.slot_bytes(region.run, dtype)
+            total += sum(region.plan.entry_bytes(entries, region.run, dtype) for entries in held)
         return total
 
     @property

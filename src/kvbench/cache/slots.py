@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from kvbench.cache.codecs.dense import Codec
+from kvbench.cache.codecs.base import Codec
 from kvbench.kernels.attend import EMPTY, Tile
 
 NOTHING: Mapping[str, Tensor] = {}
@@ -38,8 +38,9 @@ class Slots:
         state: tuple[torch.dtype, int] | None = None,
     ) -> None:
         batch = key.shape[0]
-        self.keys = codec.empty(key, capacity)
-        self.values = codec.empty(value, capacity)
+        self.keys = codec.key_format.empty(key, capacity)
+        self.values = codec.value_format.empty(value, capacity)
+        self.dtype = key.dtype
         self.position = key.new_full((batch, heads, capacity), -1, dtype=torch.int32)
         self.beside = {
             name: key.new_zeros((batch, heads, capacity, *([width] if width > 1 else [])), dtype=dtype)
@@ -128,7 +129,13 @@ class Slots:
         """Return what attention reads."""
         visible = (self.position.narrow(2, 0, self.filled) != EMPTY) if self.has_holes else None
         weight = None if self.log_weight is None else self.log_weight.narrow(2, 0, self.filled)
-        return [Tile(self.keys.read(self.filled), self.values.read(self.filled), log_weight=weight, visible=visible)]
+        keys, values = self.keys.entries(self.filled), self.values.entries(self.filled)
+        return [Tile(keys, values, log_weight=weight, visible=visible)]
+
+    def settle(self) -> None:
+        """Pack what has to be packed before the next entry comes."""
+        self.keys.settle()
+        self.values.settle()
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return everything held."""

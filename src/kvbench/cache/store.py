@@ -127,7 +127,7 @@ class Store:
         if plan.evicts:
             self._start_evicting(queries)
         if plan.num_moving > 0:
-            self._sinks = slots.keys.read(slots.filled)[:, :, : plan.num_moving].clone()
+            self._sinks = kept_keys[:, :, : plan.num_moving].clone()
         if self._reading is not None:
             self._reading.start(slots)
 
@@ -194,6 +194,7 @@ class Store:
         tiles = slots.tiles() if self._reading is None else self._reading.tiles(query, slots)
         out, weights = attend_one(query, tiles, scale, with_weights=observes)
         self.seen += 1
+        slots.settle()
         if plan.evicts:
             if observes:
                 assert weights is not None
@@ -283,16 +284,15 @@ class Store:
         self._make_room(query.shape[2])
         slots.append(key, value, at[:, None])
         self.seen += query.shape[2]
-        tile = slots.tiles()[0]
         return attend_prompt(
             query,
-            tile.keys,
-            tile.values,
+            slots.keys.read(slots.filled),
+            slots.values.read(slots.filled),
             scale,
             position=slots.position.narrow(2, 0, slots.filled),
             query_position=at,
             window=self.plan.shape.window,
-            log_weight=tile.log_weight,
+            log_weight=slots.tiles()[0].log_weight,
         )
 
     # -- small things -------------------------------------------------------------------------------------------
@@ -362,21 +362,21 @@ class Store:
         """Return the bytes of the occupied slots, metadata included; syncs with the device."""
         held = self._occupied()
         beside = 0 if self._reading is None else self._reading.used_bytes(held)
-        return sum(held) * self._slot_bytes() + beside
+        return sum(map(self._entry_bytes, held)) + beside
 
     def read_bytes(self) -> int:
         """Return the bytes that a decode step reads; syncs with the device."""
         if self._reading is None:
             return self.used_bytes()
-        return self._reading.read_bytes(self._occupied(), self._slot_bytes())
+        return self._reading.read_bytes(self._occupied(), self._entry_bytes(1))
 
     def _occupied(self) -> list[int]:
         """Return the slots in use per row, the same for every head."""
         held: list[int] = ((self._in_slots() >= 0).sum(dim=-1)[:, 0] + self.plan.num_reserved).tolist()
         return held
 
-    def _slot_bytes(self) -> int:
-        return self.plan.slot_bytes(self.run, self.slots.keys.read(0).dtype)
+    def _entry_bytes(self, entries: int) -> int:
+        return self.plan.entry_bytes(entries, self.run, self.slots.dtype)
 
     def snapshot(self) -> Mapping[str, object]:
         """Return what `restore` needs to go back to this point."""
@@ -384,6 +384,7 @@ class Store:
         return {
             "numbers": (self.seen, self.slots.filled, self.slots.has_holes, self._spare),
             "free": self._free,
+            "payloads": (self.slots.keys.snapshot(), self.slots.values.snapshot()),
             "reading": None if self._reading is None else self._reading.snapshot(self.slots.filled),
             "tensors": tuple(t.clone() for t in tensors),
         }
@@ -392,6 +393,8 @@ class Store:
         """Go back to a snapshot, in the same storage."""
         self.seen, self.slots.filled, self.slots.has_holes, self._spare = snapshot["numbers"]  # type: ignore[misc]
         self._free = snapshot["free"]  # type: ignore[assignment]
+        for payload, old in zip((self.slots.keys, self.slots.values), snapshot["payloads"], strict=True):  # type: ignore[call-overload]
+            payload.restore(old)
         if self._reading is not None:
             self._reading.restore(snapshot["reading"], self.slots.filled)
         kept: tuple[Tensor, ...] = snapshot["tensors"]  # type: ignore[assignment]

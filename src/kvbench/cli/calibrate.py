@@ -15,10 +15,11 @@ from kvbench.cli.catalogue import catalogue
 from kvbench.configuration import build_group, check, compose, resolved
 from kvbench.configuration.composing import search_path
 from kvbench.configuration.errors import ConfigError, hint
+from kvbench.folders import cache_folder
 from kvbench.models.load import load
 from kvbench.runner import job_of
 from kvbench.strategies.budget.heads import HeadBudget
-from kvbench.strategies.budget.scores import HeadScores, cache_folder
+from kvbench.strategies.budget.scores import HeadScores
 
 
 def main(what: str, overrides: Sequence[str], *, config_dir: str | None, samples: int, tokens: int, out: str) -> None:

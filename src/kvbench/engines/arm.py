@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kvbench.cache.kv_cache import KVCache
+from kvbench.cache.packing_error import squares
 from kvbench.engines.eager import Eager
 from kvbench.strategies.base import CacheStrategy
 from kvbench.types import ModelView, RunShape
@@ -40,6 +41,12 @@ class Arm:
         """Read the prompt [B, n] and return the logits after it [B, V]."""
         with self.strategy.attach(self.model, cache):
             return self.engine.prefill(self.model, cache, ids)
+
+    def packing_squares(self, cache: KVCache, full: KVCache) -> dict[str, tuple[float, float]]:
+        """Return what packing did to a prompt, as `squares` does; nothing where entries change in other ways too."""
+        made = self.strategy
+        changes = made.evicted.merges or made.position.by_rank or made.position.rerotates
+        return {} if made.codec.is_exact or (made.budget.limits and changes) else squares(cache, full)
 
     def step(self, cache: KVCache, ids: Tensor) -> Tensor:
         """Read the next tokens [B, T] and return the logits after them [B, V]."""

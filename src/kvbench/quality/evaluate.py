@@ -25,6 +25,7 @@ class Likelihood:
         agree: tokens whose most likely continuation is the same.
         difference: largest logit difference.
         tokens: scored tokens.
+        packed: of "key" and "value" the squares of what packing did to prompts, and of what was packed, summed.
     """
 
     nll: list[float] = field(default_factory=lambda: [0.0, 0.0])
@@ -32,6 +33,12 @@ class Likelihood:
     agree: int = 0
     difference: float = 0.0
     tokens: int = 0
+    packed: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def packing_errors(self) -> dict[str, float]:
+        """Root mean squares of what packing did, over those of what was packed; empty where nothing was."""
+        return {f"{name}_error": math.sqrt(error / size) for name, (error, size) in self.packed.items() if size > 0}
 
     def add(self, logits: Tensor, reference: Tensor, target: Tensor) -> None:
         """Count one token per row.
@@ -73,6 +80,9 @@ def likelihood(
         caches = [arm.cache(run) for arm in (strategy, baseline)]
         for arm, cache in zip((strategy, baseline), caches, strict=True):
             arm.prefill(cache, ids[:, :context])
+        for name, squares in strategy.packing_squares(*caches).items():
+            before = found.packed.get(name, (0.0, 0.0))
+            found.packed[name] = (before[0] + squares[0], before[1] + squares[1])
         for at in range(context, context + steps):
             logits = [
                 arm.step(cache, ids[:, at : at + 1]) for arm, cache in zip((strategy, baseline), caches, strict=True)

@@ -6,7 +6,8 @@ import contextlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from kvbench.cache.codecs.dense import Codec, Dense
+from kvbench.cache.codecs.base import Codec
+from kvbench.cache.codecs.dense import Dense
 from kvbench.cache.pair import Pair
 from kvbench.cache.plan import LayerPlan, padding_bytes
 from kvbench.cache.protocols import Evicted, Layout, Reader, Scorer, Selector
@@ -70,8 +71,15 @@ class CacheStrategy:
             )
         if self.trigger.period > 0 and self.budget.limits and not self.codec.writes_each_token_alone:
             raise ValueError(
-                "strategy/trigger=every_step overwrites single entries, which this codec cannot; "
-                "use strategy/trigger=prefill_end or strategy/codec=dense."
+                "strategy/trigger=every_step overwrites single entries, which this codec cannot: it packs several "
+                "tokens together, or keeps the latest ones exact; use strategy/trigger=prefill_end, or a "
+                "strategy/codec whose residual is 0, such as int8."
+            )
+        if self.budget.limits and not self.codec.is_exact and self._changes_entries:
+            raise ValueError(
+                "entries that are packed never change, nor are they unpacked to be scored again, which "
+                "strategy/evicted and strategy/scorer do here while decoding; use strategy/codec=dense, or "
+                "strategy/trigger=prefill_end."
             )
         if isinstance(self.budget, ChoosyBudget):
             reason = self.budget.refusal(self.scorer, self.selector, self.evicted, by_rank=self.position.by_rank)
@@ -102,11 +110,16 @@ class CacheStrategy:
                 "strategy/layout=paired needs both layers of a pair to hold and to read the whole prompt; use "
                 "strategy/budget=all and strategy/reader=all, or strategy/layout=separate."
             )
-        if (self.layout.merges or not self.reader.reads_all) and not isinstance(self.codec, Dense):
+        if (self.layout.merges or not self.reader.reads_all) and not self.codec.is_exact:
             raise ValueError(
                 "strategy/layout=paired and strategy/reader=pages work on entries as the model made them; use "
                 "strategy/codec=dense."
             )
+
+    @property
+    def _changes_entries(self) -> bool:
+        """Whether entries that are held are read, or written, other than by attention."""
+        return self.trigger.period > 0 and (self.evicted.merges or self.scorer.scores_again)
 
     # -- what it does -------------------------------------------------------------------------------------------
 
@@ -173,7 +186,7 @@ class CacheStrategy:
         return LayerPlan(
             index=index,
             shape=view.layers[index],
-            codec=self.codec,
+            codec=self.codec if self.codec.writes_each_token_alone else Dense(),  # its entries leave one by one
             scorer=Recency(),
             selector=Protected(num_sink=0, num_recent=0, recent_share=0.0),
             budget=(view.layers[index].window - 1,) * run.batch_size,
@@ -193,6 +206,7 @@ class CacheStrategy:
     def unsupported(self, view: ModelView, run: RunShape) -> str | None:
         """Return why this model or these lengths cannot be served, or None."""
         reason = self.budget.unsupported(view) if isinstance(self.budget, HeadBudget) else None
+        reason = reason or self.codec.unsupported(view.device, view.dtype)
         if reason is not None:
             return reason
         plans = self.plans(view, run)
@@ -225,12 +239,15 @@ class CacheStrategy:
     @property
     def saving(self) -> Saving:
         """What kind of saving the method makes."""
+        if not self.codec.is_exact:
+            return "packed"
         return "physical" if self.budget.limits or self.layout.merges else "none"
 
     @property
     def fidelity(self) -> Fidelity:
         """How the outputs relate to the full cache's."""
-        is_exact = not self.budget.limits and not self.layout.merges and self.reader.reads_all
+        keeps_all = not self.budget.limits and not self.layout.merges
+        is_exact = keeps_all and self.reader.reads_all and self.codec.is_exact
         return "exact" if is_exact else "lossy_training_free"
 
     @property
@@ -241,7 +258,12 @@ class CacheStrategy:
     @property
     def statistic(self) -> Literal["median", "mean"]:
         """How the steps of a block are summed up: work that is done now and then only shows in a mean."""
-        return "mean" if self.budget.limits and self.trigger.period > 1 else "median"
+        return "mean" if self.period > 1 else "median"
+
+    @property
+    def period(self) -> int:
+        """Decode steps after which the work of a step repeats: entries leave, or are packed, several at a time."""
+        return max(1, self.codec.flush_tokens, self.trigger.period if self.budget.limits else 0)
 
     @property
     def keeps_budget(self) -> bool:

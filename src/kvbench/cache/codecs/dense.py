@@ -3,59 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-
-
-class Payload(Protocol):
-    """Storage for the keys or the values of one layer: slots [B, G, capacity] of one entry each."""
-
-    capacity: int
-
-    def write(self, start: int, entries: Tensor) -> None:
-        """Store entries [B, G, T, D] at slots start .. start + T."""
-
-    def scatter(self, slot: Tensor, entry: Tensor) -> None:
-        """Store one entry [B, G, 1, D] per row and head at its own slot [B, 1 or G], or k of them at [B, 1 or G, k]."""
-
-    def read(self, stop: int) -> Tensor:
-        """Return the entries of slots 0 .. stop as [B, G, stop, D]."""
-
-    def grow(self, capacity: int, used: int) -> None:
-        """Move the first `used` slots to storage for `capacity`."""
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Return everything held."""
-
-
-class Codec(Protocol):
-    """Makes payloads and says how large they are."""
-
-    writes_each_token_alone: ClassVar[bool]
-
-    def empty(self, like: Tensor, capacity: int) -> Payload:
-        """Return room for `capacity` entries shaped as `like` [B, G, T, D]."""
-
-    def entry_bytes(self, dim: int, dtype: torch.dtype) -> int:
-        """Return the bytes of one stored entry of one head."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dense:
     """Keeps keys and values in the model's dtype: nothing is lost, nothing is packed."""
 
+    is_exact: ClassVar[bool] = True
     writes_each_token_alone: ClassVar[bool] = True
+    flush_tokens: ClassVar[int] = 1
+
+    @property
+    def key_format(self) -> Dense:
+        """How keys are written: as values are."""
+        return self
+
+    @property
+    def value_format(self) -> Dense:
+        """How values are written: as keys are."""
+        return self
+
+    def kernel_on(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Return None: nothing is packed."""
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Return None: every model can."""
+        return None
 
     def empty(self, like: Tensor, capacity: int) -> DensePayload:
         """Return room for `capacity` entries shaped as `like` [B, G, T, D]."""
         batch, heads, _, dim = like.shape
         return DensePayload(like.new_zeros(batch, heads, capacity, dim))
 
-    def entry_bytes(self, dim: int, dtype: torch.dtype) -> int:
-        """Return the bytes of one stored entry of one head."""
-        return dim * dtype.itemsize
+    def allocated_bytes(self, dim: int, capacity: int, dtype: torch.dtype) -> int:
+        """Return the bytes of room for so many entries of one head."""
+        return capacity * dim * dtype.itemsize
+
+    used_bytes = allocated_bytes
 
 
 class DensePayload:
@@ -78,9 +66,14 @@ class DensePayload:
         at = slot[:, :, None] if slot.dim() == 2 else slot
         self.data.scatter_(2, at[..., None].expand_as(entry), entry)
 
+    def settle(self) -> None:
+        """Do nothing: entries stay as they are."""
+
     def read(self, stop: int) -> Tensor:
         """Return a view of slots 0 .. stop."""
         return self.data if stop == self.data.shape[2] else self.data.narrow(2, 0, stop)
+
+    entries = read
 
     def grow(self, capacity: int, used: int) -> None:
         """Move the first `used` slots to storage for `capacity`; the old storage is freed."""
@@ -91,3 +84,9 @@ class DensePayload:
     def tensors(self) -> tuple[Tensor, ...]:
         """Return everything held."""
         return (self.data,)
+
+    def snapshot(self) -> None:
+        """Return nothing: entries that come later leave the earlier ones alone."""
+
+    def restore(self, snapshot: object) -> None:
+        """Do nothing: slots behind the last entry may hold anything."""

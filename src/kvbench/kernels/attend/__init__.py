@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvbench.kernels.packed import Rows
+
 EMPTY = -1  # position of a slot that holds nothing
 SUMMARY = -2  # position of an entry that stands for tokens of many positions, and is seen by all
 QUERY_BLOCK = 256  # rows of queries whose mask exists at once
@@ -31,8 +33,8 @@ class Tile:
     """A run of entries as attention reads them.
 
     Args:
-        keys: [B, G, m, D].
-        values: [B, G, m, D_v].
+        keys: [B, G, m, D], or rows of which some are packed.
+        values: [B, G, m, D_v], or rows of which some are packed.
         log_weight: added to the logits [B, 1 or G, m], the log of how many tokens an entry stands for; None for one.
         visible: entries that exist [B, 1 or G, m]; None where all do.
         key_scale: lengths of the keys, where these are directions [B, 1 or G, m].
@@ -41,8 +43,8 @@ class Tile:
         own_values: values that are no multiple of the tile's.
     """
 
-    keys: Tensor
-    values: Tensor
+    keys: Tensor | Rows
+    values: Tensor | Rows
     log_weight: Tensor | None = None
     visible: Tensor | None = None
     key_scale: Tensor | None = None
@@ -66,7 +68,8 @@ def attend_one(
         The output [B, H, 1, D_v] and, per tile, the weights [B, G, H / G, m] in float32 or wider, or None.
     """
     batch, heads, _, width = query.shape
-    groups = tiles[0].keys.shape[1]
+    first = tiles[0].keys
+    groups = first.shape[1] if isinstance(first, Tensor) else first.groups
     rows = (query * scale).reshape(batch, groups, heads // groups, width)
     logits = [_logits(rows, tile) for tile in tiles]
     if len(tiles) == 1:
@@ -81,7 +84,8 @@ def attend_one(
 
 
 def _logits(rows: Tensor, tile: Tile) -> Tensor:
-    logits = torch.matmul(rows, tile.keys.transpose(-1, -2))
+    keys = tile.keys
+    logits = torch.matmul(rows, keys.transpose(-1, -2)) if isinstance(keys, Tensor) else keys.logits(rows)
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
     if tile.key_scale is not None:
@@ -98,10 +102,13 @@ def _logits(rows: Tensor, tile: Tile) -> Tensor:
 
 def _weighted(weights: Tensor, tile: Tile) -> Tensor:
     """Return the sum of a tile's values [B, G, H / G, D_v]."""
-    dtype = tile.values.dtype
+    values = tile.values
+    if not isinstance(values, Tensor):
+        return values.weighted(weights)
+    dtype = values.dtype
     if tile.value_scale is None:
-        return torch.matmul(weights.to(dtype), tile.values)
-    out = torch.matmul((weights * tile.value_scale[:, :, None]).to(dtype), tile.values)
+        return torch.matmul(weights.to(dtype), values)
+    out = torch.matmul((weights * tile.value_scale[:, :, None]).to(dtype), values)
     if tile.own_values is None:
         return out
     index = tile.own_values.index[:, :, None].expand(-1, weights.shape[1], weights.shape[2], -1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 from kvbench.cache.plan import GROW_LEAST, GROW_SHARE, LayerPlan, padding_bytes
 from kvbench.cache.protocols import Evicted, Scorer, Selector, Sharer
+from kvbench.strategies.budget.rounding import largest
 from kvbench.types import ModelView, RunShape
 
 if TYPE_CHECKING:
@@ -131,9 +132,8 @@ class Uniform:
         if not chosen:  # nothing is limited
             return (1,) * run.batch_size
         fixed = padding_bytes(run) + sum(plan.fixed_bytes(run, view.dtype) for plan in chosen)
-        slots = (int(self.amount) - fixed) // (
-            run.batch_size * sum(plan.slot_bytes(run, view.dtype) for plan in chosen)
-        )
+        free = (int(self.amount) - fixed) // run.batch_size
+        slots = largest(lambda slots: sum(plan.room_bytes(slots, run, view.dtype) for plan in chosen) <= free, free)
         if chosen[0].period > 0:
             kept = slots - chosen[0].period
         elif run.new_tokens is None:

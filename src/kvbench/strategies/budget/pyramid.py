@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from kvbench.cache.plan import LayerPlan, padding_bytes
 from kvbench.strategies.budget.base import Uniform
-from kvbench.strategies.budget.rounding import apportion, spread
+from kvbench.strategies.budget.rounding import apportion, largest, spread
 from kvbench.types import ModelView, RunShape
 
 
@@ -94,12 +94,11 @@ class Pyramid(Uniform):
         self, plans: Sequence[LayerPlan], rows: Sequence[int], view: ModelView, run: RunShape
     ) -> list[tuple[int, ...]]:
         """Return the layers of the largest mean whose bytes are within the amount."""
-        fits, above = 0, max(rows)
-        while above - fits > 1:
-            middle = (fits + above) // 2
-            layers = self._layers(plans, [middle] * len(rows), run)
-            fits, above = (middle, above) if self._bytes(plans, layers, view, run) <= self.amount else (fits, middle)
-        return self._layers(plans, [fits] * len(rows), run)
+
+        def layers(mean: int) -> list[tuple[int, ...]]:
+            return self._layers(plans, [mean] * len(rows), run)
+
+        return layers(largest(lambda mean: self._bytes(plans, layers(mean), view, run) <= self.amount, max(rows) - 1))
 
     def _bytes(
         self, plans: Sequence[LayerPlan], layers: Sequence[tuple[int, ...]], view: ModelView, run: RunShape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from kvbench.cache.plan import LayerPlan
@@ -66,3 +66,12 @@ def spread(counts: Sequence[int], most: int) -> list[int]:
             capped[index] += max(1, each)
         excess -= max(1, each) * len(given)
     return capped
+
+
+def largest(fits: Callable[[int], bool], most: int) -> int:
+    """Return the largest number from 0 to `most` that fits, given that smaller ones do, too; 0 if none does."""
+    fit, above = 0, most + 1
+    while above - fit > 1:
+        middle = (fit + above) // 2
+        fit, above = (middle, above) if fits(middle) else (fit, middle)
+    return fit

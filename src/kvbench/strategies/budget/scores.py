@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
@@ -14,9 +13,9 @@ from typing import Any
 
 import torch
 
+from kvbench.folders import cache_folder
 from kvbench.types import ModelView
 
-CACHE = "KVBENCH_CACHE"  # environment variable: folder of what was computed once
 SHIPPED = Path(__file__).parents[2] / "models" / "tiny"  # the embedded model's scores come with it
 SAMPLED = 1024  # weights of each layer that tell a model from others
 
@@ -64,14 +63,6 @@ class HeadScores:
         """Write them as json."""
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-
-
-def cache_folder() -> Path:
-    """Return where scores are kept: $KVBENCH_CACHE, or kvbench in the user's cache folder."""
-    chosen = os.environ.get(CACHE)
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvbench"
 
 
 def fingerprint(view: ModelView) -> str | None:

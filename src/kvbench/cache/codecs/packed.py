@@ -1,0 +1,259 @@
+"""Entries kept as packed codes, the latest ones as the model made them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from kvbench.cache.codecs.quantiser import Quantiser
+from kvbench.kernels.packed import Kernel, Packed, Rows, why_not
+from kvbench.kernels.packing import packed_width
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedCodec:
+    """Keys and values are rounded to codes once, and their codes never change.
+
+    A side whose tokens share scales gathers `residual` tokens and packs them all at once; a side whose tokens have
+    their own keeps the latest `residual` ones exact, and packs a token when it is no longer one of them.
+
+    Args:
+        key_quantiser: how keys become codes.
+        value_quantiser: how values become codes.
+        residual: tokens; 0 for none, so that even the newest one is packed before it is attended to.
+        kernel: what reads packed entries: "native" (C++ on a CPU), "reference" (plain torch), or "auto", native where
+            that is possible.
+    """
+
+    is_exact: ClassVar[bool] = False
+
+    key_quantiser: Quantiser
+    value_quantiser: Quantiser
+    residual: int
+    kernel: Literal["auto", "native", "reference"]
+
+    def __post_init__(self) -> None:
+        """Refuse residuals that groups do not divide, and kernels that do not exist."""
+        if self.residual < 0:
+            raise ValueError(f"strategy.codec.residual must be 0 or more; got {self.residual}.")
+        size = max(self.key_quantiser.tokens, self.value_quantiser.tokens)
+        if size > 1 and (self.residual == 0 or self.residual % size):
+            raise ValueError(
+                f"strategy.codec.residual must be a multiple of the {size} tokens that share a scale "
+                f"(strategy.codec.*_quantiser.group), as groups are packed whole; got {self.residual}."
+            )
+        if self.kernel not in ("auto", "native", "reference"):
+            raise ValueError(f"strategy.codec.kernel must be auto, native or reference; got {self.kernel!r}.")
+
+    @property
+    def writes_each_token_alone(self) -> bool:
+        """Whether an entry can be written, and overwritten, without any other."""
+        return self.residual == 0
+
+    @property
+    def flush_tokens(self) -> int:
+        """Tokens that are packed at once while decoding."""
+        return max(self.key_format.flush, self.value_format.flush)
+
+    @property
+    def key_format(self) -> PackedFormat:
+        """How keys are written."""
+        return PackedFormat(quantiser=self.key_quantiser, residual=self.residual, kernel=self.kernel)
+
+    @property
+    def value_format(self) -> PackedFormat:
+        """How values are written."""
+        return PackedFormat(quantiser=self.value_quantiser, residual=self.residual, kernel=self.kernel)
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Return why the kernel that was asked for cannot be had, or None."""
+        reason = None if self.kernel == "auto" else why_not(self.kernel, device, dtype)
+        return None if reason is None else f"{reason}; set strategy.codec.kernel=auto or reference"
+
+    def kernel_on(self, device: torch.device, dtype: torch.dtype) -> Kernel:
+        """Return what reads packed entries of a model with this dtype on this device."""
+        return kernel_on(self.kernel, device, dtype)
+
+
+def kernel_on(asked: Literal["auto", "native", "reference"], device: torch.device, dtype: torch.dtype) -> Kernel:
+    """Return the kernel that was asked for, or the best one where any will do."""
+    if asked != "auto":
+        return asked
+    return "native" if why_not("native", device, dtype) is None else "reference"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedFormat:
+    """How one side of a cache is packed.
+
+    Args:
+        quantiser: how entries become codes.
+        residual: as in PackedCodec.
+        kernel: as in PackedCodec.
+    """
+
+    quantiser: Quantiser
+    residual: int
+    kernel: Literal["auto", "native", "reference"]
+
+    @property
+    def keep(self) -> int:
+        """The latest entries that are exact once the cache has settled."""
+        return self.residual if self.quantiser.tokens == 1 else 0
+
+    @property
+    def flush(self) -> int:
+        """Entries that are packed at once while decoding."""
+        return 1 if self.quantiser.tokens == 1 else self.residual
+
+    @property
+    def exact_rows(self) -> int:
+        """Exact entries there is room for: those that stay, and those that gather until they are packed."""
+        return self.keep + self.flush if self.residual > 0 else 0
+
+    def packed(self, entries: int) -> int:
+        """Return how many of so many entries are packed once the cache has settled."""
+        return max(0, entries - self.keep) // self.flush * self.flush
+
+    def empty(self, like: Tensor, capacity: int) -> PackedPayload:
+        """Return room for `capacity` entries shaped as `like` [B, G, T, D]."""
+        return PackedPayload(self, like, capacity)
+
+    def allocated_bytes(self, dim: int, capacity: int, dtype: torch.dtype) -> int:
+        """Return the bytes of room for so many entries of one head, metadata included."""
+        return self.quantiser.bytes(dim, self.packed(capacity)) + self.exact_rows * dim * dtype.itemsize
+
+    def used_bytes(self, dim: int, entries: int, dtype: torch.dtype) -> int:
+        """Return the bytes of so many entries of one head, metadata included, once they have settled."""
+        packed = self.packed(entries)
+        return self.quantiser.bytes(dim, packed) + (entries - packed) * dim * dtype.itemsize
+
+
+class PackedPayload:
+    """Codes of the earlier entries, and a ring of exact ones, where slot s is row s % `exact_rows`.
+
+    Args:
+        how: entries are written.
+        like: an example of entries [B, G, T, D].
+        capacity: slots per row and head.
+    """
+
+    def __init__(self, how: PackedFormat, like: Tensor, capacity: int) -> None:
+        batch, heads, _, dim = like.shape
+        self.how, self.capacity, self.dtype = how, capacity, like.dtype
+        self.form = how.quantiser.form(dim)
+        self.kernel = kernel_on(how.kernel, like.device, like.dtype)
+        self.exact = like.new_zeros((batch, heads, how.exact_rows, dim))
+        self.filled = 0  # slots in use, where some are exact
+        self.packed = 0  # the first of them, whose entries are codes
+        self._allocate(how.packed(capacity))
+
+    def _allocate(self, slots: int) -> None:
+        shape, form, quantiser = self.exact.shape[:2], self.form, self.how.quantiser
+        scales = (*shape, slots // form.tokens, form.scales)
+        self.codes = self.exact.new_zeros((*shape, slots, packed_width(form.dim, form.bits)), dtype=torch.uint8)
+        self.scale = self.exact.new_zeros(scales, dtype=torch.float16)
+        self.low = None if quantiser.symmetric else self.exact.new_zeros(scales, dtype=torch.float16)
+
+    def write(self, start: int, entries: Tensor) -> None:
+        """Store entries [B, G, T, D] at slots start .. start + T."""
+        count, rows = entries.shape[2], self.exact.shape[2]
+        if rows == 0:
+            self._pack(start, entries)
+            return
+        self.filled = start + count
+        if self.packed == start:  # a prompt: what is packed in the end is packed at once
+            self.packed = max(start, self.how.packed(self.filled))
+            self._pack(start, entries[:, :, : self.packed - start])
+            entries = entries[:, :, self.packed - start :]
+        first = self.filled - entries.shape[2]
+        if entries.shape[2] == 1:
+            self.exact.select(2, first % rows).copy_(entries[:, :, 0])
+        elif entries.shape[2] > 1:
+            row = torch.arange(first, self.filled, device=entries.device) % rows
+            self.exact.index_copy_(2, row, entries)
+
+    def settle(self) -> None:
+        """Pack the oldest exact entries, if there is no room for another one."""
+        rows = self.exact.shape[2]
+        if rows == 0 or self.filled - self.packed < rows:
+            return
+        first, flush = self.packed % rows, self.how.flush  # rows are a multiple of those packed at once, or it is 1
+        self._pack(self.packed, self.exact.narrow(2, first, flush))
+        self.packed += flush
+
+    def _pack(self, start: int, entries: Tensor) -> None:
+        count, size = entries.shape[2], self.form.tokens
+        if count == 0:
+            return
+        codes, scale, low = self.how.quantiser.encode(entries)
+        self.codes.narrow(2, start, count).copy_(codes)
+        self.scale.narrow(2, start // size, count // size).copy_(scale)
+        if self.low is not None:
+            assert low is not None
+            self.low.narrow(2, start // size, count // size).copy_(low)
+
+    def scatter(self, slot: Tensor, entry: Tensor) -> None:
+        """Store one entry [B, G, 1, D] per row and head at its own slot [B, 1 or G], or k of them at [B, 1 or G, k]."""
+        codes, scale, low = self.how.quantiser.encode(entry)
+        at = (slot[:, :, None] if slot.dim() == 2 else slot)[..., None]
+        self.codes.scatter_(2, at.expand_as(codes), codes)
+        self.scale.scatter_(2, at.expand_as(scale), scale)
+        if self.low is not None:
+            assert low is not None
+            self.low.scatter_(2, at.expand_as(low), low)
+
+    def entries(self, stop: int) -> Rows:
+        """Return the entries of slots 0 .. stop: codes, and the exact ones, as they lie."""
+        rows = self.exact.shape[2]
+        packed = stop if rows == 0 else self.packed
+        parts: list[Tensor | Packed] = []
+        if packed > 0:
+            shared = packed // self.form.tokens
+            low = None if self.low is None else self.low.narrow(2, 0, shared)
+            codes, scale = self.codes.narrow(2, 0, packed), self.scale.narrow(2, 0, shared)
+            parts.append(Packed(self.form, codes, scale, low, self.kernel))
+        if packed < stop:
+            first = packed % rows
+            parts.append(self.exact.narrow(2, first, min(stop - packed, rows - first)))
+            if stop - packed > rows - first:
+                parts.append(self.exact.narrow(2, 0, stop - packed - (rows - first)))
+        return Rows(parts, self.dtype)
+
+    def read(self, stop: int) -> Tensor:
+        """Return a copy of slots 0 .. stop as numbers [B, G, stop, D]."""
+        parts = self.entries(stop).parts
+        wide = torch.promote_types(self.dtype, torch.float32)
+        numbers = [
+            part if isinstance(part, Tensor) else part.dense(0, part.codes.shape[2], wide).to(self.dtype)
+            for part in parts
+        ]
+        return torch.cat(numbers, dim=2) if numbers else self.exact[:, :, :0]
+
+    def grow(self, capacity: int, used: int) -> None:
+        """Move to storage for `capacity` slots; the old storage is freed."""
+        codes, scale, low = self.codes, self.scale, self.low
+        self.capacity = capacity
+        self._allocate(self.how.packed(capacity))
+        self.codes.narrow(2, 0, codes.shape[2]).copy_(codes)
+        self.scale.narrow(2, 0, scale.shape[2]).copy_(scale)
+        if self.low is not None:
+            assert low is not None
+            self.low.narrow(2, 0, low.shape[2]).copy_(low)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return everything held."""
+        return tuple(t for t in (self.codes, self.scale, self.low, self.exact) if t is not None)
+
+    def snapshot(self) -> tuple[int, int, Tensor]:
+        """Return what `restore` needs to take back entries appended later."""
+        return self.filled, self.packed, self.exact.clone()
+
+    def restore(self, snapshot: object) -> None:
+        """Go back to a snapshot, in the same storage."""
+        exact: Tensor
+        self.filled, self.packed, exact = snapshot  # type: ignore[misc]
+        self.exact.copy_(exact)

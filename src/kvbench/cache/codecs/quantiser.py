@@ -1,0 +1,115 @@
+"""How numbers become small codes: which of them share a scale, and what the codes stand for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kvbench.kernels.packed import Form
+from kvbench.kernels.packing import PLANES, pack, packed_width
+
+LARGEST_E4M3 = 448.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantiser:
+    """Rounds numbers to codes; scales and least numbers are kept in float16, and codes are made with what is kept.
+
+    Args:
+        bits: of a code: 2, 3, 4 or 8.
+        along: whose numbers share a scale: "channels", neighbouring ones of a token, or "tokens", neighbouring ones
+            of a channel.
+        group: how many numbers share a scale; with "channels" 0 stands for all of a token and head.
+        symmetric: whether codes reach as far below 0 as above it; otherwise a group's least number is kept too.
+        levels: what codes stand for: "integers", or "e4m3", floating point numbers of 8 bits.
+    """
+
+    bits: int
+    along: Literal["channels", "tokens"]
+    group: int
+    symmetric: bool
+    levels: Literal["integers", "e4m3"]
+
+    def __post_init__(self) -> None:
+        """Refuse codes and groups that mean nothing."""
+        possible = sorted(bits for bits in PLANES if bits > 1)
+        if self.bits not in possible:
+            raise ValueError(f"strategy.codec.*.bits must be one of {possible}; got {self.bits}.")
+        if self.along not in ("channels", "tokens"):
+            raise ValueError(f"strategy.codec.*.along must be channels or tokens; got {self.along!r}.")
+        least = 0 if self.along == "channels" else 2
+        if self.group < least:
+            raise ValueError(
+                f"strategy.codec.*.group with along={self.along} must be at least {least}; got {self.group}."
+            )
+        if self.levels not in ("integers", "e4m3"):
+            raise ValueError(f"strategy.codec.*.levels must be integers or e4m3; got {self.levels!r}.")
+        if self.levels == "e4m3" and (self.bits != 8 or not self.symmetric):
+            raise ValueError(
+                "strategy.codec.*.levels=e4m3 needs strategy.codec.*.bits=8 and strategy.codec.*.symmetric=true."
+            )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that share scales."""
+        return self.group if self.along == "tokens" else 1
+
+    def form(self, dim: int) -> Form:
+        """Return how rows of so many numbers are packed."""
+        channels = 1 if self.along == "tokens" else min(self.group or dim, dim)
+        return Form(
+            dim=dim,
+            bits=self.bits,
+            tokens=self.tokens,
+            channels=channels,
+            symmetric=self.symmetric,
+            is_float=self.levels == "e4m3",
+        )
+
+    def bytes(self, dim: int, entries: int) -> int:
+        """Return the bytes of so many entries of one head, a multiple of `tokens`: codes, scales, least numbers."""
+        kept = torch.float16.itemsize * (1 if self.symmetric else 2)
+        return entries * packed_width(dim, self.bits) + entries // self.tokens * self.form(dim).scales * kept
+
+    def encode(self, entries: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return what is kept of entries [B, G, T, D]; T is a multiple of `tokens`.
+
+        Returns:
+            Packed codes [B, G, T, w], scales [B, G, T / tokens, n], and least numbers as the scales, or None.
+        """
+        numbers, size = entries.float(), self.tokens
+        form = self.form(entries.shape[3])
+        groups = numbers.unflatten(2, (-1, size)) if size > 1 else _by_channels(numbers, form.channels)
+        over = 3 if size > 1 else 4
+        low = None if self.symmetric else groups.amin(dim=over)
+        if low is None:
+            largest = LARGEST_E4M3 if form.is_float else 2 ** (self.bits - 1) - 1
+            scale = groups.abs().amax(dim=over) / largest
+        else:
+            scale = (groups.amax(dim=over) - low) / (2**self.bits - 1)
+            low = low.half()
+        scale = scale.half()
+        scale = torch.where(scale == 0, 1.0, scale)  # all alike, as far as float16 can tell
+        codes = self._codes(groups, scale.float().unsqueeze(over), low if low is None else low.float().unsqueeze(over))
+        flat = codes.flatten(2, 3) if size > 1 else codes.flatten(3)[..., : form.dim]
+        return pack(flat, self.bits), scale, low
+
+    def _codes(self, groups: Tensor, scale: Tensor, low: Tensor | None) -> Tensor:
+        if low is not None:
+            return ((groups - low) / scale).round_().clamp_(0, float(2**self.bits - 1)).to(torch.uint8)
+        if self.levels == "e4m3":
+            return (groups / scale).clamp_(-LARGEST_E4M3, LARGEST_E4M3).to(torch.float8_e4m3fn).view(torch.uint8)
+        most: int = 2 ** (self.bits - 1) - 1
+        return ((groups / scale).round_().clamp_(-most, most) + most).to(torch.uint8)
+
+
+def _by_channels(numbers: Tensor, channels: int) -> Tensor:
+    """Return groups of channels [B, G, T, n, c]; the last one is filled up with the last channel."""
+    missing = -numbers.shape[3] % channels
+    if missing:
+        numbers = torch.cat([numbers, numbers[..., -1:].expand(*numbers.shape[:3], missing)], dim=-1)
+    groups: Tensor = numbers.unflatten(3, (-1, channels))
+    return groups

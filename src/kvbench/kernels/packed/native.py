@@ -1,0 +1,123 @@
+"""The reference's sums in C++ on a CPU, compiled when a form of rows is first met and kept in the cache folder."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kvbench.folders import cache_folder
+
+if TYPE_CHECKING:
+    from kvbench.kernels.packed import Form, Packed
+
+SOURCE = Path(__file__).parent / "rows.cpp"
+LANGUAGE = ("-std=c++17", "-shared", "-fPIC", "-fopenmp", "-w")
+SPEED = ("-O3", "-march=native")
+SUMS = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math")
+FLAGS = (*LANGUAGE, *SPEED, *SUMS)  # with -ffast-math a library makes its whole process flush small numbers to 0
+_POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
+
+
+def compiler() -> str | None:
+    """Return the C++ compiler: $CXX, or the first one on the path."""
+    return shutil.which(os.environ.get("CXX") or "") or shutil.which("g++") or shutil.which("clang++")
+
+
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why entries of a model with this dtype on this device cannot be read, or None."""
+    if device.type != "cpu":
+        return f"the native kernel runs on a CPU, and the model is on {device}"
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"the native kernel computes in float32, and the model in {str(dtype).removeprefix('torch.')}"
+    if compiler() is None:
+        return "the native kernel is compiled when it is needed, and no C++ compiler (CXX, g++, clang++) was found"
+    return None
+
+
+def logits(rows: Tensor, packed: Packed, out: Tensor) -> None:
+    """Write the products of rows [B, G, g, D] with packed ones into out [B, G, g, m], float32."""
+    batch, groups, share, _ = rows.shape
+    rows = rows.contiguous()
+    code = _library(packed.form, share).logits
+    code(rows.data_ptr(), out.data_ptr(), out.stride(2), *_arguments(packed, batch * groups))
+
+
+def weighted(weights: Tensor, packed: Packed) -> Tensor:
+    """Return the sum of packed rows by weights [B, G, g, m] float32, as [B, G, g, D]."""
+    batch, groups, share, _ = weights.shape
+    out = weights.new_empty((batch, groups, share, packed.form.dim))
+    code = _library(packed.form, share).weighted
+    code(weights.data_ptr(), weights.stride(2), out.data_ptr(), *_arguments(packed, batch * groups))
+    return out
+
+
+def _arguments(packed: Packed, heads: int) -> tuple[int, ...]:
+    codes, scale, low = packed.codes, packed.scale, packed.low
+    return (
+        codes.data_ptr(),
+        codes.stride(1),
+        scale.data_ptr(),
+        scale.data_ptr() if low is None else low.data_ptr(),
+        scale.stride(1),
+        heads,
+        codes.shape[2],
+        packed.form.tokens,
+        torch.get_num_threads(),
+    )
+
+
+@cache
+def _library(form: Form, share: int) -> ctypes.CDLL:
+    numbers = {
+        "DIM": form.dim,
+        "BITS": form.bits,
+        "CHANNELS": form.channels,
+        "PER_CHANNEL": int(form.tokens > 1),
+        "SYMMETRIC": int(form.symmetric),
+        "IS_FLOAT": int(form.is_float),
+        "SHARE": share,
+    }
+    library = ctypes.CDLL(str(_compiled([f"-D{name}={number}" for name, number in numbers.items()])))
+    beside: list[type[Any]] = [_POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, _LONG, _LONG, ctypes.c_int]
+    library.logits.argtypes = [_POINTER, _POINTER, _LONG, *beside]
+    library.weighted.argtypes = [_POINTER, _LONG, _POINTER, *beside]
+    library.logits.restype = library.weighted.restype = None
+    return library
+
+
+def _compiled(numbers: list[str]) -> Path:
+    """Return the library for these numbers, compiled unless this machine has done so before."""
+    program = compiler()
+    assert program is not None
+    made_of = "\n".join([SOURCE.read_text(encoding="utf-8"), program, _processor(), *FLAGS, *numbers])
+    file = cache_folder() / "native" / f"{hashlib.sha256(made_of.encode()).hexdigest()[:20]}.so"
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_suffix(f".{os.getpid()}")
+        command = [program, *FLAGS, *numbers, str(SOURCE), "-o", str(draft)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise ValueError(
+                f"the native kernel did not compile; set strategy.codec.kernel=reference, or CXX to another compiler. "
+                f"{' '.join(command)}:\n{done.stderr.strip()}"
+            )
+        draft.replace(file)
+    return file
+
+
+def _processor() -> str:
+    """Return what the machine code depends on: the processor's extensions."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        return ""
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

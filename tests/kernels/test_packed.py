@@ -1,0 +1,86 @@
+"""Attention on packed rows: every kernel against the numbers that the codes stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kvbench.kernels.packed import native, why_not
+from tests.mutants.core_mutant import Check, Mutant, each_of
+from tests.mutants.native_rows import MUTANTS
+from tests.support.codecs import QUANTISERS, a_step_needs_little_room, products_equal_dense_ones, quantiser
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+CPU = torch.device("cpu")
+FORMS = (  # each is compiled: registers and plain loops, every plane of bits, all three ways to share scales
+    (quantiser(4), 64, 1),
+    (quantiser(4, group=32), 64, 4),
+    (quantiser(2, group=32), 64, 2),
+    (quantiser(3), 64, 1),
+    (quantiser(3, "tokens", 4), 20, 2),
+    (quantiser(2, "tokens", 4), 64, 1),
+    (quantiser(8, symmetric=True), 33, 1),
+    (quantiser(4, group=5), 12, 3),
+    (quantiser(8, symmetric=True, levels="e4m3"), 64, 1),
+    (quantiser(8, "tokens", 4, symmetric=True, levels="e4m3"), 12, 1),
+)
+has_compiler = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
+
+
+@pytest.mark.parametrize("how", QUANTISERS, ids=str)
+def test_the_reference_equals_dense_products(how: object) -> None:
+    for dim in (16, 11):
+        products_equal_dense_ones(how, dim, 2, "reference")  # type: ignore[arg-type]
+
+
+@has_compiler
+@pytest.mark.parametrize(("how", "dim", "share"), FORMS, ids=str)
+def test_the_native_kernel_equals_dense_products(how: object, dim: int, share: int) -> None:
+    products_equal_dense_ones(how, dim, share, "native")  # type: ignore[arg-type]
+
+
+@has_compiler
+@pytest.mark.parametrize("name", ["kivi4", "quantization_8bit"])
+def test_a_native_step_needs_little_room(name: str) -> None:
+    a_step_needs_little_room(name, "native")
+
+
+@has_compiler
+@each_of(MUTANTS)
+def test_the_oracle_fails_on_the_mutant(mutant: Mutant, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant.dies(check, monkeypatch)
+
+
+@has_compiler
+def test_what_was_compiled_once_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
+    numbers = [f"-D{name}=8" for name in ("DIM", "CHANNELS", "SHARE")]
+    numbers += [f"-D{name}={number}" for name, number in {"BITS": 8, "PER_CHANNEL": 0}.items()]
+    numbers += ["-DSYMMETRIC=1", "-DIS_FLOAT=0"]
+    first = native._compiled(numbers)
+    written = first.stat().st_mtime_ns
+    assert native._compiled(numbers) == first
+    assert first.stat().st_mtime_ns == written
+    assert [file.suffix for file in first.parent.iterdir()] == [".so"]
+
+
+def test_the_native_kernel_says_what_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "runs on a CPU, and the model is on cuda" in str(why_not("native", torch.device("cuda"), torch.float32))
+    assert "computes in float32, and the model in float64" in str(why_not("native", CPU, torch.float64))
+    assert why_not("reference", CPU, torch.float64) is None
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    assert "no C++ compiler (CXX, g++, clang++) was found" in str(why_not("native", CPU, torch.float32))
+
+
+@has_compiler
+def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "rows.cpp"
+    broken.write_text("int main( {", encoding="utf-8")
+    monkeypatch.setattr(native, "SOURCE", broken)
+    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match=r"did not compile; set strategy\.codec\.kernel=reference.*\n.*error"):
+        native._compiled([])

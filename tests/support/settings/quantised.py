@@ -1,0 +1,22 @@
+"""Methods whose entries are packed: groups are small, so that prompts of 24 tokens have several."""
+
+from __future__ import annotations
+
+from tests.support.settings import Setting
+
+_GROUPS = ("codec.key_quantiser.group=4", "codec.value_quantiser.group=4", "codec.residual=8")
+
+
+def _packed(*overrides: str) -> Setting:
+    return Setting(overrides=overrides, has_budget=False, merges=True)  # what is held is not what was written
+
+
+SETTINGS: dict[str, Setting] = {
+    "quantization": _packed(),
+    "quantization_8bit": _packed(),
+    "quantization_4bit": _packed(),
+    "fp8": _packed(),
+    "flexgen_int4": _packed("codec.key_quantiser.group=3", "codec.value_quantiser.group=3"),
+    "kivi2": _packed(*_GROUPS),
+    "kivi4": _packed(*_GROUPS),
+}
