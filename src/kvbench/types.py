@@ -63,6 +63,23 @@ PREFILL_CHUNK = Step(phase="prefill", is_last_chunk=False)
 DECODE = Step(phase="decode", is_last_chunk=True)
 
 
+@dataclass(frozen=True)
+class Projection:
+    """What makes the keys, or the values, of a layer.
+
+    Args:
+        weight: [G, D, hidden], a view of the model's.
+        bias: [G, D], or None for nothing.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def of_heads(self, heads: slice) -> Projection:
+        """Return the projection of some of the KV heads."""
+        return Projection(self.weight[heads], None if self.bias is None else self.bias[heads])
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerShape:
     """What one attention layer stores per token.
@@ -76,6 +93,8 @@ class LayerShape:
         rotary: inverse frequencies [rotary_dim / 2] of rotate-half RoPE; None where keys are not rotated.
         output: the output projection, as it applies to each query head's values [H, D_v, hidden]; None if unknown.
         output_bias: what it adds [hidden]; None for nothing.
+        key_projection: what makes the keys; None if unknown, or if something follows it but rotation.
+        value_projection: what makes the values; None as for keys.
     """
 
     query_heads: int
@@ -86,6 +105,8 @@ class LayerShape:
     rotary: Tensor | None
     output: Tensor | None = None
     output_bias: Tensor | None = None
+    key_projection: Projection | None = None
+    value_projection: Projection | None = None
 
     def of_heads(self, heads: slice) -> LayerShape:
         """Return the shape of some of the KV heads."""
@@ -96,6 +117,8 @@ class LayerShape:
             query_heads=queries.stop - queries.start,
             kv_heads=heads.stop - heads.start,
             output=None if self.output is None else self.output[queries],
+            key_projection=None if self.key_projection is None else self.key_projection.of_heads(heads),
+            value_projection=None if self.value_projection is None else self.value_projection.of_heads(heads),
         )
 
 

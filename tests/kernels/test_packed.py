@@ -25,7 +25,8 @@ FORMS = (  # each is compiled: registers and plain loops, every plane of bits, a
     (quantiser(8, symmetric=True), 33, 1),
     (quantiser(4, group=5), 12, 3),
     (quantiser(8, symmetric=True, levels="e4m3"), 64, 1),
-    (quantiser(8, "tokens", 4, symmetric=True, levels="e4m3"), 12, 1),
+    (quantiser(16, symmetric=True, levels="float16"), 64, 2),
+    (quantiser(16, symmetric=True, levels="float16"), 12, 1),
 )
 has_compiler = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
 

@@ -58,25 +58,25 @@ def by_token(self: Quantiser, dim: int) -> Any:
     return form(replace(self, along="channels", group=0), dim)
 
 
-def exact_ones_first(self: PackedPayload, stop: int) -> Rows:
+def exact_ones_first(self: PackedPayload, stop: int, position: Tensor | None = None) -> Rows:
     """Read the exact entries before the packed ones."""
     rows = payload_entries(self, stop)
     return Rows(list(rows.parts)[::-1], rows.dtype)
 
 
-def too_early(self: PackedPayload) -> None:
+def too_early(self: PackedPayload, position: Tensor) -> None:
     """Pack one token sooner than need be."""
     rows = self.exact.shape[2]
     if rows > 0 and self.filled - self.packed == rows - 1 and self.how.flush == 1:
         self.filled += 1
-        settle(self)
+        settle(self, position)
         self.filled -= 1
 
 
-def packed_again(self: PackedPayload) -> None:
+def packed_again(self: PackedPayload, position: Tensor) -> None:
     """Pack everything anew when the latest tokens are packed."""
     before = self.packed
-    settle(self)
+    settle(self, position)
     if self.packed > before > 0:
         codes, scale, low = encode(self.how.quantiser, self.read(self.filled)[:, :, : self.packed] * 1.01)
         self.codes[:, :, : self.packed] = codes
@@ -122,7 +122,7 @@ def no_part_in_reverse(self: Rows, weights: Tensor) -> Tensor:
 
 def packed_everywhere(self: CacheStrategy, view: Any, index: int, run: Any) -> LayerPlan:
     """Pack sliding layers as the others."""
-    return replace(window_plan(self, view, index, run), codec=self.codec)
+    return replace(window_plan(self, view, index, run), codec=self.codec.of_layer(view, index))
 
 
 def a_group_too_few(self: PackedFormat, entries: int) -> int:

@@ -20,7 +20,7 @@ from kvbench.cache.codecs.quantiser import Quantiser
 from kvbench.kernels.attend import Tile, attend_one
 from kvbench.kernels.packed import Packed, Rows, native, reference
 from kvbench.kernels.packing import pack, packed_width, unpack
-from kvbench.types import RunShape
+from kvbench.types import ModelView, RunShape
 from tests.support.checks import NEW, assert_close, uniform
 from tests.support.drive import drive, slots_of
 from tests.support.models import LAYERS, ids, model
@@ -28,6 +28,7 @@ from tests.support.strategies import composed, strategy
 
 BITS = (2, 3, 4, 8)
 QUANTISED = ("quantization_8bit", "quantization_4bit", "fp8", "flexgen_int4", "kivi2", "kivi4")
+NOWHERE = torch.empty(0)  # positions, where nobody asks for them
 PROMPTS = (24, 16, 7)  # with groups of 4 and 8 exact tokens: some left over, none, and too few to pack
 
 
@@ -37,7 +38,7 @@ def quantiser(
     group: int = 0,
     *,
     symmetric: bool = False,
-    levels: Literal["integers", "e4m3"] = "integers",
+    levels: Literal["integers", "e4m3", "float16"] = "integers",
 ) -> Quantiser:
     """Return a quantiser."""
     return Quantiser(bits=bits, along=along, group=group, symmetric=symmetric, levels=levels)
@@ -48,7 +49,7 @@ QUANTISERS = (
     *(quantiser(bits, group=3) for bits in BITS),
     *(quantiser(bits, "tokens", 4, symmetric=symmetric) for bits in BITS for symmetric in (False, True)),
     quantiser(8, symmetric=True, levels="e4m3"),
-    quantiser(8, "tokens", 4, symmetric=True, levels="e4m3"),
+    quantiser(16, symmetric=True, levels="float16"),
 )
 
 
@@ -93,6 +94,8 @@ def e4m3() -> tuple[float, ...]:
 def plain(numbers: Sequence[float], how: Quantiser) -> list[float]:
     """Return what stands in the place of numbers that share a scale."""
     given = np.array(numbers, dtype=np.float32)
+    if how.levels == "float16":
+        return [float(np.float16(number)) for number in given]
     if how.symmetric:
         most = 448 if how.levels == "e4m3" else 2 ** (how.bits - 1) - 1
         scale = np.float16(np.abs(given).max() / np.float32(most))
@@ -152,12 +155,14 @@ def rounding_stays_within_its_bound() -> None:
         shape = how.form(16)
         step, least = (
             torch.zeros(()).double()
-            if t is None
+            if t is None or t.shape[3] == 0
             else t.double().repeat_interleave(shape.channels, -1)[..., :16].repeat_interleave(shape.tokens, -2)
             for t in (scale, low)
         )
         error = (read_back(entries, how) - entries).abs()
-        if how.levels == "e4m3":
+        if how.levels == "float16":
+            bound = entries.abs() * 2**-11 + 2**-25
+        elif how.levels == "e4m3":
             bound = torch.maximum(entries.abs() * 2**-4, step * 2**-10) + entries.abs() * 2**-11
         else:
             bound = step / 2 + (2**how.bits - 1) * step * 2**-11 + least.abs() * 2**-11
@@ -256,6 +261,7 @@ class Weigher(TorchDispatchMode):
 def a_step_needs_little_room(name: str, kernel: Literal["native", "reference"]) -> None:
     """What a decode step at 4,096 tokens makes beside the cache is below a tenth of the layer's cache in float16."""
     codec = composed(name, f"codec.kernel={kernel}").codec
+    assert isinstance(codec, PackedCodec)
     sizes = {"batch": 1, "heads": 4, "tokens": 4096, "dim": 64}
     keys, values = (rand(*sizes.values(), seed=seed) for seed in (10, 11))
     stored = [how.empty(keys, 4200) for how in (codec.key_format, codec.value_format)]
@@ -265,11 +271,11 @@ def a_step_needs_little_room(name: str, kernel: Literal["native", "reference"]) 
     with Weigher() as weigher:
         for payload in stored:
             payload.write(4096, newest)
-        tile = Tile(stored[0].entries(4097), stored[1].entries(4097))
+        tile = Tile(stored[0].entries(4097, NOWHERE), stored[1].entries(4097, NOWHERE))
         attend_one(query, [tile], 0.1, with_weights=False)
         del tile
         for payload in stored:
-            payload.settle()
+            payload.settle(NOWHERE)
     assert 0 < weigher.most < 0.1 * (2 * keys.numel() * torch.float16.itemsize)
 
 
@@ -293,9 +299,9 @@ class Pretended:
         batch, heads, _, dim = like.shape
         return PretendedPayload(self, like.new_zeros(batch, heads, capacity, dim))
 
-    def allocated_bytes(self, dim: int, capacity: int, dtype: torch.dtype) -> int:
+    def allocated_bytes(self, heads: int, dim: int, capacity: int, dtype: torch.dtype) -> int:
         """Return the bytes of numbers as they are."""
-        return capacity * dim * dtype.itemsize
+        return heads * capacity * dim * dtype.itemsize
 
     used_bytes = allocated_bytes
 
@@ -307,7 +313,7 @@ class PretendedPayload(DensePayload):
         super().__init__(data)
         self.side, self.length, self.rounded = side, 0, data[:, :, :0].double()
 
-    def write(self, start: int, entries: Tensor) -> None:
+    def write(self, start: int, entries: Tensor, position: Tensor | int | None = None) -> None:
         """Write, and take a prompt as settled."""
         if self.side.residual == 0:
             super().write(start, stand_ins(entries, self.side.how).to(entries.dtype))
@@ -315,13 +321,13 @@ class PretendedPayload(DensePayload):
         super().write(start, entries)
         self.length = start + entries.shape[2]
         if start == 0:
-            self.settle()
+            self.settle(entries)
 
-    def scatter(self, slot: Tensor, entry: Tensor) -> None:
+    def scatter(self, slot: Tensor, entry: Tensor, position: Tensor | int | None = None) -> None:
         """Write single entries."""
         super().scatter(slot, stand_ins(entry, self.side.how).to(entry.dtype))
 
-    def settle(self) -> None:
+    def settle(self, position: Tensor) -> None:
         """Round what is no longer exact: whole groups of `residual` tokens, or all but the latest ones."""
         how, residual = self.side.how, self.side.residual
         if residual == 0:
@@ -332,7 +338,7 @@ class PretendedPayload(DensePayload):
             fresh = self.data[:, :, self.rounded.shape[2] : done]
             self.rounded = torch.cat([self.rounded, stand_ins(fresh, how)], dim=2)
 
-    def entries(self, stop: int) -> Tensor:
+    def entries(self, stop: int, position: Tensor | None = None) -> Tensor:
         """Return what the codes would stand for, and the exact ones."""
         if self.side.residual == 0:
             return self.read(stop)
@@ -345,6 +351,8 @@ class PretendedCodec:
 
     codec: PackedCodec
     is_exact: bool = False
+    joins_heads: bool = False
+    fixed_bytes: int = 0
     flush_tokens: int = 1
 
     @property
@@ -362,10 +370,14 @@ class PretendedCodec:
         """How values are rounded."""
         return Pretended(how=self.codec.value_quantiser, residual=self.codec.residual)
 
+    def of_layer(self, view: ModelView, layer: int) -> PretendedCodec:
+        """Return the codec itself."""
+        return self
+
     def kernel_on(self, device: torch.device, dtype: torch.dtype) -> None:
         """Return None: nothing is packed."""
 
-    def unsupported(self, device: torch.device, dtype: torch.dtype) -> None:
+    def unsupported(self, view: ModelView) -> None:
         """Return None: every model can."""
 
 
@@ -393,7 +405,7 @@ def appended(name: str, tokens: int, prompt: int) -> Iterator[tuple[PackedPayloa
         yield payload, how, entries, prompt
         for at in range(prompt, tokens):
             payload.write(at, entries[:, :, at : at + 1])
-            payload.settle()
+            payload.settle(NOWHERE)
             yield payload, how, entries, at + 1
 
 
@@ -431,13 +443,13 @@ def bytes_are_counted_to_the_last(name: str) -> None:
         for payload, how, entries, held in appended(name, max(tokens, prompt), prompt):
             heads = entries.shape[0] * entries.shape[1]
             stored = sum(t.untyped_storage().nbytes() for t in payload.tensors() if t.numel() > 0)
-            assert stored == heads * how.allocated_bytes(8, entries.shape[2], entries.dtype)
-            parts = payload.entries(held).parts
+            assert stored == how.allocated_bytes(heads, 8, entries.shape[2], entries.dtype)
+            parts = payload.entries(held, NOWHERE).parts
             used = 0
             for part in parts:
                 given = [part] if isinstance(part, Tensor) else [part.codes, part.scale, part.low]
                 used += sum(t.numel() * t.element_size() for t in given if t is not None)
-            assert used == heads * how.used_bytes(8, held, entries.dtype)
+            assert used == how.used_bytes(heads, 8, held, entries.dtype)
 
 
 def selection_composes_with_codecs(codec: str) -> None:

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
+from kvbench.cache.codecs.dense import Dense
 from kvbench.cache.layer import CacheLayer
 from kvbench.cache.plan import LayerPlan
 from kvbench.cache.protocols import Scored
@@ -108,7 +109,7 @@ def toy_choice(threshold: float) -> int | None:
     plan = LayerPlan(
         index=0,
         shape=toy.SHAPE,
-        codec=made.codec,
+        codec=Dense(),
         scorer=made.scorer,
         selector=made.selector,
         evicted=made.evicted,

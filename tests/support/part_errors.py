@@ -335,10 +335,10 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         asked("kivi2", "codec.key_quantiser.group=1"),
         r"group with along=tokens must be at least 2; got 1",
     ),
-    "levels": (changed_quantiser(levels="steps"), r"levels must be integers or e4m3; got 'steps'"),
+    "levels": (changed_quantiser(levels="steps"), r"levels must be integers, e4m3, float16; got 'steps'"),
     "short floats": (
         asked("fp8", "codec.key_quantiser.bits=4"),
-        r"levels=e4m3 needs strategy\.codec\.\*\.bits=8 and strategy\.codec\.\*\.symmetric=true",
+        r"levels=e4m3 needs strategy\.codec\.\*\.bits=8, strategy\.codec\.\*\.symmetric=true and",
     ),
     "residual": (asked("kivi2", "codec.residual=-1"), r"codec\.residual must be 0 or more; got -1"),
     "residual of part of a group": (
@@ -347,6 +347,23 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
     ),
     "kernel": (changed("kivi2", "codec", kernel="fast"), r"kernel must be auto, native or reference; got 'fast'"),
     "a compiler that fails": (uncompiled, r"did not compile; set strategy\.codec\.kernel=reference, or CXX to another"),
+    "directions": (
+        asked("lorc", "codec.least=0"),
+        r"codec\.least must be above 0, at most strategy\.codec\.most.*got 0",
+    ),
+    "more than all directions": (asked("lorc", "codec.most=2"), r"and that at most 1; got 0\.25 and 2"),
+    "coordinates in groups": (
+        asked("lorc", "strategy/codec@strategy.codec.latent=kivi2"),
+        r"codec\.latent must write each token alone.*use float16, int8, int4 or dense",
+    ),
+    "heads that go their own way": (
+        asked("snapkv", "strategy/codec=lorc"),
+        r"writes the heads of a token together.*use a strategy/scorer and a strategy/budget that treat heads alike",
+    ),
+    "keys that are no projection": (
+        lambda: composed("lorc").build(view_of(model("qwen3")), uniform()),
+        r"a projection of hidden states, and those of layer 0 are not, or it was not found; use another",
+    ),
     "native in float64": (
         asked("kivi2", "codec.kernel=native"),
         r"computes in float32, and the model in float64; set strategy\.codec\.kernel=auto or reference",

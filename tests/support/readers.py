@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from kvbench.cache.codecs.dense import Dense
 from kvbench.cache.kv_cache import KVCache
 from kvbench.cache.pages import Pages, Paging, upper_bounds
 from kvbench.cache.plan import LayerPlan
@@ -96,7 +97,7 @@ def small_pages(keys: Tensor, size: int, most: int, *, new: int = 8) -> tuple[Pa
     plan = LayerPlan(
         index=0,
         shape=shape,
-        codec=base.codec,
+        codec=Dense(),
         scorer=base.scorer,
         selector=base.selector,
         evicted=base.evicted,
@@ -106,7 +107,7 @@ def small_pages(keys: Tensor, size: int, most: int, *, new: int = 8) -> tuple[Pa
         paging=Paging(size=size, most=(most,)),
     )
     run = RunShape(prompt_lengths=(keys.shape[2],), new_tokens=new)
-    slots = Slots(base.codec, keys, keys, keys.shape[2] + new, heads=1, beside={})
+    slots = Slots(Dense(), keys, keys, keys.shape[2] + new, heads=1, beside={})
     slots.append(keys, keys, torch.arange(keys.shape[2], dtype=torch.int32)[None, None])
     pages = Pages(plan, run, None, keys)
     pages.start(slots)

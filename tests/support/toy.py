@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from kvbench.cache.codecs.dense import Dense
 from kvbench.cache.layer import CacheLayer
 from kvbench.cache.plan import LayerPlan
 from kvbench.cache.protocols import PromptView, Scorer, Selector
@@ -179,7 +180,7 @@ def small_layer(made: CacheStrategy) -> CacheLayer:
     plan = LayerPlan(
         index=0,
         shape=SHAPE,
-        codec=made.codec,
+        codec=Dense(),
         scorer=made.scorer,
         selector=made.selector,
         budget=(BUDGET,),

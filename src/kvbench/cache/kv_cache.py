@@ -211,7 +211,7 @@ class KVCache(Cache):
         for region, store in (each for layer in self.layers for each in layer.stores):
             filled, rows = store.slots.filled, region.run.batch_size * region.plan.shape.kv_heads
             for payload in (store.slots.keys, store.slots.values):
-                side = payload.entries(filled)
+                side = payload.entries(filled, store.slots.position)
                 exact += rows * (filled if isinstance(side, Tensor) else side.exact)
                 total += rows * filled
         return exact / max(1, total)

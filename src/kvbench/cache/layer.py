@@ -306,11 +306,11 @@ class CacheLayer:
 
     def used_bytes(self) -> int:
         """Return the bytes of the occupied slots, metadata included; syncs with the device."""
-        return sum(store.used_bytes() for _, store in self.stores)
+        return self.plan.codec.fixed_bytes + sum(store.used_bytes() for _, store in self.stores)
 
     def read_bytes(self) -> int:
         """Return the bytes that a decode step reads; syncs with the device."""
-        return sum(store.read_bytes() for _, store in self.stores)
+        return self.plan.codec.fixed_bytes + sum(store.read_bytes() for _, store in self.stores)
 
     def snapshot(self) -> Mapping[str, object]:
         """Return what `restore` needs to go back to this point."""

@@ -29,7 +29,7 @@ def squares(packed: KVCache, full: KVCache) -> dict[str, tuple[float, float]]:
                 entries = given.read(whole.slots.filled)[region.rows, region.heads]
                 at = position.clamp(min=0).expand(-1, entries.shape[1], -1, entries.shape[3])
                 want = entries.gather(2, at).double() * (position >= 0)
-                moved = got.read(filled).double() * (position >= 0) - want
+                moved = got.read(filled, slots.position).double() * (position >= 0) - want
                 error, size = found[name]
                 found[name] = (error + moved.square().sum().item(), size + want.square().sum().item())
     return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kvbench.cache.codecs.base import Codec
+from kvbench.cache.codecs.base import LayerCodec
 from kvbench.cache.protocols import Evicted, Fitted, Repeater, Scorer, Selector, Sharer
 from kvbench.types import LayerShape, RunShape
 
@@ -60,7 +60,7 @@ class LayerPlan:
 
     index: int
     shape: LayerShape
-    codec: Codec
+    codec: LayerCodec
     scorer: Scorer
     selector: Selector
     evicted: Evicted
@@ -212,16 +212,16 @@ class LayerPlan:
     def room_bytes(self, slots: int, run: RunShape, dtype: torch.dtype) -> int:
         """Return the bytes of so many slots of one row, over all heads, metadata included."""
         shape, codec = self.shape, self.codec
-        payload = codec.key_format.allocated_bytes(shape.key_dim, slots, dtype)
-        payload += codec.value_format.allocated_bytes(shape.value_dim, slots, dtype)
-        return shape.kv_heads * payload + slots * self._beside_bytes(run, dtype)
+        payload = codec.key_format.allocated_bytes(shape.kv_heads, shape.key_dim, slots, dtype)
+        payload += codec.value_format.allocated_bytes(shape.kv_heads, shape.value_dim, slots, dtype)
+        return payload + slots * self._beside_bytes(run, dtype)
 
     def entry_bytes(self, entries: int, run: RunShape, dtype: torch.dtype) -> int:
         """Return the bytes of so many slots that are in use, of one row, over all heads, metadata included."""
         shape, codec = self.shape, self.codec
-        payload = codec.key_format.used_bytes(shape.key_dim, entries, dtype)
-        payload += codec.value_format.used_bytes(shape.value_dim, entries, dtype)
-        return shape.kv_heads * payload + entries * self._beside_bytes(run, dtype)
+        payload = codec.key_format.used_bytes(shape.kv_heads, shape.key_dim, entries, dtype)
+        payload += codec.value_format.used_bytes(shape.kv_heads, shape.value_dim, entries, dtype)
+        return payload + entries * self._beside_bytes(run, dtype)
 
     def _beside_bytes(self, run: RunShape, dtype: torch.dtype) -> int:
         """Return the bytes of what stands beside one entry of one row."""
@@ -252,7 +252,7 @@ class LayerPlan:
 
     def allocated_bytes(self, run: RunShape, dtype: torch.dtype) -> int:
         """Return the bytes held once the prompt is read, over all regions."""
-        return sum(
+        return self.codec.fixed_bytes + sum(
             region.run.batch_size * region.plan.room_bytes(region.plan.capacity(region.run), region.run, dtype)
             + region.plan.fixed_bytes(region.run, dtype)
             + region.plan._reading_bytes(region.run, dtype)
@@ -267,7 +267,7 @@ class LayerPlan:
 
     def used_bytes(self, run: RunShape, dtype: torch.dtype, tokens_seen: int) -> int:
         """Return the bytes of occupied slots after so many columns, over all regions."""
-        total = 0
+        total = self.codec.fixed_bytes
         for region in self.regions(run):
             decoded = max(0, tokens_seen - run.prompt_tokens)
             seen = region.run.prompt_tokens + decoded if tokens_seen >= run.prompt_tokens else tokens_seen

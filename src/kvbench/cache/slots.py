@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from kvbench.cache.codecs.base import Codec
+from kvbench.cache.codecs.base import LayerCodec
 from kvbench.kernels.attend import EMPTY, Tile
 
 NOTHING: Mapping[str, Tensor] = {}
@@ -28,7 +28,7 @@ class Slots:
 
     def __init__(
         self,
-        codec: Codec,
+        codec: LayerCodec,
         key: Tensor,
         value: Tensor,
         capacity: int,
@@ -86,8 +86,8 @@ class Slots:
     ) -> None:
         """Store entries at slot, slot + 1 ... of every row; arguments as of `append`."""
         count = key.shape[2]
-        self.keys.write(slot, key)
-        self.values.write(slot, value)
+        self.keys.write(slot, key, position)
+        self.values.write(slot, value, position)
         if isinstance(position, int):
             self.position.select(2, slot).fill_(position)
         else:
@@ -102,8 +102,8 @@ class Slots:
         self, slot: Tensor, key: Tensor, value: Tensor, position: Tensor | int, beside: Mapping[str, Tensor] = NOTHING
     ) -> None:
         """Store one entry per row and kept set at its own slot [B, heads]; other arguments as of `append`."""
-        self.keys.scatter(slot, key)
-        self.values.scatter(slot, value)
+        self.keys.scatter(slot, key, position)
+        self.values.scatter(slot, value, position)
         at = slot[:, :, None]
         if isinstance(position, int):
             self.position.scatter_(2, at, position)
@@ -129,13 +129,13 @@ class Slots:
         """Return what attention reads."""
         visible = (self.position.narrow(2, 0, self.filled) != EMPTY) if self.has_holes else None
         weight = None if self.log_weight is None else self.log_weight.narrow(2, 0, self.filled)
-        keys, values = self.keys.entries(self.filled), self.values.entries(self.filled)
+        keys, values = (payload.entries(self.filled, self.position) for payload in (self.keys, self.values))
         return [Tile(keys, values, log_weight=weight, visible=visible)]
 
     def settle(self) -> None:
         """Pack what has to be packed before the next entry comes."""
-        self.keys.settle()
-        self.values.settle()
+        self.keys.settle(self.position)
+        self.values.settle(self.position)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return everything held."""

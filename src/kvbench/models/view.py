@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from kvbench.types import LayerShape, ModelView
+from kvbench.types import LayerShape, ModelView, Projection
 
 
 def view_of(model: nn.Module) -> ModelView:
@@ -17,16 +17,20 @@ def view_of(model: nn.Module) -> ModelView:
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     parameter = next(model.parameters())
     outputs = [_output(model, index, heads) for index in range(config.num_hidden_layers)]
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    projections = [_projections(model, index, heads, kv_heads) for index in range(config.num_hidden_layers)]
     layers = tuple(
         LayerShape(
             query_heads=heads,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            kv_heads=kv_heads,
             key_dim=width,
             value_dim=width,
             window=window,
             rotary=_rotary(model, config, index),
             output=outputs[index][0],
             output_bias=outputs[index][1],
+            key_projection=projections[index][0],
+            value_projection=projections[index][1],
         )
         for index, window in enumerate(_windows(config))
     )
@@ -82,3 +86,31 @@ def _output(model: nn.Module, index: int, heads: int) -> tuple[Tensor | None, Te
     per_head = weight if type(projection).__name__ == "Conv1D" else weight.t()
     bias = getattr(projection, "bias", None)
     return per_head.unflatten(0, (heads, -1)), None if bias is None else bias.detach()
+
+
+def _projections(
+    model: nn.Module, index: int, heads: int, kv_heads: int
+) -> tuple[Projection | None, Projection | None]:
+    """Return what makes the keys and the values of a layer, or None where that cannot be told."""
+    found = attention_of(model, index)
+    if found is None:
+        return None, None
+    attention = found[0]
+    parts = [getattr(attention, name, None) for name in ("k_proj", "v_proj")]
+    if all(isinstance(part, nn.Linear) for part in parts):
+        made = [Projection(*_per_head(part.weight, part.bias, kv_heads)) for part in cast("list[nn.Linear]", parts)]
+    else:
+        fused = getattr(attention, "c_attn", None) or getattr(attention, "qkv_proj", None)
+        if fused is None:
+            return None, None
+        weight = fused.weight.t() if type(fused).__name__ == "Conv1D" else fused.weight
+        width = weight.shape[0] // (heads + 2 * kv_heads)
+        rows = [slice((heads + at * kv_heads) * width, (heads + (at + 1) * kv_heads) * width) for at in range(2)]
+        biases = [None if fused.bias is None else fused.bias[mine] for mine in rows]
+        made = [Projection(*_per_head(weight[m], b, kv_heads)) for m, b in zip(rows, biases, strict=True)]
+    is_normed = any(getattr(attention, name, None) is not None for name in ("k_norm", "k_layernorm"))
+    return None if is_normed else made[0], made[1]
+
+
+def _per_head(weight: Tensor, bias: Tensor | None, heads: int) -> tuple[Tensor, Tensor | None]:
+    return weight.detach().unflatten(0, (heads, -1)), None if bias is None else bias.detach().unflatten(0, (heads, -1))

@@ -81,6 +81,15 @@ class CacheStrategy:
                 "strategy/evicted and strategy/scorer do here while decoding; use strategy/codec=dense, or "
                 "strategy/trigger=prefill_end."
             )
+        if (
+            self.budget.limits
+            and self.codec.joins_heads
+            and (self.scorer.per_head or isinstance(self.budget, HeadBudget))
+        ):
+            raise ValueError(
+                "this strategy/codec writes the heads of a token together, and here they do not keep the same tokens; "
+                "use a strategy/scorer and a strategy/budget that treat heads alike, or another strategy/codec."
+            )
         if isinstance(self.budget, ChoosyBudget):
             reason = self.budget.refusal(self.scorer, self.selector, self.evicted, by_rank=self.position.by_rank)
             if reason is not None:
@@ -171,7 +180,7 @@ class CacheStrategy:
         return LayerPlan(
             index=index,
             shape=view.layers[index],
-            codec=self.codec,
+            codec=self.codec.of_layer(view, index),
             scorer=self.scorer,
             selector=self.selector.of_layer(index),
             budget=budget,
@@ -186,7 +195,7 @@ class CacheStrategy:
         return LayerPlan(
             index=index,
             shape=view.layers[index],
-            codec=self.codec if self.codec.writes_each_token_alone else Dense(),  # its entries leave one by one
+            codec=self.codec.of_layer(view, index) if self.codec.writes_each_token_alone else Dense(),  # one by one
             scorer=Recency(),
             selector=Protected(num_sink=0, num_recent=0, recent_share=0.0),
             budget=(view.layers[index].window - 1,) * run.batch_size,
@@ -206,7 +215,7 @@ class CacheStrategy:
     def unsupported(self, view: ModelView, run: RunShape) -> str | None:
         """Return why this model or these lengths cannot be served, or None."""
         reason = self.budget.unsupported(view) if isinstance(self.budget, HeadBudget) else None
-        reason = reason or self.codec.unsupported(view.device, view.dtype)
+        reason = reason or self.codec.unsupported(view)
         if reason is not None:
             return reason
         plans = self.plans(view, run)

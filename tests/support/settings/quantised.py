@@ -1,4 +1,4 @@
-"""Methods whose entries are packed: groups are small, so that prompts of 24 tokens have several."""
+"""Methods whose entries are packed, or coordinates: groups are small, so that prompts of 24 tokens have several."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ SETTINGS: dict[str, Setting] = {
     "quantization_4bit": _packed(),
     "fp8": _packed(),
     "flexgen_int4": _packed("codec.key_quantiser.group=3", "codec.value_quantiser.group=3"),
+    "lorc": _packed("codec.least=0.5"),
+    "lorc_8bit": _packed("codec.least=0.5"),
+    "lorc_fp16": _packed("codec.least=0.5"),
     "kivi2": _packed(*_GROUPS),
     "kivi4": _packed(*_GROUPS),
 }

@@ -7,29 +7,34 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kvbench.kernels.packed import Rows
+from kvbench.kernels.attend import Entries
+from kvbench.types import ModelView
 
 
 class Payload(Protocol):
-    """Storage for the keys or the values of one layer: slots [B, G, capacity] of one entry each."""
+    """Storage for the keys or the values of one layer: slots [B, G, capacity] of one entry each.
+
+    Keys that are not written as the model rotated them need positions: those of what is written [B, 1 or G, T], or one
+    number, and those of all slots [B, 1 or G, m].
+    """
 
     @property
     def capacity(self) -> int:
         """Slots per row and head."""
 
-    def write(self, start: int, entries: Tensor) -> None:
+    def write(self, start: int, entries: Tensor, position: Tensor | int | None = None) -> None:
         """Store entries [B, G, T, D] at slots start .. start + T."""
 
-    def scatter(self, slot: Tensor, entry: Tensor) -> None:
+    def scatter(self, slot: Tensor, entry: Tensor, position: Tensor | int | None = None) -> None:
         """Store one entry [B, G, 1, D] per row and head at its own slot [B, 1 or G], or k of them at [B, 1 or G, k]."""
 
-    def settle(self) -> None:
+    def settle(self, position: Tensor) -> None:
         """Pack what has to be packed before the next entry comes; attention to the newest entry is done."""
 
-    def entries(self, stop: int) -> Tensor | Rows:
+    def entries(self, stop: int, position: Tensor) -> Tensor | Entries:
         """Return what attention reads of slots 0 .. stop: a view [B, G, stop, D], or rows that are unpacked in use."""
 
-    def read(self, stop: int) -> Tensor:
+    def read(self, stop: int, position: Tensor | None = None) -> Tensor:
         """Return the entries of slots 0 .. stop as [B, G, stop, D]; a copy where they are packed."""
 
     def grow(self, capacity: int, used: int) -> None:
@@ -51,15 +56,15 @@ class Format(Protocol):
     def empty(self, like: Tensor, capacity: int) -> Payload:
         """Return room for `capacity` entries shaped as `like` [B, G, T, D]."""
 
-    def allocated_bytes(self, dim: int, capacity: int, dtype: torch.dtype) -> int:
-        """Return the bytes of room for so many entries of one head, metadata included."""
+    def allocated_bytes(self, heads: int, dim: int, capacity: int, dtype: torch.dtype) -> int:
+        """Return the bytes of room for so many entries of so many heads, metadata included."""
 
-    def used_bytes(self, dim: int, entries: int, dtype: torch.dtype) -> int:
-        """Return the bytes of so many entries of one head, metadata included, once they have settled."""
+    def used_bytes(self, heads: int, dim: int, entries: int, dtype: torch.dtype) -> int:
+        """Return the bytes of so many entries of so many heads, metadata included, once they have settled."""
 
 
-class Codec(Protocol):
-    """Makes payloads and says how large they are."""
+class LayerCodec(Protocol):
+    """How the entries of one layer are written."""
 
     @property
     def is_exact(self) -> bool:
@@ -70,8 +75,8 @@ class Codec(Protocol):
         """Whether an entry can be written, and overwritten, without any other."""
 
     @property
-    def flush_tokens(self) -> int:
-        """Tokens that are packed at once while decoding."""
+    def fixed_bytes(self) -> int:
+        """Bytes that do not depend on the number of entries."""
 
     @property
     def key_format(self) -> Format:
@@ -81,8 +86,31 @@ class Codec(Protocol):
     def value_format(self) -> Format:
         """How values are written."""
 
+
+class Codec(Protocol):
+    """How entries are written, whatever the model."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether what is read is what was written."""
+
+    @property
+    def writes_each_token_alone(self) -> bool:
+        """Whether an entry can be written, and overwritten, without any other."""
+
+    @property
+    def joins_heads(self) -> bool:
+        """Whether the heads of a token are written together, so that they stay, or leave, together."""
+
+    @property
+    def flush_tokens(self) -> int:
+        """Tokens that are packed at once while decoding."""
+
+    def of_layer(self, view: ModelView, layer: int) -> LayerCodec:
+        """Return how the entries of a layer are written; itself where layers do not differ."""
+
     def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Return what reads packed entries of a model with this dtype on this device; None where none are packed."""
 
-    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Return why entries of a model with this dtype on this device cannot be written or read, or None."""
+    def unsupported(self, view: ModelView) -> str | None:
+        """Return why the entries of a model cannot be written or read, or None."""

@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from kvbench.types import ModelView
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dense:
@@ -15,7 +17,9 @@ class Dense:
 
     is_exact: ClassVar[bool] = True
     writes_each_token_alone: ClassVar[bool] = True
+    joins_heads: ClassVar[bool] = False
     flush_tokens: ClassVar[int] = 1
+    fixed_bytes: ClassVar[int] = 0
 
     @property
     def key_format(self) -> Dense:
@@ -27,10 +31,14 @@ class Dense:
         """How values are written: as keys are."""
         return self
 
+    def of_layer(self, view: ModelView, layer: int) -> Dense:
+        """Return the codec itself."""
+        return self
+
     def kernel_on(self, device: torch.device, dtype: torch.dtype) -> None:
         """Return None: nothing is packed."""
 
-    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
+    def unsupported(self, view: ModelView) -> str | None:
         """Return None: every model can."""
         return None
 
@@ -39,9 +47,9 @@ class Dense:
         batch, heads, _, dim = like.shape
         return DensePayload(like.new_zeros(batch, heads, capacity, dim))
 
-    def allocated_bytes(self, dim: int, capacity: int, dtype: torch.dtype) -> int:
-        """Return the bytes of room for so many entries of one head."""
-        return capacity * dim * dtype.itemsize
+    def allocated_bytes(self, heads: int, dim: int, capacity: int, dtype: torch.dtype) -> int:
+        """Return the bytes of room for so many entries of so many heads."""
+        return heads * capacity * dim * dtype.itemsize
 
     used_bytes = allocated_bytes
 
@@ -57,19 +65,19 @@ class DensePayload:
         """Slots per row and head."""
         return self.data.shape[2]
 
-    def write(self, start: int, entries: Tensor) -> None:
+    def write(self, start: int, entries: Tensor, position: Tensor | int | None = None) -> None:
         """Store entries [B, G, T, D] at slots start .. start + T."""
         self.data.narrow(2, start, entries.shape[2]).copy_(entries)
 
-    def scatter(self, slot: Tensor, entry: Tensor) -> None:
+    def scatter(self, slot: Tensor, entry: Tensor, position: Tensor | int | None = None) -> None:
         """Store one entry [B, G, 1, D] per row and head at its own slot [B, 1 or G], or k of them at [B, 1 or G, k]."""
         at = slot[:, :, None] if slot.dim() == 2 else slot
         self.data.scatter_(2, at[..., None].expand_as(entry), entry)
 
-    def settle(self) -> None:
+    def settle(self, position: Tensor) -> None:
         """Do nothing: entries stay as they are."""
 
-    def read(self, stop: int) -> Tensor:
+    def read(self, stop: int, position: Tensor | None = None) -> Tensor:
         """Return a view of slots 0 .. stop."""
         return self.data if stop == self.data.shape[2] else self.data.narrow(2, 0, stop)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from kvbench.cache.codecs.quantiser import Quantiser
 from kvbench.kernels.packed import Kernel, Packed, Rows, why_not
 from kvbench.kernels.packing import packed_width
+from kvbench.types import ModelView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class PackedCodec:
     """
 
     is_exact: ClassVar[bool] = False
+    joins_heads: ClassVar[bool] = False
+    fixed_bytes: ClassVar[int] = 0
 
     key_quantiser: Quantiser
     value_quantiser: Quantiser
@@ -68,10 +71,14 @@ class PackedCodec:
         """How values are written."""
         return PackedFormat(quantiser=self.value_quantiser, residual=self.residual, kernel=self.kernel)
 
-    def unsupported(self, device: torch.device, dtype: torch.dtype) -> str | None:
+    def unsupported(self, view: ModelView) -> str | None:
         """Return why the kernel that was asked for cannot be had, or None."""
-        reason = None if self.kernel == "auto" else why_not(self.kernel, device, dtype)
+        reason = None if self.kernel == "auto" else why_not(self.kernel, view.device, view.dtype)
         return None if reason is None else f"{reason}; set strategy.codec.kernel=auto or reference"
+
+    def of_layer(self, view: ModelView, layer: int) -> PackedCodec:
+        """Return the codec itself."""
+        return self
 
     def kernel_on(self, device: torch.device, dtype: torch.dtype) -> Kernel:
         """Return what reads packed entries of a model with this dtype on this device."""
@@ -122,14 +129,15 @@ class PackedFormat:
         """Return room for `capacity` entries shaped as `like` [B, G, T, D]."""
         return PackedPayload(self, like, capacity)
 
-    def allocated_bytes(self, dim: int, capacity: int, dtype: torch.dtype) -> int:
-        """Return the bytes of room for so many entries of one head, metadata included."""
-        return self.quantiser.bytes(dim, self.packed(capacity)) + self.exact_rows * dim * dtype.itemsize
+    def allocated_bytes(self, heads: int, dim: int, capacity: int, dtype: torch.dtype) -> int:
+        """Return the bytes of room for so many entries of so many heads, metadata included."""
+        exact = self.exact_rows * dim * dtype.itemsize
+        return heads * (self.quantiser.bytes(dim, self.packed(capacity)) + exact)
 
-    def used_bytes(self, dim: int, entries: int, dtype: torch.dtype) -> int:
-        """Return the bytes of so many entries of one head, metadata included, once they have settled."""
+    def used_bytes(self, heads: int, dim: int, entries: int, dtype: torch.dtype) -> int:
+        """Return the bytes of so many entries of so many heads, metadata included, once they have settled."""
         packed = self.packed(entries)
-        return self.quantiser.bytes(dim, packed) + (entries - packed) * dim * dtype.itemsize
+        return heads * (self.quantiser.bytes(dim, packed) + (entries - packed) * dim * dtype.itemsize)
 
 
 class PackedPayload:
@@ -158,7 +166,7 @@ class PackedPayload:
         self.scale = self.exact.new_zeros(scales, dtype=torch.float16)
         self.low = None if quantiser.symmetric else self.exact.new_zeros(scales, dtype=torch.float16)
 
-    def write(self, start: int, entries: Tensor) -> None:
+    def write(self, start: int, entries: Tensor, position: Tensor | int | None = None) -> None:
         """Store entries [B, G, T, D] at slots start .. start + T."""
         count, rows = entries.shape[2], self.exact.shape[2]
         if rows == 0:
@@ -176,7 +184,7 @@ class PackedPayload:
             row = torch.arange(first, self.filled, device=entries.device) % rows
             self.exact.index_copy_(2, row, entries)
 
-    def settle(self) -> None:
+    def settle(self, position: Tensor) -> None:
         """Pack the oldest exact entries, if there is no room for another one."""
         rows = self.exact.shape[2]
         if rows == 0 or self.filled - self.packed < rows:
@@ -196,7 +204,7 @@ class PackedPayload:
             assert low is not None
             self.low.narrow(2, start // size, count // size).copy_(low)
 
-    def scatter(self, slot: Tensor, entry: Tensor) -> None:
+    def scatter(self, slot: Tensor, entry: Tensor, position: Tensor | int | None = None) -> None:
         """Store one entry [B, G, 1, D] per row and head at its own slot [B, 1 or G], or k of them at [B, 1 or G, k]."""
         codes, scale, low = self.how.quantiser.encode(entry)
         at = (slot[:, :, None] if slot.dim() == 2 else slot)[..., None]
@@ -206,7 +214,7 @@ class PackedPayload:
             assert low is not None
             self.low.scatter_(2, at.expand_as(low), low)
 
-    def entries(self, stop: int) -> Rows:
+    def entries(self, stop: int, position: Tensor | None = None) -> Rows:
         """Return the entries of slots 0 .. stop: codes, and the exact ones, as they lie."""
         rows = self.exact.shape[2]
         packed = stop if rows == 0 else self.packed
@@ -223,7 +231,7 @@ class PackedPayload:
                 parts.append(self.exact.narrow(2, 0, stop - packed - (rows - first)))
         return Rows(parts, self.dtype)
 
-    def read(self, stop: int) -> Tensor:
+    def read(self, stop: int, position: Tensor | None = None) -> Tensor:
         """Return a copy of slots 0 .. stop as numbers [B, G, stop, D]."""
         parts = self.entries(stop).parts
         wide = torch.promote_types(self.dtype, torch.float32)

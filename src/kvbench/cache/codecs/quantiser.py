@@ -12,6 +12,7 @@ from kvbench.kernels.packed import Form
 from kvbench.kernels.packing import PLANES, pack, packed_width
 
 LARGEST_E4M3 = 448.0
+_BITS = {"integers": 0, "e4m3": 8, "float16": 16}  # 0: any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,24 +20,27 @@ class Quantiser:
     """Rounds numbers to codes; scales and least numbers are kept in float16, and codes are made with what is kept.
 
     Args:
-        bits: of a code: 2, 3, 4 or 8.
+        bits: of a code: 2, 3, 4 or 8; 16 for levels=float16.
         along: whose numbers share a scale: "channels", neighbouring ones of a token, or "tokens", neighbouring ones
             of a channel.
         group: how many numbers share a scale; with "channels" 0 stands for all of a token and head.
         symmetric: whether codes reach as far below 0 as above it; otherwise a group's least number is kept too.
-        levels: what codes stand for: "integers", or "e4m3", floating point numbers of 8 bits.
+        levels: what codes stand for: "integers", "e4m3", floating point numbers of 8 bits, or "float16", the numbers
+            themselves, which have no scales.
     """
 
     bits: int
     along: Literal["channels", "tokens"]
     group: int
     symmetric: bool
-    levels: Literal["integers", "e4m3"]
+    levels: Literal["integers", "e4m3", "float16"]
 
     def __post_init__(self) -> None:
         """Refuse codes and groups that mean nothing."""
-        possible = sorted(bits for bits in PLANES if bits > 1)
-        if self.bits not in possible:
+        possible = sorted(PLANES.keys() - {1, 16})
+        if self.levels not in _BITS:
+            raise ValueError(f"strategy.codec.*.levels must be {', '.join(_BITS)}; got {self.levels!r}.")
+        if self.levels == "integers" and self.bits not in possible:
             raise ValueError(f"strategy.codec.*.bits must be one of {possible}; got {self.bits}.")
         if self.along not in ("channels", "tokens"):
             raise ValueError(f"strategy.codec.*.along must be channels or tokens; got {self.along!r}.")
@@ -45,11 +49,11 @@ class Quantiser:
             raise ValueError(
                 f"strategy.codec.*.group with along={self.along} must be at least {least}; got {self.group}."
             )
-        if self.levels not in ("integers", "e4m3"):
-            raise ValueError(f"strategy.codec.*.levels must be integers or e4m3; got {self.levels!r}.")
-        if self.levels == "e4m3" and (self.bits != 8 or not self.symmetric):
+        bits = _BITS[self.levels]
+        if bits and (self.bits != bits or not self.symmetric or self.along != "channels"):
             raise ValueError(
-                "strategy.codec.*.levels=e4m3 needs strategy.codec.*.bits=8 and strategy.codec.*.symmetric=true."
+                f"strategy.codec.*.levels={self.levels} needs strategy.codec.*.bits={bits}, "
+                f"strategy.codec.*.symmetric=true and strategy.codec.*.along=channels."
             )
 
     @property
@@ -66,7 +70,7 @@ class Quantiser:
             tokens=self.tokens,
             channels=channels,
             symmetric=self.symmetric,
-            is_float=self.levels == "e4m3",
+            is_float=self.levels != "integers",
         )
 
     def bytes(self, dim: int, entries: int) -> int:
@@ -80,8 +84,11 @@ class Quantiser:
         Returns:
             Packed codes [B, G, T, w], scales [B, G, T / tokens, n], and least numbers as the scales, or None.
         """
-        numbers, size = entries.float(), self.tokens
         form = self.form(entries.shape[3])
+        if self.levels == "float16":
+            codes = entries.half().contiguous().view(torch.uint8)
+            return codes, codes.new_empty((*codes.shape[:3], 0), dtype=torch.float16), None
+        numbers, size = entries.float(), self.tokens
         groups = numbers.unflatten(2, (-1, size)) if size > 1 else _by_channels(numbers, form.channels)
         over = 3 if size > 1 else 4
         low = None if self.symmetric else groups.amin(dim=over)

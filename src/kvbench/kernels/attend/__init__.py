@@ -4,15 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from kvbench.kernels.packed import Rows
-
 EMPTY = -1  # position of a slot that holds nothing
 SUMMARY = -2  # position of an entry that stands for tokens of many positions, and is seen by all
 QUERY_BLOCK = 256  # rows of queries whose mask exists at once
+
+
+class Entries(Protocol):
+    """Keys or values that are not kept as numbers [B, G, m, D]."""
+
+    @property
+    def groups(self) -> int:
+        """KV heads."""
+
+    @property
+    def exact(self) -> int:
+        """Entries that are as the model made them."""
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """Return the products of rows [B, G, g, D] with every entry [B, G, g, m], float32 or wider."""
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        """Return the sum of the entries by weights [B, G, g, m], as [B, G, g, D]."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +50,8 @@ class Tile:
     """A run of entries as attention reads them.
 
     Args:
-        keys: [B, G, m, D], or rows of which some are packed.
-        values: [B, G, m, D_v], or rows of which some are packed.
+        keys: [B, G, m, D], or what stands for them.
+        values: [B, G, m, D_v], or what stands for them.
         log_weight: added to the logits [B, 1 or G, m], the log of how many tokens an entry stands for; None for one.
         visible: entries that exist [B, 1 or G, m]; None where all do.
         key_scale: lengths of the keys, where these are directions [B, 1 or G, m].
@@ -43,8 +60,8 @@ class Tile:
         own_values: values that are no multiple of the tile's.
     """
 
-    keys: Tensor | Rows
-    values: Tensor | Rows
+    keys: Tensor | Entries
+    values: Tensor | Entries
     log_weight: Tensor | None = None
     visible: Tensor | None = None
     key_scale: Tensor | None = None

@@ -26,7 +26,7 @@ class Form:
         tokens: neighbouring rows whose numbers of one channel share a scale; 1 where each row has its own scales.
         channels: neighbouring numbers of a row that share a scale; 1 where each channel has its own.
         symmetric: whether codes are as often below 0 as above it, so that there is no least number to keep.
-        is_float: whether codes are 8-bit floating point numbers, e4m3.
+        is_float: whether codes are floating point numbers: e4m3 with 8 bits; with 16 they are the numbers, unscaled.
     """
 
     dim: int
@@ -39,7 +39,7 @@ class Form:
     @property
     def scales(self) -> int:
         """Scales of a row, or of so many rows as share them."""
-        return -(-self.dim // self.channels)
+        return 0 if self.bits == 16 else -(-self.dim // self.channels)
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,18 @@ class Rows:
         """KV heads."""
         first = self.parts[0]
         return (first if isinstance(first, Tensor) else first.codes).shape[1]
+
+    def numbers(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Return entries start .. stop [B, G, stop - start, D]; start is the first of those that share scales."""
+        found: list[Tensor] = []
+        first = 0
+        for part, length in zip(self.parts, self.lengths, strict=True):
+            low, high = max(start - first, 0), min(stop - first, length)
+            first += length
+            if low >= high:
+                continue
+            found.append(part[:, :, low:high].to(dtype) if isinstance(part, Tensor) else part.dense(low, high, dtype))
+        return found[0] if len(found) == 1 else torch.cat(found, dim=2)
 
     def logits(self, rows: Tensor) -> Tensor:
         """Return the products of rows [B, G, g, D] with every entry [B, G, g, m], float32 or wider."""

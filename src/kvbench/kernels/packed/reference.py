@@ -19,6 +19,8 @@ BLOCK = 32  # rows that exist as numbers at once, unless more share a scale
 def dense(packed: Packed, start: int, stop: int, dtype: torch.dtype) -> Tensor:
     """Return rows start .. stop as numbers [B, G, stop - start, D]; start is a multiple of `form.tokens`."""
     form = packed.form
+    if form.bits == 16:
+        return packed.codes[:, :, start:stop].contiguous().view(torch.float16).to(dtype)
     codes = unpack(packed.codes[:, :, start:stop], form.bits, form.dim)
     numbers = (codes.view(torch.float8_e4m3fn) if form.is_float else codes).to(dtype)
     if form.symmetric and not form.is_float:

@@ -17,7 +17,7 @@ constexpr int LANES = 16;
 constexpr int LANES = 8;
 #endif
 constexpr int N = (DIM + LANES - 1) / LANES;  // vectors of a row
-constexpr int SCALES = (DIM + CHANNELS - 1) / CHANNELS;
+constexpr int SCALES = BITS == 16 ? 0 : (DIM + CHANNELS - 1) / CHANNELS;
 constexpr float MIDDLE = (1 << (BITS - 1)) - 1;  // the code of 0 where codes are symmetric
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
@@ -27,8 +27,9 @@ typedef _Float16 Half;
 constexpr int width(int plane) { return (DIM * plane + 7) / 8; }
 constexpr bool fits(int plane) { return width(plane) % LANES == 0; }
 
-constexpr int FIRST = BITS == 3 ? 2 : BITS;  // three bits are a plane of two and a plane of one
-constexpr int WIDTH = width(FIRST) + (BITS == 3 ? width(1) : 0);
+constexpr bool IS_HALF = BITS == 16;  // the numbers themselves
+constexpr int FIRST = IS_HALF ? 8 : BITS == 3 ? 2 : BITS;  // three bits are a plane of two and a plane of one
+constexpr int WIDTH = IS_HALF ? 2 * DIM : width(FIRST) + (BITS == 3 ? width(1) : 0);
 constexpr bool IN_REGISTERS = DIM % LANES == 0 && fits(FIRST) && (BITS != 3 || fits(1)) &&
                               (PER_CHANNEL || SCALES == 1 || CHANNELS % LANES == 0);
 
@@ -46,6 +47,20 @@ inline Ints bytes(const uint8_t* from) {
 #else
     Ints out;
     for (int lane = 0; lane < LANES; lane++) out[lane] = from[lane];
+    return out;
+#endif
+}
+
+inline Floats halves(const uint8_t* from) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+#elif defined(__AVX2__) && defined(__F16C__)
+    return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+#else
+    Half numbers[LANES];
+    std::memcpy(numbers, from, sizeof(numbers));
+    Floats out;
+    for (int lane = 0; lane < LANES; lane++) out[lane] = (float)numbers[lane];
     return out;
 #endif
 }
@@ -109,6 +124,13 @@ struct Scales {
 };
 
 inline void unpack_row(const uint8_t* from, const Half* scales, const Half* lows, const Scales& shared, Floats* row) {
+    if constexpr (IS_HALF) {
+        alignas(64) uint8_t padded[2 * N * LANES] = {};
+        if constexpr (DIM % LANES) std::memcpy(padded, from, 2 * DIM);
+#pragma GCC unroll 64
+        for (int at = 0; at < N; at++) row[at] = halves((DIM % LANES ? padded : from) + 2 * at * LANES);
+        return;
+    }
     Ints codes[N] = {};
     if constexpr (IN_REGISTERS) {
         unpack<FIRST>(from, 0, codes);

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 8: (8,)}  # bits of each plane, by bits of a number
+PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 8: (8,), 16: (8, 8)}  # bits of each plane, by bits of a number
 
 
 def packed_width(dim: int, bits: int) -> int:
