@@ -44,7 +44,7 @@ def held(arm: Arm, cache: KVCache, run: RunShape) -> Row:
         "kv_used_bytes": cache.used_bytes(),
         "kv_predicted_bytes": arm.strategy.allocated_bytes(arm.view, run),
         "bits_per_element": 8 * cache.used_bytes() / max(1, cache.numbers_held()),
-        "exact_share": cache.exact_share(),
+        **cache.shares(),
         "kernel": arm.strategy.codec.kernel_on(arm.view.device, arm.view.dtype),
         "host_bytes": 0,
         "disk_bytes": 0,

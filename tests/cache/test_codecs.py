@@ -64,6 +64,15 @@ def test_a_step_needs_little_room(name: str) -> None:
     codecs.a_step_needs_little_room(name, "reference")
 
 
+@pytest.mark.parametrize("name", ["quantization_8bit", "quantization_4bit", "fp8"])
+def test_errors_are_those_of_plain_loops(name: str) -> None:
+    codecs.errors_are_those_of_plain_loops(name)
+
+
+def test_shares_are_counted() -> None:
+    codecs.shares_are_counted()
+
+
 @pytest.mark.parametrize("codec", ["int8", "int4", "fp8", "kivi2"])
 def test_selection_composes_with_codecs(codec: str) -> None:
     codecs.selection_composes_with_codecs(codec)

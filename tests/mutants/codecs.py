@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvbench.cache import packing_error
 from kvbench.cache.codecs.packed import PackedFormat, PackedPayload
 from kvbench.cache.codecs.quantiser import Quantiser
 from kvbench.cache.plan import LayerPlan
@@ -99,8 +100,7 @@ def without_least_numbers(packed: Packed, start: int, stop: int, dtype: torch.dt
     """Forget the least numbers."""
     numbers = dense(packed, start, stop, dtype)
     if packed.low is not None:
-        shared = slice(start // packed.form.tokens, -(-stop // packed.form.tokens))
-        numbers -= spread(packed.low[:, :, shared], packed, stop - start).to(dtype)
+        numbers -= spread(packed.low, packed, start, stop).to(dtype)
     return numbers
 
 
@@ -123,6 +123,11 @@ def no_part_in_reverse(self: Rows, weights: Tensor) -> Tensor:
 def packed_everywhere(self: CacheStrategy, view: Any, index: int, run: Any) -> LayerPlan:
     """Pack sliding layers as the others."""
     return replace(window_plan(self, view, index, run), codec=self.codec.of_layer(view, index))
+
+
+def swapped(packed: Any, full: Any) -> dict[str, tuple[float, float]]:
+    """Take the size for the error."""
+    return {name: found[::-1] for name, found in packing_error.squares(packed, full).items()}
 
 
 def a_group_too_few(self: PackedFormat, entries: int) -> int:
@@ -222,6 +227,16 @@ MUTANTS = (
         patches=((Quantiser, "form", by_token), (Quantiser, "tokens", 1)),
         killed_by=(codecs.keys_with_a_large_channel_want_scales_by_channel,),
         error=Exception,
+    ),
+    Mutant(
+        name="errors are sizes",
+        patches=((codecs, "squares", swapped),),
+        killed_by=(partial(codecs.errors_are_those_of_plain_loops, "fp8"),),
+    ),
+    Mutant(
+        name="packed entries count as exact",
+        patches=((Rows, "exact", property(lambda self: sum(self.lengths))),),
+        killed_by=(codecs.shares_are_counted,),
     ),
     Mutant(
         name="sliding layers are packed in groups",

@@ -124,6 +124,22 @@ def test_a_batch_that_cannot_fit_is_an_out_of_memory_row_with_the_numbers(tmp_pa
     assert "workload.batch_size" in found["reason"]
 
 
+def test_a_packed_cache_says_what_it_lost_and_what_read_it(tmp_path: Path) -> None:
+    done = row(run(tmp_path, "strategy=kivi4", "strategy.codec.residual=32", *SMALL_QUALITY))
+    assert done[["status", "saving", "fidelity", "statistic"]].tolist() == [
+        "ok",
+        "packed",
+        "lossy_training_free",
+        "mean",
+    ]
+    assert done["kernel"] in ("native", "reference")
+    assert 5 < done["bits_per_element"] < 20
+    assert 0 < done["key_error"] < 0.2
+    assert 0 < done["value_error"] < 0.2
+    assert 0.1 < done["exact_share"] < 0.3
+    assert "every 32 tokens and only 12 were timed; set workload.new_tokens=33 or more" in done["reason"]
+
+
 def test_transformers_own_generate_is_an_unpaired_row(tmp_path: Path) -> None:
     result = run(tmp_path, "strategy=transformers", "quality=none")
     mine = row(result)

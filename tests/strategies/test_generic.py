@@ -112,6 +112,6 @@ def test_a_model_that_asks_the_cache_gets_true_positions(name: str, model: str) 
     checks.positions_are_true(name, model)
 
 
-@each_method
+@pytest.mark.parametrize("name", [name for name in METHODS if not settings()[name].waits])
 def test_a_decode_step_never_waits_for_the_host(name: str) -> None:
     steps.moves_nothing(name, "llama_gqa", (24, 24), 12, 0, forbidden=steps.HOST)

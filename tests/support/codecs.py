@@ -17,9 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kvbench.cache.codecs.dense import DensePayload
 from kvbench.cache.codecs.packed import PackedCodec, PackedFormat, PackedPayload
 from kvbench.cache.codecs.quantiser import Quantiser
+from kvbench.cache.layer import CacheLayer
+from kvbench.cache.packing_error import squares
 from kvbench.kernels.attend import Tile, attend_one
 from kvbench.kernels.packed import Packed, Rows, native, reference
 from kvbench.kernels.packing import pack, packed_width, unpack
+from kvbench.models.view import view_of
+from kvbench.strategies.base import CacheStrategy
 from kvbench.types import ModelView, RunShape
 from tests.support.checks import NEW, assert_close, uniform
 from tests.support.drive import drive, slots_of
@@ -352,6 +356,7 @@ class PretendedCodec:
     codec: PackedCodec
     is_exact: bool = False
     joins_heads: bool = False
+    data_dependent: bool = False
     fixed_bytes: int = 0
     flush_tokens: int = 1
 
@@ -450,6 +455,54 @@ def bytes_are_counted_to_the_last(name: str) -> None:
                 given = [part] if isinstance(part, Tensor) else [part.codes, part.scale, part.low]
                 used += sum(t.numel() * t.element_size() for t in given if t is not None)
             assert used == how.used_bytes(heads, 8, held, entries.dtype)
+
+
+def errors_are_those_of_plain_loops(name: str) -> None:
+    """What packing is said to have done to a prompt is the distance to what plain loops make of it."""
+    made, tokens = strategy(name), ids(4, 2, 24)
+    assert isinstance(made.codec, PackedCodec)
+    assert made.codec.residual == 0
+    mine, full = (
+        drive(model("llama_gqa"), each, tokens, uniform(new=1, rows=2)).cache for each in (made, full_cache())
+    )
+    found = squares(mine, full)
+    for side, how in (("key", made.codec.key_quantiser), ("value", made.codec.value_quantiser)):
+        error = size = 0.0
+        for layer in full.layers:
+            slots = slots_of(layer)
+            entries = (slots.keys if side == "key" else slots.values).read(24)
+            error += float((stand_ins(entries, how) - entries).square().sum())
+            size += float(entries.square().sum())
+        assert 0 < error < size
+        assert abs(found[side][0] - error) < 1e-9 * size
+        assert abs(found[side][1] - size) < 1e-9 * size
+
+
+def shares_are_counted() -> None:
+    """Exact numbers are the latest values, and keys that fill no group; first tokens and outliers are told apart."""
+    for prompt, exact in ((24, 8), (27, 8 + 3), (5, 5 + 5)):
+        cache = drive(model("llama_gqa"), strategy("kivi4"), ids(5, 1, prompt), uniform(prompt, new=1)).cache
+        assert cache.shares() == {"exact_share": exact / (2 * prompt), "outlier_share": 0, "sink_share": 0}
+        assert cache.numbers_held() == 2 * LAYERS * prompt * 2 * 8
+    assert full_cache().build(view_of(model("gpt2")), uniform()).shares()["exact_share"] == 0
+    cache = drive(model("llama_gqa"), strategy("streaming_kvquant"), ids(6, 1, 24), uniform(new=1)).cache
+    sides = [side for layer in cache.layers for side in both(layer)]
+    channels = sum(len(each.index) for side in sides for each in getattr(side, "outliers"))  # noqa: B009
+    got = cache.shares()
+    assert got["sink_share"] == 3 / 24
+    assert got["exact_share"] == (24 - 3 - 16) / 24
+    assert channels > 0
+    assert abs(got["outlier_share"] - channels * 8 / (2 * LAYERS * 24 * 2 * 8)) < 1e-12
+
+
+def both(layer: CacheLayer) -> tuple[object, object]:
+    """Return the keys and the values of a layer."""
+    return slots_of(layer).keys, slots_of(layer).values
+
+
+def full_cache() -> CacheStrategy:
+    """Return the full cache."""
+    return strategy("baseline")
 
 
 def selection_composes_with_codecs(codec: str) -> None:

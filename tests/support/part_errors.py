@@ -364,6 +364,34 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         lambda: composed("lorc").build(view_of(model("qwen3")), uniform()),
         r"a projection of hidden states, and those of layer 0 are not, or it was not found; use another",
     ),
+    "chunks": (
+        asked("streaming_kvquant", "codec.chunk=1"),
+        r"codec\.chunk must be at least 2, and strategy\.codec\.num_sink 0 or more; got 1 and 8",
+    ),
+    "decay": (
+        asked("streaming_kvquant", "codec.decay=1"),
+        r"decay must be from 0 to below 1, strategy\.codec\.outlier_above and.*got 1\.0, 6\.0 and 5\.0",
+    ),
+    "bits of a stream": (
+        asked("streaming_kvquant", "codec.value_bits_high=7"),
+        r"codec\.value_bits_high must be one of \[2, 3, 4, 8\]; got 7",
+    ),
+    "groups of values": (
+        asked("streaming_kvquant", "codec.value_groups=0"),
+        r"value_groups must be -1 \(each channel alone\) or at least 1; got 0",
+    ),
+    "groups that do not divide": (
+        asked("streaming_kvquant", "codec.value_groups=3"),
+        r"codec\.value_groups=3 does not divide 8 channels of a value",
+    ),
+    "scale of a stream": (
+        changed("streaming_kvquant", "codec", scale="mean"),
+        r"codec\.scale must be max or ema; got 'mean'",
+    ),
+    "kernel of a stream": (
+        changed("streaming_kvquant", "codec", kernel="fast"),
+        r"kernel must be auto, native or reference; got 'fast'",
+    ),
     "native in float64": (
         asked("kivi2", "codec.kernel=native"),
         r"computes in float32, and the model in float64; set strategy\.codec\.kernel=auto or reference",

@@ -205,16 +205,19 @@ class KVCache(Cache):
             total += int(entries.expand(-1, shape.kv_heads).sum()) * (shape.key_dim + shape.value_dim)
         return total
 
-    def exact_share(self) -> float:
-        """Return the share of the slots in use whose keys and values are as the model made them."""
-        exact = total = 0
+    def shares(self) -> dict[str, float]:
+        """Return which share of the numbers held is exact, in outlier channels, and of first tokens with more bits."""
+        total, found = 0, dict.fromkeys(("exact", "outlier", "sink"), 0.0)
         for region, store in (each for layer in self.layers for each in layer.stores):
-            filled, rows = store.slots.filled, region.run.batch_size * region.plan.shape.kv_heads
-            for payload in (store.slots.keys, store.slots.values):
-                side = payload.entries(filled, store.slots.position)
-                exact += rows * (filled if isinstance(side, Tensor) else side.exact)
-                total += rows * filled
-        return exact / max(1, total)
+            slots, rows = store.slots, region.run.batch_size * region.plan.shape.kv_heads
+            for side in (payload.entries(slots.filled, slots.position) for payload in (slots.keys, slots.values)):
+                if isinstance(side, Tensor):
+                    counts: tuple[float, ...] = (slots.filled, 0, 0)
+                else:
+                    counts = (side.exact, side.outlier_entries, side.sink_entries)
+                found = {name: found[name] + rows * count for name, count in zip(found, counts, strict=True)}
+                total += rows * slots.filled
+        return {f"{name}_share": count / max(1, total) for name, count in found.items()}
 
     def snapshot(self) -> list[Any]:
         """Return what `restore` needs to go back to this point."""

@@ -362,7 +362,8 @@ class Store:
         """Return the bytes of the occupied slots, metadata included; syncs with the device."""
         held = self._occupied()
         beside = 0 if self._reading is None else self._reading.used_bytes(held)
-        return sum(map(self._entry_bytes, held)) + beside
+        unused = self.slots.keys.unused_bytes() + self.slots.values.unused_bytes()
+        return sum(map(self._entry_bytes, held)) + beside - unused
 
     def read_bytes(self) -> int:
         """Return the bytes that a decode step reads; syncs with the device."""

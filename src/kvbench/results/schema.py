@@ -140,6 +140,8 @@ _MEMORY: list[_Column] = [
     ("kv_predicted_bytes", _COUNT, "bytes", "kv_allocated_bytes by the strategy's closed form"),
     ("bits_per_element", _REAL, "bits", "kv_used_bytes per number of the keys and values held, metadata included"),
     ("exact_share", _REAL, "share", "numbers held that are as the model made them, not packed, at the end"),
+    ("outlier_share", _REAL, "share", "numbers held in channels that have more bits than others, at the end"),
+    ("sink_share", _REAL, "share", "numbers held of first tokens that have more bits than others, at the end"),
     ("host_bytes", _COUNT, "bytes", "cache kept in host memory while the model is on another device"),
     ("disk_bytes", _COUNT, "bytes", "cache kept on disk"),
     ("idle_bytes", _COUNT, "bytes", "memory with the model loaded and no cache; the next five are above it"),

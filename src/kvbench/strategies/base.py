@@ -262,7 +262,7 @@ class CacheStrategy:
     @property
     def data_dependent(self) -> bool:
         """Whether the bytes stored depend on the data; closed forms then give the most there can be."""
-        return self.budget.limits and self.budget.data_dependent
+        return self.codec.data_dependent or (self.budget.limits and self.budget.data_dependent)
 
     @property
     def statistic(self) -> Literal["median", "mean"]:

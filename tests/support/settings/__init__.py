@@ -19,6 +19,7 @@ class Setting:
         moves_positions: whether new tokens are read at other positions than their own.
         any_loop: whether a loop that knows nothing of kvbench can read its prompt.
         turns_keys: whether it refuses models whose keys are not rotated.
+        waits: whether a decode step waits for the host now and then.
     """
 
     overrides: tuple[str, ...] = ()
@@ -30,3 +31,4 @@ class Setting:
     moves_positions: bool = False
     any_loop: bool = True
     turns_keys: bool = False
+    waits: bool = False

@@ -20,6 +20,13 @@ SETTINGS: dict[str, Setting] = {
     "lorc": _packed("codec.least=0.5"),
     "lorc_8bit": _packed("codec.least=0.5"),
     "lorc_fp16": _packed("codec.least=0.5"),
+    "streaming_kvquant": Setting(
+        overrides=("codec.chunk=8", "codec.num_sink=3", "codec.outlier_above=2"),
+        has_budget=False,
+        merges=True,
+        data_dependent=True,
+        waits=True,
+    ),
     "kivi2": _packed(*_GROUPS),
     "kivi4": _packed(*_GROUPS),
 }

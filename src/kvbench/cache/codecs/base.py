@@ -37,6 +37,9 @@ class Payload(Protocol):
     def read(self, stop: int, position: Tensor | None = None) -> Tensor:
         """Return the entries of slots 0 .. stop as [B, G, stop, D]; a copy where they are packed."""
 
+    def unused_bytes(self) -> int:
+        """Return the bytes that the closed form counts as used and that these entries did not need."""
+
     def grow(self, capacity: int, used: int) -> None:
         """Move the first `used` slots to storage for `capacity`."""
 
@@ -101,6 +104,10 @@ class Codec(Protocol):
     @property
     def joins_heads(self) -> bool:
         """Whether the heads of a token are written together, so that they stay, or leave, together."""
+
+    @property
+    def data_dependent(self) -> bool:
+        """Whether the bytes of entries depend on them; the closed forms then give the most there can be."""
 
     @property
     def flush_tokens(self) -> int:

@@ -17,6 +17,7 @@ class Dense:
 
     is_exact: ClassVar[bool] = True
     writes_each_token_alone: ClassVar[bool] = True
+    data_dependent: ClassVar[bool] = False
     joins_heads: ClassVar[bool] = False
     flush_tokens: ClassVar[int] = 1
     fixed_bytes: ClassVar[int] = 0
@@ -82,6 +83,10 @@ class DensePayload:
         return self.data if stop == self.data.shape[2] else self.data.narrow(2, 0, stop)
 
     entries = read
+
+    def unused_bytes(self) -> int:
+        """Return 0: entries need what the closed form says."""
+        return 0
 
     def grow(self, capacity: int, used: int) -> None:
         """Move the first `used` slots to storage for `capacity`; the old storage is freed."""

@@ -54,6 +54,7 @@ class LowRank:
     """
 
     is_exact: ClassVar[bool] = False
+    data_dependent: ClassVar[bool] = False
     joins_heads: ClassVar[bool] = True
 
     most: float
@@ -209,6 +210,10 @@ class LatentPayload:
         assert position is not None
         return self.entries(stop, position).numbers(0, stop).to(self.dtype)
 
+    def unused_bytes(self) -> int:
+        """Return 0: entries need what the closed form says."""
+        return 0
+
     def grow(self, capacity: int, used: int) -> None:
         """Move to storage for `capacity` slots."""
         self.inner.grow(capacity, used)
@@ -241,6 +246,8 @@ class Latent:
     position: Tensor
 
     exact: ClassVar[int] = 0
+    outlier_entries: ClassVar[float] = 0.0
+    sink_entries: ClassVar[int] = 0
 
     @property
     def groups(self) -> int:

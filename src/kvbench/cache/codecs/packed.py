@@ -30,6 +30,7 @@ class PackedCodec:
     """
 
     is_exact: ClassVar[bool] = False
+    data_dependent: ClassVar[bool] = False
     joins_heads: ClassVar[bool] = False
     fixed_bytes: ClassVar[int] = 0
 
@@ -240,6 +241,10 @@ class PackedPayload:
             for part in parts
         ]
         return torch.cat(numbers, dim=2) if numbers else self.exact[:, :, :0]
+
+    def unused_bytes(self) -> int:
+        """Return 0: entries need what the closed form says."""
+        return 0
 
     def grow(self, capacity: int, used: int) -> None:
         """Move to storage for `capacity` slots; the old storage is freed."""

@@ -25,6 +25,14 @@ class Entries(Protocol):
     def exact(self) -> int:
         """Entries that are as the model made them."""
 
+    @property
+    def outlier_entries(self) -> float:
+        """As many entries as outliers would fill that are kept in more bits."""
+
+    @property
+    def sink_entries(self) -> int:
+        """First entries that are kept in more bits."""
+
     def logits(self, rows: Tensor) -> Tensor:
         """Return the products of rows [B, G, g, D] with every entry [B, G, g, m], float32 or wider."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class Packed:
     kernel: Kernel
 
     def dense(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """Return rows start .. stop as numbers [B, G, stop - start, D]; start is a multiple of `form.tokens`."""
+        """Return rows start .. stop as numbers [B, G, stop - start, D]."""
         from kvbench.kernels.packed import reference
 
         return reference.dense(self, start, stop, dtype)
@@ -78,6 +78,9 @@ class Rows:
 
     parts: Sequence[Tensor | Packed]
     dtype: torch.dtype
+
+    outlier_entries: ClassVar[float] = 0.0
+    sink_entries: ClassVar[int] = 0
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
@@ -96,7 +99,7 @@ class Rows:
         return (first if isinstance(first, Tensor) else first.codes).shape[1]
 
     def numbers(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """Return entries start .. stop [B, G, stop - start, D]; start is the first of those that share scales."""
+        """Return entries start .. stop as numbers [B, G, stop - start, D]."""
         found: list[Tensor] = []
         first = 0
         for part, length in zip(self.parts, self.lengths, strict=True):

@@ -13,11 +13,11 @@ from kvbench.kernels.packing import unpack
 if TYPE_CHECKING:
     from kvbench.kernels.packed import Packed
 
-BLOCK = 32  # rows that exist as numbers at once, unless more share a scale
+BLOCK = 32  # rows that exist as numbers at once
 
 
 def dense(packed: Packed, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-    """Return rows start .. stop as numbers [B, G, stop - start, D]; start is a multiple of `form.tokens`."""
+    """Return rows start .. stop as numbers [B, G, stop - start, D]."""
     form = packed.form
     if form.bits == 16:
         return packed.codes[:, :, start:stop].contiguous().view(torch.float16).to(dtype)
@@ -25,10 +25,9 @@ def dense(packed: Packed, start: int, stop: int, dtype: torch.dtype) -> Tensor:
     numbers = (codes.view(torch.float8_e4m3fn) if form.is_float else codes).to(dtype)
     if form.symmetric and not form.is_float:
         numbers -= 2 ** (form.bits - 1) - 1
-    shared = slice(start // form.tokens, -(-stop // form.tokens))
-    numbers *= _spread(packed.scale[:, :, shared], packed, stop - start).to(dtype)
+    numbers *= _spread(packed.scale, packed, start, stop).to(dtype)
     if packed.low is not None:
-        numbers += _spread(packed.low[:, :, shared], packed, stop - start).to(dtype)
+        numbers += _spread(packed.low, packed, start, stop).to(dtype)
     return numbers
 
 
@@ -48,14 +47,18 @@ def weighted(weights: Tensor, packed: Packed) -> Tensor:
 
 
 def _blocks(packed: Packed) -> Iterator[slice]:
-    length, size = packed.codes.shape[2], packed.form.tokens * max(1, BLOCK // packed.form.tokens)
-    for start in range(0, length, size):
-        yield slice(start, min(length, start + size))
+    length = packed.codes.shape[2]
+    for start in range(0, length, BLOCK):
+        yield slice(start, min(length, start + BLOCK))
 
 
-def _spread(scale: Tensor, packed: Packed, tokens: int) -> Tensor:
-    """Return one scale for each number [B, G, tokens, D]."""
+def _spread(scale: Tensor, packed: Packed, start: int, stop: int) -> Tensor:
+    """Return one scale for each number of rows start .. stop [B, G, stop - start, D]."""
     form = packed.form
+    scale = scale[:, :, start // form.tokens : -(-stop // form.tokens)]
     if form.channels > 1:
         scale = scale.repeat_interleave(form.channels, dim=-1)[..., : form.dim]
-    return scale if form.tokens == 1 else scale.repeat_interleave(form.tokens, dim=-2)[:, :, :tokens]
+    if form.tokens == 1:
+        return scale
+    first = start % form.tokens
+    return scale.repeat_interleave(form.tokens, dim=-2)[:, :, first : first + stop - start]
