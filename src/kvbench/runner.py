@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from kvbench.measure.host import LocalHost
 from kvbench.models.load import device_of, origin_of
 from kvbench.results.folder import finished, open_draft
 from kvbench.results.load import load
-from kvbench.strategies.base import BlackBox
+from kvbench.strategies.base import CacheStrategy
+from kvbench.strategies.black_box import BlackBox
 
 Progress = Callable[[str, float], None]
 
@@ -105,10 +106,12 @@ def job_of(checked: Checked) -> Job:
     """Return what the measuring processes are told."""
     if isinstance(checked.strategy, BlackBox) != isinstance(checked.engine, Stock):
         raise ValueError(
-            "engine=transformers brings its own cache, which strategy=transformers names: the two go together and with "
-            "nothing else. Leave engine= out."
+            "engine=transformers brings its own cache, which strategy=transformers or strategy=hf_* names: the two go "
+            "together and with nothing else. Leave engine= out."
         )
     baseline = build_group(resolved(compose(["strategy=baseline"]))["strategy"], "strategy")
+    if isinstance(checked.strategy, BlackBox):
+        refuse_parts(checked.strategy, baseline)
     return Job(
         spec=checked.model,
         strategy=checked.strategy,
@@ -119,6 +122,16 @@ def job_of(checked: Checked) -> Job:
         settings=checked.measure,
         seed=checked.seed,
     )
+
+
+def refuse_parts(black_box: BlackBox, full: CacheStrategy) -> None:
+    """Refuse parts that a cache of transformers' would not have, whatever the command line says."""
+    for part in (field.name for field in fields(CacheStrategy)):
+        if getattr(black_box, part) != getattr(full, part):
+            raise ValueError(
+                f"strategy.{part} is not the full cache's, but a cache of transformers' is not made of parts; leave "
+                f"strategy/{part}= and strategy.{part}.* out, or choose strategy=baseline with them."
+            )
 
 
 def check_lengths(job: Job) -> None:
@@ -148,6 +161,8 @@ def identify(config: DictConfig, job: Job, names: Names) -> Row:
     config_json = json.dumps(kept, sort_keys=True)
     device, weights = str(device_of(job.spec)), origin_of(job.spec)
     parts = [names.strategy, config_json, source_hash(), device, weights]
+    if isinstance(job.strategy, BlackBox) and job.strategy.unavailable() is not None:
+        parts.append("unavailable")  # once what is missing is there, it is another run
     return {
         "run_id": hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12],
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -206,9 +221,13 @@ def measure(job: Job, log: Callable[[str], None], progress: Progress) -> Measure
 
 def _beside_stock(job: Job, log: Callable[[str], None], progress: Progress) -> Measured:
     """Run a black box alone, and our full cache apart from it."""
-    found = _call("stock_reference", job, log=log, job=job, progress=progress)
+    assert isinstance(job.strategy, BlackBox)
+    missing = job.strategy.unavailable()
+    found: Measured | Row = {"status": "unavailable", "reason": missing}
+    if missing is None:
+        found = _call("stock_reference", job, log=log, job=job, progress=progress)
     out = found if isinstance(found, Measured) else Measured(rows={"strategy": found})
-    if isinstance(found, Measured):
+    if out.rows["strategy"]["status"] == "ok":
         weighed = _call("weigh_stock", job, log=log, job=job, progress=progress)
         out.rows["strategy"] |= weighed.rows["strategy"] if isinstance(weighed, Measured) else weighed
     if job.baseline is None:

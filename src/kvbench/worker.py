@@ -22,6 +22,7 @@ from kvbench.measure.memory import MemoryMeter, return_large_blocks
 from kvbench.measure.paired import garbage_frozen
 from kvbench.measure.samples import Sample
 from kvbench.models.load import load
+from kvbench.strategies.black_box import BlackBox
 from kvbench.timing import time_decode, time_prefill
 from kvbench.types import RunShape
 
@@ -92,8 +93,11 @@ def stock_reference(job: Job, report: Report) -> Measured:
     """Let transformers generate on its own, again and again, and note every token's arrival."""
     black_box = _BlackBox(job, report)
     loaded, run = black_box.loaded, black_box.run
-    first = black_box.generate()
     row: Row = facts(job, loaded, "sdpa")
+    reason = job.strategy.unsupported(loaded.view, run)
+    if reason is not None:
+        return Measured(rows={"strategy": {**row, "status": "unsupported", "reason": reason}})
+    first = black_box.generate()
     steps = _again_and_again(job, black_box.generate, run, report)
     texts = {} if loaded.tokenizer is None else {"strategy": loaded.tokenizer.batch_decode(first.tokens)}
     row["ttft_ms"] = median(step["wall_ns"] for step in steps if step["phase"] == "prefill") / 1e6
@@ -130,17 +134,20 @@ class _BlackBox:
 
     def __init__(self, job: Job, report: Report) -> None:
         assert isinstance(job.engine, Stock)
+        assert isinstance(job.strategy, BlackBox)
         torch.set_num_threads(job.settings.threads)
         torch.set_grad_enabled(False)
         report("load", 0.0)
-        self.engine, self.loaded = job.engine, load(job.spec, seed=job.seed, attention="sdpa")
+        self.engine, self.strategy = job.engine, job.strategy
+        self.loaded = load(job.spec, seed=job.seed, attention="sdpa")
         self.run = job.workload.runs()[-1]
         ids = torch.tensor(job.workload.ids(source_of(job, self.loaded), self.run), device=self.loaded.view.device)
         self.prompt = ids[:, : self.run.prompt_tokens]
 
     def generate(self) -> Generated:
         """Generate once."""
-        return self.engine.generate(self.loaded.model, self.prompt, self.run.new_tokens or 1)
+        cache = self.strategy.own_cache(self.loaded.model.config)
+        return self.engine.generate(self.loaded.model, self.prompt, self.run.new_tokens or 1, cache)
 
 
 def _again_and_again(job: Job, generate: Callable[[], Generated], run: RunShape, report: Report) -> list[Row]:

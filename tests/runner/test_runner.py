@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import transformers
+from packaging.version import Version
 
 import kvbench
 from kvbench.runner import Result
+from kvbench.strategies import black_box
 
 QUICK = [
     "measure.cell_seconds=1.0",
@@ -149,9 +152,41 @@ def test_transformers_own_generate_is_an_unpaired_row(tmp_path: Path) -> None:
     assert row(result, "baseline")["engine"] == "eager"
 
 
+def test_a_packed_cache_of_transformers_is_an_unpaired_row_or_says_what_is_missing(tmp_path: Path) -> None:
+    mine = row(run(tmp_path, "strategy=hf_fp8", "quality=none", "compare=none"))
+    said = (mine["saving"], mine["fidelity"], mine["evidence"], mine["engine"])
+    assert said == ("packed", "lossy_training_free", "measured", "transformers")
+    if Version(transformers.__version__) < Version("5.23"):
+        assert mine["status"] == "unavailable"
+    else:
+        assert (mine["status"], mine["tpot_ms"] > 0) == ("ok", True)
+        numbers = 2 * (96 + 12 - 1) * 32  # heads x tokens x width, of 4 layers' keys and values, with a scale each
+        assert mine["kv_allocated_bytes"] == mine["kv_used_bytes"] == 8 * (numbers + 4)
+
+
+def test_what_is_missing_is_an_unavailable_row_until_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("strategy=hf_hqq", "strategy.group=7", "quality=none", "compare=none")
+    monkeypatch.setattr(black_box, "_installed", lambda package: None)
+    mine = row(run(tmp_path, *asked))
+    assert (mine["status"], mine["reason"]) == ("unavailable", "hqq is not installed: pip install hqq==0.2.8.post1")
+    monkeypatch.setattr(black_box, "_installed", lambda package: "0.2.8.post1")
+    result = run(tmp_path, *asked)
+    assert result.is_new
+    assert row(result)["status"] == "unsupported"
+    assert "strategy.group=7" in row(result)["reason"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            ["strategy=transformers", "strategy/codec=kivi2"],
+            r"strategy\.codec is not the full cache's.*strategy/codec=",
+        ),
+        (["strategy=hf_hqq", "strategy.selector.num_sink=4"], r"strategy\.selector is not the full cache's"),
+        (["strategy=hf_fp8", "engine=eager"], "engine=transformers brings its own cache"),
         (["workload.prompt_tokens=3000"], r"model=tiny reads at most 2048 positions; lower workload\.prompt_tokens"),
         (["quality.context_tokens=3000"], r"lower quality\.context_tokens"),
         (["measure.threads=4096"], r"Set measure\.threads"),

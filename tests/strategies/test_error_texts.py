@@ -25,7 +25,7 @@ from kvbench.strategies.selection.attention import WindowAttention
 from kvbench.strategies.selection.selector import Protected
 from kvbench.strategies.trigger import PrefillEnd
 from kvbench.types import PREFILL, RunShape
-from tests.support import part_errors, scorer_errors
+from tests.support import black_boxes, part_errors, scorer_errors
 from tests.support.checks import PROMPT, uniform
 from tests.support.drive import drive
 from tests.support.generation import generate
@@ -144,6 +144,7 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
 }
 CASES |= scorer_errors.ERRORS
 CASES |= part_errors.ERRORS
+CASES |= black_boxes.ERRORS
 
 
 @functools.cache
@@ -156,8 +157,9 @@ def said(case: str) -> str:
 
 
 def test_no_two_cases_have_one_name() -> None:
-    assert not scorer_errors.ERRORS.keys() & part_errors.ERRORS.keys()
-    assert {"ratio 0", "padded generate"} <= CASES.keys() - scorer_errors.ERRORS.keys() - part_errors.ERRORS.keys()
+    others = (scorer_errors.ERRORS, part_errors.ERRORS, black_boxes.ERRORS)
+    assert len(set().union(*others)) == sum(map(len, others))
+    assert {"ratio 0", "padded generate"} <= CASES.keys() - set().union(*others)
 
 
 @pytest.mark.parametrize("case", CASES)

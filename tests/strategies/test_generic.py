@@ -13,7 +13,7 @@ from tests.support.models import model as model_of
 from tests.support.settings import Setting, core
 from tests.support.strategies import settings, strategy
 
-WITHOUT_SETTING = ("transformers",)  # engines that bring a cache of their own
+WITHOUT_SETTING = ("transformers", "hf_quanto", "hf_hqq", "hf_fp8")  # engines that bring a cache of their own
 METHODS = sorted(set(settings()) - set(core.SETTINGS))  # those of the core are proved in test_methods.py
 TURNING = [name for name in METHODS if settings()[name].turns_keys]
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+if TYPE_CHECKING:
+    from transformers import Cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,21 +32,10 @@ class Generated:
 
 @dataclass(frozen=True, kw_only=True)
 class Stock:
-    """Greedy `generate` with a stock cache and transformers' default attention.
+    """Greedy `generate` with a cache that transformers brings, and its default attention."""
 
-    Args:
-        variant: "dynamic" is DynamicCache, which grows by concatenation.
-    """
-
-    variant: Literal["dynamic"]
-
-    def __post_init__(self) -> None:
-        """Refuse variants that are not here."""
-        if self.variant != "dynamic":
-            raise ValueError(f"engine.variant must be dynamic; got {self.variant!r}.")
-
-    def generate(self, model: nn.Module, prompt: Tensor, new_tokens: int) -> Generated:
-        """Generate greedily after a prompt [B, n], whatever token comes."""
+    def generate(self, model: nn.Module, prompt: Tensor, new_tokens: int, cache: Cache) -> Generated:
+        """Generate greedily after a prompt [B, n], whatever token comes, with an empty cache."""
         from transformers.generation.streamers import BaseStreamer
 
         marks: list[int] = []
@@ -60,6 +53,7 @@ class Stock:
             prompt,
             attention_mask=torch.ones_like(prompt),
             streamer=Marks(),
+            past_key_values=cache,
             use_cache=True,
             do_sample=False,
             max_new_tokens=new_tokens,
@@ -67,9 +61,31 @@ class Stock:
             pad_token_id=0,
             return_dict_in_generate=True,
         )
-        held = [t for layer in out.past_key_values.layers for t in (layer.keys, layer.values)]
         return Generated(
             tokens=out.sequences[:, prompt.shape[1] :],
-            cache_bytes=sum(t.untyped_storage().nbytes() for t in held),
+            cache_bytes=sum(storages(cache).values()),
             step_ns=tuple(after - before for before, after in pairwise(marks)),
         )
+
+
+def storages(thing: object) -> dict[int, int]:
+    """Return the bytes of every tensor storage that an object leads to, by address.
+
+    A tensor that packs others (as quanto's) has no storage of its own, and leads to theirs.
+    """
+    found: dict[int, int] = {}
+    seen: dict[int, object] = {}  # kept alive, so that no two of them have one id
+    waiting = [thing]
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) in seen or isinstance(thing, type):
+            continue
+        seen[id(thing)] = thing
+        if isinstance(thing, Tensor) and not is_traceable_wrapper_subclass(thing):
+            found[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+        if isinstance(thing, dict):
+            waiting += thing.values()
+        elif isinstance(thing, list | tuple):
+            waiting += thing
+        waiting += vars(thing).values() if hasattr(thing, "__dict__") else ()
+    return found

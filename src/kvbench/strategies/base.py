@@ -278,8 +278,3 @@ class CacheStrategy:
     def keeps_budget(self) -> bool:
         """Whether the budget also holds while decoding."""
         return self.trigger.period > 0 or not self.budget.limits
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlackBox(CacheStrategy):
-    """The name of an engine that brings its own cache; the parts say what that cache does: keep everything."""
