@@ -1,0 +1,217 @@
+"""Packed caches beside the full one and beside transformers' QuantizedCache: steps, flushes and peaks.
+
+    python -m benchmarks.packed --out benchmarks/results/packed
+
+Model `llama8` with random weights on one CPU thread. Ratios of times are of blocks timed alternately in one process,
+with a 95% interval over rounds; peaks are of a fresh process each. Writes one parquet of ratios and one of timed steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import math
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import QuantizedCache
+
+from benchmarks.budget_curve import NOT_METHODS
+from benchmarks.goals import BLOCK, Desk, Dynamic, Goal, _peak, goal, job_for
+from kvbench.cache.kv_cache import ATTENTION
+from kvbench.configuration import build_group, compose, resolved
+from kvbench.engines.arm import Arm, DecodeArm
+from kvbench.measure.paired import garbage_frozen
+from kvbench.strategies.black_box import BlackBox
+from kvbench.types import RunShape
+
+MODEL = "llama8"
+METHODS = ("quantization_8bit", "quantization_4bit", "kivi4", "kivi2", "fp8")
+FLUSH_STEPS = 136  # past the first flush of a residual of 128
+NO_GOAL = math.inf
+
+STEP_GOALS = {
+    ("quantization_8bit", 2048): 0.85,
+    ("quantization_8bit", 8192): 0.78,
+    ("kivi4", 8192): 0.83,
+}
+QUANTO_GOALS = {512: 0.90, 2048: 0.55, 8192: 0.30}
+COLUMNS = {"decode peak": "decode_peak_bytes", "peak": "peak_bytes", "bytes held": "kv_allocated_bytes"}
+PEAK_GOALS = {"quantization_8bit": 0.32, "kivi4": 0.25}
+
+
+class Quantized(Dynamic):
+    """The same model with transformers' QuantizedCache and its default attention, in a bare loop."""
+
+    def __init__(self, arm: Arm, run: RunShape, ids: torch.Tensor) -> None:
+        self.model: Any = arm.model
+        config: Any = self.model.config
+        self.ids, self.length = ids, run.prompt_tokens
+        self._switch("sdpa")
+        self.cache: Any = QuantizedCache("quanto", config, nbits=4, residual_length=128)
+        self.model(ids[:, : self.length], past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        self._switch(ATTENTION)
+        self._snapshot = [dict(vars(layer)) for layer in self.cache.layers]  # its tensors are replaced, never changed
+        self.done = 0
+
+    def restore(self) -> None:
+        """Go back to the end of the prompt."""
+        for layer, held in zip(self.cache.layers, self._snapshot, strict=True):
+            vars(layer).clear()
+            vars(layer).update(held)
+        self._switch("sdpa")
+        self.done = 0
+
+
+def steps(desk: Desk, context: int) -> Iterator[Goal]:
+    """Decode steps over the full cache's, at the same context."""
+    full = desk.decode("baseline", context)
+    for method in METHODS:
+        paired = desk.compare(f"{method} at {context}", {"baseline": full, method: desk.decode(method, context)})
+        limit = STEP_GOALS.get((method, context), NO_GOAL)
+        yield goal(f"{method} / baseline, {context}", limit, paired, method, "baseline")
+        gc.collect()
+
+
+def beside_quanto(desk: Desk, context: int) -> Iterator[Goal]:
+    """Decode steps of kivi4 over those of transformers' QuantizedCache with quanto at the same bits and residual."""
+    mine = desk.decode("kivi4", context)
+    run = RunShape(prompt_lengths=(context,), new_tokens=BLOCK)
+    theirs = Quantized(mine.arm, run, desk.ids(context + BLOCK))
+    paired = desk.compare(f"quanto at {context}", {"quanto": theirs, "kivi4": mine})
+    mine.restore()  # the model's attention as well
+    limit = QUANTO_GOALS.get(context, NO_GOAL)
+    yield goal(f"kivi4 / QuantizedCache quanto, {context}", limit, paired, "kivi4", "quanto")
+
+
+def flush(desk: Desk, context: int) -> Iterator[Goal]:
+    """The largest step that packs, and the mean one, over the median, in passes of as many steps."""
+    arm = desk.decode("kivi4", context, new_tokens=FLUSH_STEPS)
+    largest: list[float] = []
+    average: list[float] = []
+    rows: list[dict[str, Any]] = []
+    begun = time.monotonic()
+    while len(largest) < 3 or time.monotonic() - begun < desk.settings.cell_seconds:
+        taken, packs = timed(arm)
+        assert any(packs), "no step packed; raise FLUSH_STEPS"
+        middle = median(taken)
+        largest.append(max(ns for ns, packed in zip(taken, packs, strict=True) if packed) / middle)
+        average.append(mean(taken) / middle)
+        rows += [
+            {"round": len(largest) - 1, "index_in_block": index, "wall_ns": ns, "packs": packed}
+            for index, (ns, packed) in enumerate(zip(taken, packs, strict=True))
+        ]
+    desk.samples.append(pd.DataFrame(rows).assign(arm="kivi4", model=MODEL, comparison=f"flush at {context}"))
+    for name, found, limit in (("largest", largest, 1.5), ("mean", average, 1.03)):
+        yield Goal(
+            name=f"kivi4's {name} step{' that packs' * (name == 'largest')} / median, {context}",
+            at_most=limit,
+            reached=median(found),
+            low=min(found),
+            high=max(found),
+        )
+
+
+def timed(arm: DecodeArm) -> tuple[list[int], list[bool]]:
+    """Return the nanoseconds of each step of a pass, and which steps packed: fewer numbers were exact after them."""
+    arm.restore()
+    taken, packs = [], []
+    with garbage_frozen():
+        for _ in range(FLUSH_STEPS):
+            before = arm.cache.exact_share()
+            started = time.perf_counter_ns()
+            arm.step()
+            taken.append(time.perf_counter_ns() - started)
+            packs.append(arm.cache.exact_share() < before)
+    return taken, packs
+
+
+def peaks(context: int) -> Iterator[Goal]:
+    """What a method holds at most beyond the weights, over the bytes of the full cache in float32."""
+    asked = [f"model={MODEL}", "model.device=cpu", f"workload.prompt_tokens={context}", "workload.new_tokens=32"]
+    full = _peak("kvbench.worker:weigh", job_for([*asked, "strategy=baseline"]), "strategy")
+
+    def share(name: str, what: str, row: dict[str, Any], limit: float = NO_GOAL) -> Goal:
+        reached = row[COLUMNS[what]] / full["kv_used_bytes"]
+        return Goal(name=f"{name}'s {what} / fp32 KV, {context}", at_most=limit, reached=reached)
+
+    for method in ("baseline", *METHODS):
+        row = full
+        if method != "baseline":
+            row = _peak("kvbench.worker:weigh", job_for([*asked, f"strategy={method}"]), "strategy")
+        yield share(method, "decode peak", row, PEAK_GOALS.get(method, NO_GOAL))
+        yield share(method, "peak", row, PEAK_GOALS.get(method, NO_GOAL))
+        yield share(method, "bytes held", row)
+    for name in NOT_METHODS[1:]:
+        missing = black_box(name).unavailable()
+        if missing is not None:
+            print(f"{name} is left out: {missing}", flush=True)
+            continue
+        row = _peak("kvbench.worker:weigh_stock", job_for([*asked, f"strategy={name}"]))
+        yield share(name, "peak", row)
+        yield share(name, "bytes held", row)
+
+
+def black_box(name: str) -> BlackBox:
+    """Return a cache of transformers'."""
+    made = build_group(resolved(compose([f"strategy={name}"]))["strategy"], "strategy")
+    assert isinstance(made, BlackBox)
+    return made
+
+
+def shown(found: Goal) -> str:
+    """Return a line: name, ratio, interval, goal."""
+    interval = "" if found.low is None else f" [{found.low:.3f}, {found.high:.3f}]"
+    if math.isnan(found.reached):
+        return found.name
+    met = "met" if found.reached <= found.at_most else "MISSED"
+    limit = "" if found.at_most == NO_GOAL else f"  <= {found.at_most:.2f} {met}"
+    return f"{found.name:54s} {found.reached:.3f}{interval}{limit}"
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=20.0, help="per comparison")
+    parser.add_argument("--contexts", type=int, nargs="+", default=[512, 2048, 8192])
+    parser.add_argument("--parts", nargs="+", default=["steps", "quanto", "flush", "peaks"])
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    desk = Desk(MODEL, arguments.seconds)
+    contexts, longest = arguments.contexts, arguments.contexts[-1]
+    parts: dict[str, Callable[[], Iterator[Goal]]] = {
+        "steps": lambda: (found for context in contexts for found in steps(desk, context)),
+        "quanto": lambda: (found for context in contexts for found in beside_quanto(desk, context)),
+        "flush": lambda: flush(desk, longest),
+        "peaks": lambda: peaks(longest),
+    }
+    missing = black_box("hf_quanto").unavailable()
+    rows = []
+    for part in arguments.parts:
+        if part == "quanto" and missing is not None:
+            print(f"QuantizedCache is left out: {missing}", flush=True)
+            continue
+        for found in parts[part]():
+            print(shown(found), flush=True)
+            rows.append({"part": part, **vars(found)})
+    if not rows:
+        return
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    frame = pd.DataFrame(rows).assign(model=MODEL, commit=commit)
+    frame["at_most"] = frame["at_most"].astype(float).replace(NO_GOAL, float("nan"))
+    frame.to_parquet(arguments.out / "ratios.parquet")
+    if desk.samples:
+        pd.concat(desk.samples).assign(commit=commit).to_parquet(arguments.out / "steps.parquet")
+
+
+if __name__ == "__main__":
+    main()
