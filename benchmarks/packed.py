@@ -124,11 +124,11 @@ def timed(arm: DecodeArm) -> tuple[list[int], list[bool]]:
     taken, packs = [], []
     with garbage_frozen():
         for _ in range(FLUSH_STEPS):
-            before = arm.cache.exact_share()
+            before = arm.cache.shares()["exact_share"]
             started = time.perf_counter_ns()
             arm.step()
             taken.append(time.perf_counter_ns() - started)
-            packs.append(arm.cache.exact_share() < before)
+            packs.append(arm.cache.shares()["exact_share"] < before)
     return taken, packs
 
 
