@@ -122,7 +122,7 @@ class Cell:
         arms = {name: DecodeArm(arm, self.run, self.ids) for name, arm in chosen.items()}
         decode = self.paired(arms, self.steps)
         bandwidth = stream_bandwidth(self.bench.loaded.view.device, self.job.settings.threads)
-        reads = {name: weights_read(self.bench.loaded) + weighed[name]["kv_used_bytes"] for name in arms}
+        reads = {name: weights_read(chosen[name].model) + weighed[name]["kv_used_bytes"] for name in arms}
         regime = roofline.regime(
             read_bytes=reads["baseline"],
             cache_bytes=cache_share_bytes(),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.kv_cache import ATTENTION
-from kvbench.columns import facts
+from kvbench.columns import facts, weights_bytes
 from kvbench.engines.arm import Arm
 from kvbench.engines.eager import Eager
 from kvbench.job import Job, Measured
@@ -39,11 +39,13 @@ class Bench:
         check_memory(job)
         self.loaded: Loaded = load(job.spec, seed=job.seed, attention=ATTENTION)
         self.source = source_of(job, self.loaded)
-        self.arms = {"strategy": self._arm("strategy", job.strategy)}
+        self.facts = facts(job, self.loaded, ATTENTION)
+        self.unsupported = self._unsupported()
+        self.arms = {"strategy": self._arm("strategy", job.strategy)} if self.unsupported is None else {}
         if job.baseline is not None:
             self.arms["baseline"] = self._arm("baseline", job.baseline)
-        self.facts = facts(job, self.loaded, ATTENTION)
-        self.measured = Measured(rows={name: dict(self.facts) for name in self.arms})
+        sizes = {name: weights_bytes(arm.model) for name, arm in self.arms.items()}
+        self.measured = Measured(rows={name: {**self.facts, "weights_bytes": size} for name, size in sizes.items()})
 
     def _arm(self, name: str, strategy: CacheStrategy) -> Arm:
         return Arm(
@@ -54,19 +56,19 @@ class Bench:
             engine=self.engine,
         )
 
+    def _unsupported(self) -> str | None:
+        reasons = (self.job.strategy.unsupported(self.loaded.view, run) for run in self.job.workload.runs())
+        return next((reason for reason in reasons if reason is not None), None)
+
     def ids(self, run: RunShape) -> Tensor:
         """Return the workload's token ids [B, prompt + new]."""
         return torch.tensor(self.job.workload.ids(self.source, run), device=self.loaded.view.device)
 
     def refused(self) -> str | None:
         """Return why the strategy cannot run, or None; the two doors are compared with the stock forward."""
+        if self.unsupported is not None or self.job.baseline is None:
+            return self.unsupported
         view = self.loaded.view
-        for run in self.job.workload.runs():
-            reason = self.job.strategy.unsupported(view, run)
-            if reason is not None:
-                return reason
-        if self.job.baseline is None:
-            return None
         arm = self.arms["baseline"]
         tokens = torch.tensor(self.source.windows(1, 16), device=view.device)
         difference = probe(self.loaded.model, "sdpa", ATTENTION, lambda ids: through_cache(arm, ids), tokens)

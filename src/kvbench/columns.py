@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from kvbench.cache.kv_cache import KVCache
 from kvbench.engines.arm import Arm
@@ -24,7 +25,7 @@ def facts(job: Job, loaded: Loaded, attention: str) -> Row:
         "reason": "",
         "weights": loaded.weights,
         "model_revision": loaded.revision,
-        "weights_bytes": sum(p.numel() * p.element_size() for p in loaded.model.parameters()),
+        "weights_bytes": weights_bytes(loaded.model),
         "dtype": str(loaded.view.dtype).removeprefix("torch."),
         "attention": attention,
         "batch_size": run.batch_size,
@@ -55,11 +56,16 @@ def held(arm: Arm, cache: KVCache, run: RunShape) -> Row:
     }
 
 
-def weights_read(loaded: Loaded) -> int:
+def weights_bytes(model: nn.Module) -> int:
+    """Return the bytes of a model's parameters and buffers, each counted once."""
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+
+
+def weights_read(model: nn.Module) -> int:
     """Return the bytes of weights one decode step reads: all but an input embedding that is not tied."""
-    total = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
-    embedding = loaded.model.get_input_embeddings().weight  # type: ignore[operator]
-    output = loaded.model.get_output_embeddings()  # type: ignore[operator]
+    total = weights_bytes(model)
+    embedding = model.get_input_embeddings().weight  # type: ignore[operator]
+    output = model.get_output_embeddings()  # type: ignore[operator]
     is_tied = output is not None and output.weight.data_ptr() == embedding.data_ptr()
     return total if is_tied else total - embedding.numel() * embedding.element_size()
 

@@ -27,7 +27,7 @@ def time_prefill(bench: Bench, run: RunShape) -> None:
     ids = bench.ids(run)
     arms = {name: PrefillArm(arm, run, ids[:, : run.prompt_tokens]) for name, arm in bench.arms.items()}
     settings = replace(_settings(bench, run), cell_seconds=bench.job.settings.cell_seconds / 2)
-    with watched(bench.loaded.model, ids):
+    with watched(bench.loaded.model, ids), watched(bench.arms["strategy"].model, ids):
         paired = _paired(bench, arms, 1, settings, "prefill", "median")
     _record(bench, paired, phase="prefill", position=0, tokens=run.prompt_tokens * run.batch_size)
     for name in bench.arms:
@@ -53,13 +53,13 @@ def time_decode(bench: Bench, run: RunShape) -> None:
         steps = min(run.new_tokens, whole)
     bench.report("bandwidth", 0.0)
     bandwidth = stream_bandwidth(device, settings.threads)
-    with watched(bench.loaded.model, ids):
+    with watched(bench.loaded.model, ids), watched(bench.arms["strategy"].model, ids):
         paired = _paired(bench, arms, steps, settings, "decode", statistic)
     _record(bench, paired, phase="decode", position=run.prompt_tokens, tokens=run.batch_size)
     reads = {}
     for name, arm in arms.items():
         arm.restore()
-        reads[name] = weights_read(bench.loaded) + arm.cache.read_bytes()
+        reads[name] = weights_read(bench.arms[name].model) + arm.cache.read_bytes()
         row = bench.measured.rows[name]
         row |= latency_columns(paired.samples, name, run)
         row |= roofline_columns(reads[name], bandwidth, row["decode_p50_ms"])
@@ -79,8 +79,9 @@ def _settings(bench: Bench, run: RunShape) -> Settings:
     settings = bench.job.settings
     if "baseline" not in bench.arms:
         return settings
-    held = bench.arms["baseline"].strategy.used_bytes(bench.loaded.view, run, run.prompt_tokens)
-    if _regime(bench, weights_read(bench.loaded) + held, is_launch_bound=False) == "overhead_bound":
+    full = bench.arms["baseline"]
+    held = full.strategy.used_bytes(full.view, run, run.prompt_tokens)
+    if _regime(bench, weights_read(full.model) + held, is_launch_bound=False) == "overhead_bound":
         return replace(settings, max_rounds=settings.min_rounds)
     return settings
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kvbench.cache.kv_cache import ATTENTION
+from kvbench.cache.kv_cache import ATTENTION, KVCache
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
 from kvbench.types import DECODE, RunShape
@@ -40,18 +40,18 @@ def trace(model: nn.Module, strategy: CacheStrategy, ids: Tensor, prompt_tokens:
     if not 0 < prompt_tokens <= tokens:
         raise ValueError(f"prompt_tokens must be between 1 and the {tokens} ids given; got {prompt_tokens}.")
     before = model.config._attn_implementation  # type: ignore[union-attr]
-    prepared = strategy.prepare(model)
+    prepared, view = strategy.prepare(model), view_of(model)
     prepared.set_attn_implementation(ATTENTION)  # type: ignore[operator]
     try:
         with torch.no_grad():
             run = RunShape(prompt_lengths=(prompt_tokens,) * batch, new_tokens=tokens - prompt_tokens)
-            return _trace(prepared, strategy, ids, run)
+            return _trace(prepared, strategy.build(view, run), strategy, ids)
     finally:
         model.set_attn_implementation(before)  # type: ignore[operator]
 
 
-def _trace(model: nn.Module, strategy: CacheStrategy, ids: Tensor, run: RunShape) -> Trace:
-    cache = strategy.build(view_of(model), run)
+def _trace(model: nn.Module, cache: KVCache, strategy: CacheStrategy, ids: Tensor) -> Trace:
+    run = cache.run
     logits, held = [], []
     prompt = list(cache.prompt_passes(run.prompt_tokens, 0))
     decoded = [(DECODE, slice(at, at + 1)) for at in range(run.prompt_tokens, ids.shape[1])]

@@ -123,6 +123,21 @@ class LayerShape:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Norm:
+    """A norm and the linear layers that are all that reads it, by their names in the model.
+
+    Args:
+        norm: the norm.
+        readers: the linear layers.
+        width: channels between them.
+    """
+
+    norm: str
+    readers: tuple[str, ...]
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelView:
     """What a strategy may know of a model.
 
@@ -132,6 +147,7 @@ class ModelView:
         device: where they are made.
         max_positions: longest sequence the model can read.
         has_learned_positions: whether a position is a row of a table (GPT-2) rather than a rotation.
+        norms: those that begin attention and feed-forward parts, in order; empty where they cannot be told.
         asked: how the command line asks for the model, for messages; "" if it was not loaded by name.
     """
 
@@ -140,6 +156,7 @@ class ModelView:
     device: torch.device
     max_positions: int
     has_learned_positions: bool
+    norms: tuple[Norm, ...] = ()
     asked: str = ""
 
 

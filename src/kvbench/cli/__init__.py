@@ -68,9 +68,12 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("--out", default="", help="picture to write (.png, .svg or .pdf)")
 
     calibrate = _add(
-        commands, "calibrate", "calibrate:main", "score a model's heads once: kvbench calibrate headkv model=tiny"
+        commands,
+        "calibrate",
+        "calibrate:main",
+        "measure a model once: kvbench calibrate headkv model=tiny",
     )
-    calibrate.add_argument("what", help="a strategy that needs scores, or a kind of scores")
+    calibrate.add_argument("what", help="a strategy, or what to measure: retrieval, gate, repetition, smooth")
     calibrate.add_argument("overrides", nargs="*", help="as for run; model= and seed= matter")
     calibrate.add_argument("--config-dir", help="folder with more configurations")
     calibrate.add_argument("--samples", type=int, default=0, help="texts (default: the kind's own number)")

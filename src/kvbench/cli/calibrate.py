@@ -1,14 +1,16 @@
-"""`kvbench calibrate`: score the heads of a model once, for methods that treat heads differently."""
+"""`kvbench calibrate`: measure the heads or the channels of a model once, for methods that treat them differently."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
 
 from kvbench.bench import source_of
+from kvbench.calibration.maxima import channel_maxima
 from kvbench.calibration.measures import MEASURES, measure
 from kvbench.calibration.watching import ATTENTION
 from kvbench.cli.catalogue import catalogue
@@ -20,13 +22,16 @@ from kvbench.models.load import load
 from kvbench.runner import job_of
 from kvbench.strategies.budget.heads import HeadBudget
 from kvbench.strategies.budget.scores import HeadScores
+from kvbench.strategies.transform.maxima import KIND as SMOOTH
+from kvbench.strategies.transform.maxima import ChannelMaxima
+from kvbench.strategies.transform.smooth import Smooth
 
 
 def main(what: str, overrides: Sequence[str], *, config_dir: str | None, samples: int, tokens: int, out: str) -> None:
-    """Score a model's heads and keep the scores in a file.
+    """Measure a model's heads or channels and keep the numbers in a file.
 
     Args:
-        what: a strategy that needs scores, or a kind of scores.
+        what: a strategy that needs it, or what to measure.
         overrides: as for `kvbench run`; model= and seed= matter.
         config_dir: folder with more configurations, or None.
         samples: texts; 0 for the kind's own number.
@@ -39,9 +44,9 @@ def main(what: str, overrides: Sequence[str], *, config_dir: str | None, samples
     loaded = load(checked.model, seed=checked.seed, attention=ATTENTION)
     source = source_of(job_of(checked), loaded)
     with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task(f"{kind} scores of {checked.model.name}", total=1.0)
-        found = measure(
-            kind,
+        task = bar.add_task(f"{checked.model.name}: {kind}", total=1.0)
+        measured = channel_maxima if kind == SMOOTH else partial(measure, kind)
+        found = measured(
             checked.model.name,
             loaded,
             source,
@@ -51,32 +56,35 @@ def main(what: str, overrides: Sequence[str], *, config_dir: str | None, samples
         )
     file = place(found, out)
     found.write(file)
-    for line in drawn(found):
+    for line in drawn(found) if isinstance(found, HeadScores) else found.drawn():
         print(line)
     print(f"scores: {file}")
 
 
 def kind_of(what: str, elsewhere: Sequence[str] = ()) -> str:
-    """Return which scores a strategy needs, or the kind itself.
+    """Return what a strategy needs measured, or the kind itself.
 
     Raises:
         ConfigError: if there is no such thing.
     """
-    if what in MEASURES:
+    kinds = (*MEASURES, SMOOTH)
+    if what in kinds:
         return what
     strategies = dict(catalogue())["strategy"]
     if what in strategies or elsewhere:
         built = build_group(resolved(compose([f"strategy={what}", *elsewhere]))["strategy"], "strategy")
         if isinstance(built.budget, HeadBudget):
             return built.budget.kind
-        raise ConfigError(f"strategy={what} needs no scores of heads. Kinds of scores: {', '.join(MEASURES)}.")
-    raise ConfigError(
-        f"there are no {what} scores. {hint(what, [*MEASURES, *strategies], label='Kinds and strategies')}"
-    )
+        if isinstance(built.transform, Smooth):
+            return SMOOTH
+        raise ConfigError(
+            f"strategy={what} needs no scores of heads and no maxima of channels. Kinds: {', '.join(kinds)}."
+        )
+    raise ConfigError(f"there are no {what} scores. {hint(what, [*kinds, *strategies], label='Kinds and strategies')}")
 
 
-def place(found: HeadScores, out: str) -> Path:
-    """Return the file scores go to: their own name in a folder, or the file asked for."""
+def place(found: HeadScores | ChannelMaxima, out: str) -> Path:
+    """Return the file they go to: their own name in a folder, or the file asked for."""
     if not out:
         return cache_folder() / found.file_name
     return Path(out) if out.endswith(".json") else Path(out) / found.file_name

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from kvbench.models.norms import norms_of
 from kvbench.types import LayerShape, ModelView, Projection
 
 
@@ -40,6 +41,7 @@ def view_of(model: nn.Module) -> ModelView:
         device=parameter.device,
         max_positions=config.max_position_embeddings,
         has_learned_positions=all(layer.rotary is None for layer in layers),
+        norms=norms_of(model),
     )
 
 

@@ -17,6 +17,7 @@ from kvbench.strategies.evicted.drop import Drop
 from kvbench.strategies.position.policies import Position
 from kvbench.strategies.selection.recency import Recency
 from kvbench.strategies.selection.selector import Protected
+from kvbench.strategies.transform.base import Transform
 from kvbench.strategies.trigger import Trigger
 from kvbench.types import Fidelity, ModelView, RunShape, Saving
 
@@ -40,6 +41,7 @@ class CacheStrategy:
         codec: how an entry is written.
         reader: what of the entries a decode step reads.
         layout: whether layers keep entries together.
+        transform: what is changed in the network.
     """
 
     trigger: Trigger
@@ -51,6 +53,7 @@ class CacheStrategy:
     codec: Codec
     reader: Reader
     layout: Layout
+    transform: Transform
 
     def __post_init__(self) -> None:
         """Refuse compositions that make no sense, whatever the model."""
@@ -133,8 +136,12 @@ class CacheStrategy:
     # -- what it does -------------------------------------------------------------------------------------------
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Return the model the strategy runs on; the model itself where the network is not changed."""
-        return model
+        """Return the model the strategy runs on; the model itself where the network is not changed.
+
+        Raises:
+            ValueError: if the network cannot be changed so, as `unsupported` says.
+        """
+        return self.transform.prepare(model)
 
     def build(self, view: ModelView, run: RunShape) -> KVCache:
         """Return an empty cache.
@@ -215,7 +222,7 @@ class CacheStrategy:
     def unsupported(self, view: ModelView, run: RunShape) -> str | None:
         """Return why this model or these lengths cannot be served, or None."""
         reason = self.budget.unsupported(view) if isinstance(self.budget, HeadBudget) else None
-        reason = reason or self.codec.unsupported(view)
+        reason = reason or self.transform.unsupported(view) or self.codec.unsupported(view)
         if reason is not None:
             return reason
         plans = self.plans(view, run)
@@ -256,7 +263,7 @@ class CacheStrategy:
     def fidelity(self) -> Fidelity:
         """How the outputs relate to the full cache's."""
         keeps_all = not self.budget.limits and not self.layout.merges
-        is_exact = keeps_all and self.reader.reads_all and self.codec.is_exact
+        is_exact = keeps_all and self.reader.reads_all and self.codec.is_exact and self.transform.is_exact
         return "exact" if is_exact else "lossy_training_free"
 
     @property

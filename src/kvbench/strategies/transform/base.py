@@ -1,0 +1,63 @@
+"""What a change of the network has to offer, the one that changes nothing, and how the rest stays shared."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from kvbench.types import ModelView
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transform(ABC):
+    """A change of the network."""
+
+    is_exact: ClassVar[bool]  # whether the network says what it said before
+
+    @abstractmethod
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Return the changed model; the one given stays as it is, and what is unchanged is shared with it."""
+
+    @abstractmethod
+    def unsupported(self, view: ModelView) -> str | None:
+        """Return why a model cannot be changed, or None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unchanged(Transform):
+    """The network stays as it is."""
+
+    is_exact: ClassVar[bool] = True
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Return the model itself."""
+        return model
+
+    def unsupported(self, view: ModelView) -> str | None:
+        """Return None: every model can stay as it is."""
+        return None
+
+
+def with_modules(module: nn.Module, changes: Mapping[str, nn.Module]) -> nn.Module:
+    """Return a copy in which some modules are others; modules that hold none of them are shared.
+
+    Args:
+        module: stays as it is.
+        changes: by name, as in `named_modules`.
+    """
+    made = copy.copy(module)
+    for name, value in vars(module).items():
+        if isinstance(value, dict | set):  # registries of parameters, modules and hooks
+            setattr(made, name, value.copy())
+    for name, child in module.named_children():
+        below = {key.removeprefix(f"{name}."): new for key, new in changes.items() if key.startswith(f"{name}.")}
+        if name in changes:
+            made.register_module(name, changes[name])
+        elif below:
+            made.register_module(name, with_modules(child, below))
+    return made
