@@ -1,4 +1,4 @@
-"""`kvbench calibrate`: files of head scores, and the methods that need them."""
+"""`kvbench calibrate`: files of head scores and of channel maxima, and the methods that need them."""
 
 from __future__ import annotations
 
@@ -102,11 +102,61 @@ def test_what_is_shipped_is_what_the_command_makes(kind: str, tmp_path: Path) ->
     assert got == want
 
 
+SMOOTHED = ("smoothquant", "smoothquant_05", "smoothquant_08")
+
+
+@pytest.mark.parametrize("asked", ["smooth", "smoothquant_08"])
+def test_the_command_that_smoothing_names_makes_it_run(
+    asked: str, outside: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    view, made = view_of("model=mini", "seed=5", config_dir=outside), strategy("strategy=smoothquant")
+    run = RunShape(prompt_lengths=(200,), new_tokens=8)
+    reason = made.unsupported(view, run)
+    assert reason is not None
+    assert reason.endswith("Run once: kvbench calibrate smooth model=mini model.weights=random seed=5")
+    line = ["calibrate", asked, *reason.partition("calibrate smooth ")[2].split(), "--config-dir", str(outside)]
+    assert main([*line, "--samples", "2", "--tokens", "32"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    (file,) = own_cache.iterdir()
+    assert out[-1] == f"scores: {file}"
+    assert len(out) == 1 + len(view.norms)
+    assert made.unsupported(view, run) is None
+    found = json.loads(file.read_text(encoding="utf-8"))
+    told = {key: found[key] for key in ("model", "revision", "weights", "seed", "samples", "tokens")}
+    want = {"model": "mini", "revision": "seed-5", "weights": fingerprint(view), "seed": 5, "samples": 2, "tokens": 32}
+    assert told == want
+    assert file.name == f"channel_maxima_mini_{fingerprint(view)}.json"
+    assert [len(row) for row in found["maxima"]] == [norm.width for norm in view.norms]
+    other = view_of("model=mini", "seed=6", config_dir=outside)
+    assert made.unsupported(other, run) is not None, "maxima of other weights were taken"
+
+
+@pytest.mark.parametrize("method", SMOOTHED)
+def test_the_embedded_model_can_be_smoothed_at_once(method: str) -> None:
+    view = view_of("model=tiny")
+    assert strategy(f"strategy={method}").unsupported(view, RUN) is None
+    (file,) = TINY.glob("channel_maxima_*.json")
+    assert json.loads(file.read_text(encoding="utf-8"))["weights"] == fingerprint(view)
+    assert file.stat().st_size < 20_000
+
+
+@pytest.mark.slow
+def test_the_maxima_that_are_shipped_are_what_the_command_makes(tmp_path: Path) -> None:
+    assert main(["calibrate", "smooth", "model=tiny", "model.device=cpu", "--out", str(tmp_path)]) == 0
+    (made,) = tmp_path.glob("channel_maxima_*.json")
+    got, want = (json.loads(file.read_text(encoding="utf-8")) for file in (made, TINY / made.name))
+    for mine, row in zip(got.pop("maxima"), want.pop("maxima"), strict=True):
+        assert mine == pytest.approx(row, rel=1e-4, abs=0)
+    assert got == want
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("calibrate headkw", "there are no headkw scores. Did you mean headkv"),
         ("calibrate h2o", "strategy=h2o needs no scores of heads"),
+        ("calibrate h2o", "no maxima of channels. Kinds: retrieval, gate, repetition, smooth"),
+        ("calibrate smooth --tokens 4000", "what the model reads, 2048; got 64 and 4000"),
         ("calibrate gate model=tinny", "Did you mean model=tiny"),
         ("calibrate gate --samples -1", "--samples of at least 1"),
         ("calibrate gate --tokens 4000", "what the model reads, 2048; got 50 and 4000"),
@@ -127,6 +177,14 @@ def test_gates_of_a_model_that_does_not_rotate_are_refused(outside: Path, capsys
     assert "keys of this model are not rotated" in capsys.readouterr().err
 
 
+def test_maxima_of_norms_that_cannot_be_told_are_refused(outside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = MINI_GPT2.replace("architecture: {model_type: gpt2", "architecture: {model_type: gpt_neox, hidden_size: 32")
+    renamed = other.replace("n_embd: 32, n_head: 2, n_layer: 2, n_positions: 256", NEOX).replace("learned", "neox")
+    (outside / "model" / "neox.yaml").write_text(renamed, encoding="utf-8")
+    assert main(["calibrate", "smooth", "model=neox", "--config-dir", str(outside), "--tokens", "32"]) == 2
+    assert "which norms of neox only linear layers read cannot be told" in capsys.readouterr().err
+
+
 def test_a_folder_that_cannot_be_written_is_a_message(
     outside: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,6 +202,7 @@ def test_names_of_models_make_names_of_files() -> None:
     assert calibrate.place(made, "there") == Path("there") / made.file_name
 
 
+NEOX = "intermediate_size: 48, num_attention_heads: 2, num_hidden_layers: 2, max_position_embeddings: 256"
 MINI_GPT2 = """\
 # Two layers of random weights with learned positions.
 _target_: kvbench.models.spec.ModelSpec

@@ -15,10 +15,12 @@ from torch import nn
 
 from kvbench.kernels.packed import native
 from kvbench.models.view import view_of
+from kvbench.strategies.budget.scores import fingerprint
 from kvbench.strategies.position.policies import Rank
 from kvbench.strategies.selection.key_norm import KeyNorm
 from kvbench.strategies.selection.recency import Recency
 from kvbench.strategies.trigger import Every
+from tests.support.channel_maxima import folder as channel_maxima
 from tests.support.checks import BUDGET, PROMPT, uniform
 from tests.support.drive import drive
 from tests.support.generation import generate
@@ -95,6 +97,28 @@ def no_scores() -> None:
     """Ask for scores in a folder that has none."""
     with TemporaryDirectory() as folder:
         composed("headkv", f"budget.scores={folder}").build(view_of(model("llama_gqa")), uniform())
+
+
+def maxima(change: Callable[[dict[str, Any]], object] | None, text: str = "") -> Callable[[], object]:
+    """Return what smooths a model by a file of channel maxima that was changed or holds a text instead."""
+
+    def prepare() -> object:
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "maxima.json"
+            (found,) = channel_maxima().glob(f"*_{fingerprint(view_of(model('llama_gqa')))}.json")
+            made = json.loads(found.read_text(encoding="utf-8"))
+            if change is not None:
+                change(made)
+            file.write_text(text or json.dumps(made), encoding="utf-8")
+            return composed("smoothquant", f"transform.maxima={file}").prepare(model("llama_gqa"))
+
+    return prepare
+
+
+def no_maxima() -> None:
+    """Ask for channel maxima in a folder that has none."""
+    with TemporaryDirectory() as folder:
+        composed("smoothquant", f"transform.maxima={folder}").build(view_of(model("llama_gqa")), uniform())
 
 
 def _shares(name: str, key: str, *, wrong: str = "1.5") -> tuple[Callable[[], object], str]:
@@ -316,6 +340,33 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
     "granularity": (
         changed("minicache", "layout", granularity="layer"),
         r"granularity must be head or token; got 'layer'",
+    ),
+    # transforms
+    "how much moves into weights": (
+        asked("smoothquant", "transform.alpha=1.5"),
+        r"strategy\.transform\.alpha must be between 0 and 1; got 1\.5",
+    ),
+    "norms that cannot be told": (
+        lambda: composed("smoothquant").build(view_of(model("gemma3")), uniform()),
+        r"cannot tell which norms of this model only linear layers read; use strategy=quantization_8bit",
+    ),
+    "channels without maxima": (no_maxima, r"no maxima in .*Run once: kvbench calibrate smooth"),
+    "maxima of other weights": (
+        maxima(lambda made: made.update(weights="0" * 12)),
+        r"was made for other weights: small \(0{12}\), this model is .*Run: kvbench calibrate smooth",
+    ),
+    "maxima of other channels": (
+        maxima(lambda made: made["maxima"].pop()),
+        r"has maxima for 3 norms of widths \[32\], this model has 4 of \[32\]\. Run: kvbench calibrate smooth",
+    ),
+    "maxima in no file": (
+        asked("smoothquant", "transform.maxima=nowhere.json"),
+        r"transform\.maxima=nowhere\.json cannot be read: No such",
+    ),
+    "maxima that are none": (maxima(None, text="[]"), r"holds no channel maxima.*again with: kvbench calibrate smooth"),
+    "negative maxima": (
+        maxima(lambda made: made["maxima"][0].append(-1)),
+        r"holds no channel maxima \(channel maxima must be numbers of at least 0",
     ),
     # codecs
     "overwriting packed tokens": (

@@ -43,10 +43,11 @@ class Arm:
             return self.engine.prefill(self.model, cache, ids)
 
     def packing_squares(self, cache: KVCache, full: KVCache) -> dict[str, tuple[float, float]]:
-        """Return what packing did to a prompt, as `squares` does; nothing where entries change in other ways too."""
+        """Return what packing did to a prompt, as `squares` does; nothing where entries differ in other ways too."""
         made = self.strategy
         changes = made.evicted.merges or made.position.by_rank or made.position.rerotates
-        return {} if made.codec.is_exact or (made.budget.limits and changes) else squares(cache, full)
+        tells = not made.codec.is_exact and made.transform.is_exact and not (made.budget.limits and changes)
+        return squares(cache, full) if tells else {}
 
     def step(self, cache: KVCache, ids: Tensor) -> Tensor:
         """Read the next tokens [B, T] and return the logits after them [B, V]."""

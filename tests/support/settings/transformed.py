@@ -1,0 +1,10 @@
+"""Methods that change the network; the generic oracles look at what they do to the cache."""
+
+from __future__ import annotations
+
+from tests.support.channel_maxima import folder
+from tests.support.settings import Setting
+
+_SMOOTH = Setting(overrides=(f"transform.maxima='{folder()}'",), has_budget=False, merges=True)
+
+SETTINGS: dict[str, Setting] = {"smoothquant": _SMOOTH, "smoothquant_05": _SMOOTH, "smoothquant_08": _SMOOTH}
