@@ -60,6 +60,12 @@ class Bench:
         reasons = (self.job.strategy.unsupported(self.loaded.view, run) for run in self.job.workload.runs())
         return next((reason for reason in reasons if reason is not None), None)
 
+    def alone(self, name: str) -> Arm:
+        """Return an arm, and let go of the others and of the weights that only they need."""
+        self.arms = {name: self.arms[name]}
+        self.loaded = replace(self.loaded, model=self.arms[name].model)
+        return self.arms[name]
+
     def ids(self, run: RunShape) -> Tensor:
         """Return the workload's token ids [B, prompt + new]."""
         return torch.tensor(self.job.workload.ids(self.source, run), device=self.loaded.view.device)

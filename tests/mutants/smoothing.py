@@ -220,6 +220,11 @@ MUTANTS = (
         killed_by=(smoothing.each_arm_has_its_own_weights,),
     ),
     Mutant(
+        name="what was loaded is kept",
+        patches=((bench.Bench, "alone", lambda self, name: self.arms[name]),),
+        killed_by=(smoothing.weights_of_other_arms_are_let_go_of,),
+    ),
+    Mutant(
         name="maxima are not asked for",
         patches=((Smooth, "unsupported", without_maxima),),
         killed_by=(partial(smoothing.a_model_without_maxima_is_a_row, "/"),),

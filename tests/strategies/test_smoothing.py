@@ -66,6 +66,10 @@ def test_each_arm_has_its_own_weights() -> None:
     smoothing.each_arm_has_its_own_weights()
 
 
+def test_weights_of_other_arms_are_let_go_of() -> None:
+    smoothing.weights_of_other_arms_are_let_go_of()
+
+
 def test_a_model_without_maxima_is_a_row(tmp_path: Path) -> None:
     smoothing.a_model_without_maxima_is_a_row(str(tmp_path))
 

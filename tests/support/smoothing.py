@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
+import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -297,7 +298,7 @@ def loss_hardly_rises(name: str) -> None:
 
 def each_arm_has_its_own_weights() -> None:
     """A row says the bytes of the weights its own arm holds, and a step is taken to read those."""
-    made = Bench(replace(job_of(check(compose(_QUICK)))), lambda stage, share: None)
+    made = Bench(job_of(check(compose(_QUICK))), lambda stage, share: None)
     rows = {name: row["weights_bytes"] for name, row in made.measured.rows.items()}
     full = {name: weights_bytes(arm.model) for name, arm in made.arms.items()}
     assert rows == full
@@ -307,6 +308,17 @@ def each_arm_has_its_own_weights() -> None:
     assert rows["baseline"] - rows["strategy"] == saved > rows["baseline"] / 3
     reads = {name: weights_read(arm.model) for name, arm in made.arms.items()}
     assert reads["baseline"] - reads["strategy"] == saved
+
+
+def weights_of_other_arms_are_let_go_of() -> None:
+    """An arm that is weighed alone does not hold the floating point weights that its own are made of."""
+    for name, lives in (("strategy", False), ("baseline", True)):
+        made = Bench(job_of(check(compose(_QUICK))), lambda stage, share: None)
+        weight = weakref.ref(made.loaded.model.get_submodule("model.layers.0.mlp.gate_proj").weight)
+        arm = made.alone(name)
+        gc.collect()
+        assert (weight() is not None) == lives
+        assert made.loaded.model is arm.model
 
 
 _QUICK = ["strategy=smoothquant", "model=tiny", "model.device=cpu", "quality=none"]
