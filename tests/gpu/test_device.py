@@ -10,6 +10,7 @@ from kvbench.cache.kv_cache import ATTENTION
 from kvbench.engines.arm import Arm, DecodeArm
 from kvbench.engines.eager import Eager
 from kvbench.models.load import load
+from kvbench.strategies.transform.int8_linear import integer_product
 from kvbench.types import RunShape
 from tests.support.small import spec
 
@@ -75,3 +76,11 @@ def test_decoding_allocates_nothing_that_stays() -> None:
         for _ in range(16):
             running.step()
         assert torch.cuda.memory_allocated() == before
+
+
+@pytest.mark.parametrize(("rows", "width", "outputs"), [(1, 64, 48), (40, 3000, 304), (3, 33, 17)])
+def test_integer_products_are_exact(rows: int, width: int, outputs: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes = [torch.randint(-127, 128, (n, width), dtype=torch.int8, generator=generator) for n in (rows, outputs)]
+    got = integer_product(*(code.cuda() for code in codes))
+    assert torch.equal(got.cpu(), (codes[0].long() @ codes[1].long().t()).int())

@@ -178,7 +178,7 @@ def the_integer_layer_equals_plain_loops() -> None:
 def products_are_exact() -> None:
     """Products of codes are exact whichever way they are made, the largest codes and long sums included."""
     generator = torch.Generator().manual_seed(0)
-    for rows, width, outputs in ((1, 8, 8), (3, 33, 17), (40, 3001, 300), (2, 1025, 8)):
+    for rows, width, outputs in ((1, 8, 8), (3, 33, 17), (40, 3001, 300), (2, 1025, 8), (2, 70, 5000)):
         codes = [torch.randint(-127, 128, (n, width), dtype=torch.int8, generator=generator) for n in (rows, outputs)]
         codes[0][0], codes[1][0] = 127, 127
         codes[1][1] = -127

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 MOST = 127  # largest code; -128 is left out, so that codes are symmetric
 EXACT = 1024  # products of two codes that a float32 adds up without rounding: 1024 * 127^2 < 2^24
-TILE_ROWS = 256  # of the weights, that are widened at a time
+TILE = 2**18  # weights that are widened at a time: 1 MiB in float32
 LEAST_ROWS = 32  # of the activations: torch's integer product on CUDA wants more than 16
 
 
@@ -53,7 +53,7 @@ def rounded(numbers: Tensor) -> tuple[Tensor, Tensor]:
     """
     wide = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
     scale = (wide.abs().amax(dim=1, keepdim=True) / MOST).to(torch.float32).to(wide.dtype)
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    scale = scale.masked_fill(scale == 0, 1)
     return (wide / scale).round_().clamp_(-MOST, MOST).to(torch.int8), scale
 
 
@@ -78,10 +78,11 @@ def tiled_product(rows: Tensor, weight: Tensor) -> Tensor:
     A tile is so narrow that its sums stay below 2^24, where float32 has every integer: nothing is rounded.
     """
     out = torch.zeros(len(rows), len(weight), dtype=torch.int32, device=rows.device)
+    step = max(1, TILE // min(rows.shape[1], EXACT))
     for first in range(0, rows.shape[1], EXACT):
         columns = slice(first, first + EXACT)
         part = rows[:, columns].float()
-        for start in range(0, len(weight), TILE_ROWS):
-            tile = weight[start : start + TILE_ROWS, columns].float()
-            out[:, start : start + TILE_ROWS] += (part @ tile.t()).to(torch.int32)
+        for start in range(0, len(weight), step):
+            tile = weight[start : start + step, columns].float()
+            out[:, start : start + step] += (part @ tile.t()).to(torch.int32)
     return out
