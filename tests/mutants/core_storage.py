@@ -63,12 +63,12 @@ def one_more_slot(self: LayerPlan, run: RunShape) -> int:
     return max(run.prompt_lengths) + (run.new_tokens or 0) + 1
 
 
-def read_as_a_copy(self: DensePayload, stop: int) -> Tensor:
+def read_as_a_copy(self: DensePayload, stop: int, position: Tensor | None = None) -> Tensor:
     """Return a copy of the entries."""
     return read(self, stop).clone()
 
 
-def read_gathered(self: DensePayload, stop: int) -> Tensor:
+def read_gathered(self: DensePayload, stop: int, position: Tensor | None = None) -> Tensor:
     """Return the entries gathered by index."""
     return self.data.index_select(2, torch.arange(stop))
 

@@ -14,7 +14,9 @@ from tests.support.settings import Setting, core
 from tests.support.strategies import settings, strategy
 
 WITHOUT_SETTING = ("transformers", "hf_quanto", "hf_hqq", "hf_fp8")  # engines that bring a cache of their own
-METHODS = sorted(set(settings()) - set(core.SETTINGS))  # those of the core are proved in test_methods.py
+METHODS = sorted(  # those of the core are proved in test_methods.py
+    name for name, setting in settings().items() if name not in core.SETTINGS and not setting.like
+)
 TURNING = [name for name in METHODS if settings()[name].turns_keys]
 
 BOTH = ("llama_gqa", "gpt2")  # rotated keys and grouped queries, and neither
@@ -39,6 +41,10 @@ def test_every_method_has_a_setting() -> None:
     names = {path.stem for path in folder.glob("*.yaml")}
     assert sorted(names - set(settings()) - set(WITHOUT_SETTING)) == [], "methods that no generic oracle sees"
     assert sorted(set(settings()) - names) == [], "settings of methods that do not exist"
+    for name, mine in settings().items():
+        if mine.like:
+            one, other = strategy(name), strategy(mine.like)
+            assert [type(part) for part in vars(one).values()] == [type(part) for part in vars(other).values()], name
 
 
 @those(*BOTH, has_budget=True, exact_when_full=True)

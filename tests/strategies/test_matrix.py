@@ -6,7 +6,7 @@ from itertools import combinations, product
 
 import pytest
 
-from kvbench.compositions import options, refusal
+from kvbench.compositions import refusal
 from tests.support import matrix
 
 COVER = matrix.pairwise()
@@ -20,7 +20,7 @@ def label(choice: matrix.Choice) -> str:
 def test_the_cover_holds_every_pair() -> None:
     held = set().union(*map(matrix.pairs, COVER))
     for one, other in combinations(matrix.PARTS, 2):
-        for first, second in product(options(one), options(other)):
+        for first, second in product(matrix.choices(one), matrix.choices(other)):
             assert frozenset([(one, first), (other, second)]) in held
     assert len(COVER) < len(matrix.everything()) / 10
 

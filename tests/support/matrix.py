@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from rich.progress import track
 
+from kvbench.cache.codecs.packed import PackedCodec
+from kvbench.cache.codecs.streaming import Streaming
 from kvbench.cache.kv_cache import KVCache
 from kvbench.compositions import composed, options, refusal
 from kvbench.models.view import view_of
@@ -25,7 +27,8 @@ from tests.support.head_scores import folder
 from tests.support.models import LAYERS, ids, model
 from tests.support.storage import storages_are_exact_and_reported
 
-PARTS = ("trigger", "scorer", "budget", "evicted", "position")
+PARTS = ("trigger", "scorer", "budget", "evicted", "position", "codec")
+CODECS = ("dense", "int8", "kivi2", "lorc", "streaming")  # one of each kind
 TRIES = 20
 PROMPT, NEW, BUDGET, PERIOD = 60, 6, 44, 4  # room for the default numbers of every part
 RUN = RunShape(prompt_lengths=(PROMPT, PROMPT), new_tokens=NEW)
@@ -33,14 +36,19 @@ RUN = RunShape(prompt_lengths=(PROMPT, PROMPT), new_tokens=NEW)
 Choice = Mapping[str, str]
 
 
+def choices(part: str) -> list[str]:
+    """Return the options of a part that are tried."""
+    return list(CODECS) if part == "codec" else options(part)
+
+
 def everything() -> list[Choice]:
     """Return every combination of options."""
-    return [dict(zip(PARTS, chosen, strict=True)) for chosen in product(*map(options, PARTS))]
+    return [dict(zip(PARTS, chosen, strict=True)) for chosen in product(*map(choices, PARTS))]
 
 
 def pairwise() -> list[Choice]:
     """Return few combinations in which every pair of options of two parts occurs, a legal one wherever there is one."""
-    rng, names = random.Random(0), {part: options(part) for part in PARTS}
+    rng, names = random.Random(0), {part: choices(part) for part in PARTS}
     missing = {
         frozenset([(one, first), (other, second)])
         for one, other in combinations(PARTS, 2)
@@ -76,6 +84,12 @@ def small(made: CacheStrategy) -> CacheStrategy:
     changes["budget"] = replace(made.budget, **smaller)  # type: ignore[type-var]
     if made.trigger.period > 1:
         changes["trigger"] = replace(made.trigger, period=PERIOD)  # type: ignore[type-var]
+    codec = made.codec
+    if isinstance(codec, PackedCodec) and codec.residual > 0:
+        keys = replace(codec.key_quantiser, group=4)
+        changes["codec"] = replace(codec, key_quantiser=keys, residual=8)
+    elif isinstance(codec, Streaming):
+        changes["codec"] = replace(codec, chunk=8, num_sink=3, outlier_above=2.0)
     return replace(made, **changes)
 
 
@@ -108,7 +122,7 @@ def keeps_its_word(choice: Choice) -> str:
 
     driven = drive(model("llama_gqa"), made, tokens, run, watch=watch)
     assert driven.logits.isfinite().all()
-    if not made.evicted.merges and choice["position"] == "original":
+    if not made.evicted.merges and choice["position"] == "original" and made.codec.is_exact:
         visible = [generic.visible_to(driven.held, layer, PROMPT) for layer in range(LAYERS)]
         assert_close(driven.logits, generic.dense("llama_gqa", tokens, visible))
     return "ran"

@@ -7,19 +7,21 @@ from tests.support.settings import Setting
 _GROUPS = ("codec.key_quantiser.group=4", "codec.value_quantiser.group=4", "codec.residual=8")
 
 
-def _packed(*overrides: str) -> Setting:
-    return Setting(overrides=overrides, has_budget=False, merges=True)  # what is held is not what was written
+def _packed(*overrides: str, like: str = "") -> Setting:
+    return Setting(
+        overrides=overrides, has_budget=False, merges=True, like=like
+    )  # what is held is not what was written
 
 
 SETTINGS: dict[str, Setting] = {
-    "quantization": _packed(),
+    "quantization": _packed(like="quantization_8bit"),
     "quantization_8bit": _packed(),
     "quantization_4bit": _packed(),
-    "fp8": _packed(),
-    "flexgen_int4": _packed("codec.key_quantiser.group=3", "codec.value_quantiser.group=3"),
+    "fp8": _packed(like="quantization_8bit"),
+    "flexgen_int4": _packed("codec.key_quantiser.group=3", "codec.value_quantiser.group=3", like="quantization_4bit"),
     "lorc": _packed("codec.least=0.5"),
-    "lorc_8bit": _packed("codec.least=0.5"),
-    "lorc_fp16": _packed("codec.least=0.5"),
+    "lorc_8bit": _packed("codec.least=0.5", like="lorc"),
+    "lorc_fp16": _packed("codec.least=0.5", like="lorc"),
     "streaming_kvquant": Setting(
         overrides=("codec.chunk=8", "codec.num_sink=3", "codec.outlier_above=2"),
         has_budget=False,
@@ -28,5 +30,5 @@ SETTINGS: dict[str, Setting] = {
         waits=True,
     ),
     "kivi2": _packed(*_GROUPS),
-    "kivi4": _packed(*_GROUPS),
+    "kivi4": _packed(*_GROUPS, like="kivi2"),
 }

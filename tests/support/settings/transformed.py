@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.support.channel_maxima import folder
 from tests.support.settings import Setting
 
 _SMOOTH = Setting(overrides=(f"transform.maxima='{folder()}'",), has_budget=False, merges=True)
 
-SETTINGS: dict[str, Setting] = {"smoothquant": _SMOOTH, "smoothquant_05": _SMOOTH, "smoothquant_08": _SMOOTH}
+_AS_SMOOTHQUANT = replace(_SMOOTH, like="smoothquant")
+
+SETTINGS: dict[str, Setting] = {
+    "smoothquant": _SMOOTH,
+    "smoothquant_05": _AS_SMOOTHQUANT,
+    "smoothquant_08": _AS_SMOOTHQUANT,
+}

@@ -1,0 +1,226 @@
+"""What packed and projected caches lose, by the bits that a number of theirs takes, beside what rounding alone loses.
+
+    python -m benchmarks.bits_curve --out benchmarks/results/bits_curve
+
+The embedded model on held-out text, read through the cache after 512 tokens; nothing is timed. The reference knows no
+cache: one forward pass in which every key and value is rounded, the newest ones too, by formulas of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from kvbench.asking import ask_likelihood
+from kvbench.bench import Bench
+from kvbench.columns import held
+from kvbench.configuration import check, compose
+from kvbench.job import Job, Measured, Row
+from kvbench.measure.host import LocalHost
+from kvbench.runner import job_of
+from kvbench.types import RunShape
+
+ATTENTION = "rounded"
+LIMIT = 1.5  # times the reference's loss
+Rounding = Callable[[Tensor], Tensor]
+
+
+def by_token(bits: int, group: int, *, symmetric: bool = False) -> Rounding:
+    """Return what rounds neighbouring channels of a token together."""
+
+    def rounded(numbers: Tensor) -> Tensor:
+        parts = numbers.unflatten(-1, (-1, group))
+        if symmetric:
+            step = parts.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+            made: Tensor = (torch.round(parts / step) * step).flatten(-2)
+            return made
+        low, high = parts.amin(-1, keepdim=True), parts.amax(-1, keepdim=True)
+        step = ((high - low) / (2**bits - 1)).clamp(min=1e-9)
+        made = torch.round((parts - low) / step) * step
+        made += low
+        return made.flatten(-2)
+
+    return rounded
+
+
+def by_channel(bits: int, group: int) -> Rounding:
+    """Return what rounds neighbouring tokens of a channel together; a last group may have fewer."""
+
+    def rounded(numbers: Tensor) -> Tensor:
+        groups = numbers.split(group, dim=-2)
+        return torch.cat([by_token(bits, part.shape[-2])(part.mT).mT for part in groups], dim=-2)
+
+    return rounded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One row of the table.
+
+    Args:
+        label: shown.
+        overrides: of the run.
+        reference: how keys and values are rounded, where rounding is all that happens.
+    """
+
+    label: str
+    overrides: tuple[str, ...]
+    reference: tuple[Rounding, Rounding] | None = None
+
+
+def _tokens(bits: int) -> tuple[str, ...]:
+    sides = ("key_quantiser", "value_quantiser")
+    return ("strategy=quantization_4bit", *(f"strategy.codec.{side}.bits={bits}" for side in sides))
+
+
+def _kivi(bits: int, residual: int) -> tuple[str, ...]:
+    return (f"strategy=kivi{bits}", f"strategy.codec.residual={residual}")
+
+
+CASES = (
+    Case(label="float16", overrides=("strategy=baseline", "strategy/codec=float16")),
+    Case(
+        label="quantization_8bit",
+        overrides=("strategy=quantization_8bit",),
+        reference=(by_token(8, 32, symmetric=True), by_token(8, 32, symmetric=True)),
+    ),
+    Case(label="fp8", overrides=("strategy=fp8",)),
+    Case(
+        label="quantization_4bit",
+        overrides=("strategy=quantization_4bit",),
+        reference=(by_token(4, 32), by_token(4, 32)),
+    ),
+    Case(label="per token, 3 bits", overrides=_tokens(3), reference=(by_token(3, 32), by_token(3, 32))),
+    Case(label="per token, 2 bits", overrides=_tokens(2), reference=(by_token(2, 32), by_token(2, 32))),
+    Case(label="flexgen_int4", overrides=("strategy=flexgen_int4",), reference=(by_token(4, 32), by_token(4, 32))),
+    Case(label="kivi4", overrides=_kivi(4, 128), reference=(by_channel(4, 32), by_token(4, 32))),
+    Case(label="kivi4, residual 32", overrides=_kivi(4, 32), reference=(by_channel(4, 32), by_token(4, 32))),
+    Case(label="kivi2", overrides=_kivi(2, 128), reference=(by_channel(2, 32), by_token(2, 32))),
+    Case(label="kivi2, residual 32", overrides=_kivi(2, 32), reference=(by_channel(2, 32), by_token(2, 32))),
+    Case(label="streaming_kvquant", overrides=("strategy=streaming_kvquant",)),
+    Case(label="streaming_kvquant, chunk 64", overrides=("strategy=streaming_kvquant", "strategy.codec.chunk=64")),
+    Case(label="lorc", overrides=("strategy=lorc",)),
+    Case(label="lorc_fp16", overrides=("strategy=lorc_fp16",)),
+    Case(label="smoothquant", overrides=("strategy=smoothquant",)),
+    Case(
+        label="snapkv at half, kivi4",
+        overrides=("strategy=snapkv", "strategy.budget.amount=0.5", "strategy/codec=kivi4"),
+    ),
+)
+
+
+def job_for(case: Case, windows: int) -> Job:
+    """Return the job of a case."""
+    return job_of(check(compose([*case.overrides, "model=tiny", f"quality.text_windows={windows}"])))
+
+
+def through_the_cache(bench: Bench, job: Job) -> Row:
+    """Return what a strategy loses, and the bits its numbers take."""
+    bench.job = job
+    bench.arms["strategy"] = replace(
+        bench.arms["strategy"], strategy=job.strategy, model=job.strategy.prepare(bench.loaded.model)
+    )
+    bench.measured = Measured(rows={"strategy": {}, "baseline": {}})
+    ask_likelihood(bench)
+    arm, quality = bench.arms["strategy"], job.quality
+    run = RunShape(prompt_lengths=(quality.context_tokens,), new_tokens=quality.scored_tokens + 1)
+    cache = arm.cache(run)
+    arm.prefill(cache, torch.tensor(bench.source.windows(1, run.prompt_tokens)))
+    known = held(arm, cache, run)
+    return {**bench.measured.rows["strategy"], **{name: known[name] for name in ("bits_per_element", "exact_share")}}
+
+
+def rounded_loss(bench: Bench, job: Job, rounding: tuple[Rounding, Rounding] | None) -> float:
+    """Return the loss on the same tokens of one forward pass in which every key and value is rounded [nats]."""
+
+    def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **keywords: Any) -> Any:
+        if rounding is not None:
+            key, value = rounding[0](key), rounding[1](value)
+        out = nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=keywords.get("scaling"), enable_gqa=True
+        )
+        return out.transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register(ATTENTION, attention)
+    AttentionMaskInterface.register(ATTENTION, lambda *_, **__: None)
+    model: Any = bench.loaded.model
+    quality, length = job.quality, job.quality.context_tokens + 1 + job.quality.scored_tokens
+    windows = torch.tensor(bench.source.windows(quality.text_windows, length))
+    before = model.config._attn_implementation
+    model.set_attn_implementation(ATTENTION)
+    try:
+        total = 0.0
+        for ids in windows:
+            logits = model(ids[None], use_cache=False).logits[0, quality.context_tokens : -1].double()
+            total -= logits.log_softmax(-1).gather(1, ids[quality.context_tokens + 1 :, None]).mean().item()
+    finally:
+        model.set_attn_implementation(before)
+    return total / len(windows)
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Draw loss against bits, each row with its name."""
+    figure, ax = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    for at, row in enumerate(table.itertuples()):
+        loss = max(row.nll_delta_nats, 1e-5)
+        ax.scatter(row.bits_per_element, loss, color="#0072B2", s=28, zorder=3)
+        above = at % 2 == 0
+        ax.annotate(
+            row.label,
+            (row.bits_per_element, loss),
+            xytext=(5, 4 if above else -11),
+            textcoords="offset points",
+            fontsize="small",
+        )
+    ax.set_yscale("log")
+    ax.set_xlabel(
+        "bits per number of keys and values after 512 tokens, metadata and exact ones included (full cache: 32.5)"
+    )
+    ax.set_ylabel("loss above the full cache (nats per token; 1e-5 or less at the bottom)")
+    ax.grid(color="0.92")
+    ax.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Measure, write the table and draw it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--windows", type=int, default=16, help="of held-out text")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    torch.set_grad_enabled(False)
+    bench = Bench(job_for(CASES[0], arguments.windows), lambda stage, share: None)
+    torch.set_num_threads(LocalHost().num_cpus)
+    full = rounded_loss(bench, bench.job, None)
+    rows: list[Row] = []
+    for case in CASES:
+        job = job_for(case, arguments.windows)
+        row: Row = {"label": case.label, "overrides": " ".join(case.overrides), **through_the_cache(bench, job)}
+        shown = f"{case.label:28s}{row['bits_per_element']:6.2f} bits  loss {row['nll_delta_nats']:+.4f}"
+        if case.reference is not None:
+            row["reference_nats"] = rounded_loss(bench, job, case.reference) - full
+            shown += f"  rounding alone {row['reference_nats']:+.4f}"
+            if row["nll_delta_nats"] > LIMIT * max(0.0, row["reference_nats"]):
+                shown += f"  more than {LIMIT} of it"
+        print(shown, flush=True)
+        rows.append(row)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    table = pd.DataFrame(rows).assign(commit=commit)
+    table.to_parquet(arguments.out / "quality.parquet")
+    draw(table, arguments.out / "loss.png")
+
+
+if __name__ == "__main__":
+    main()
