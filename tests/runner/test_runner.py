@@ -108,8 +108,9 @@ def test_a_finished_run_is_not_repeated_and_force_repeats_it_beside(done: tuple[
 
 
 def test_random_weights_leave_quality_empty_and_say_so(tmp_path: Path) -> None:
-    found = row(run(tmp_path, "strategy=h2o", "model=llama8", "workload.prompt_tokens=64"))
-    assert found["weights"] == "random"
+    untimed = ("workload.prompt_tokens=64", "workload.new_tokens=1")
+    found = row(run(tmp_path, "strategy=h2o", "model=llama8", *untimed))
+    assert (found["status"], found["weights"]) == ("ok", "random"), found["reason"]
     assert pd.isna(found["nll_nats"])
     assert pd.isna(found["recall_key_value"])
     assert found["max_logit_difference"] >= 0

@@ -114,6 +114,12 @@ class LayerPlan:
         return self.evicted.state_width(self.shape) if self.compresses else 0
 
     @property
+    def slack(self) -> int:
+        """Entries by which bytes may differ from those of the mean, where heads share and fill groups unevenly."""
+        shares = self.sharer is not None and not self.codec.writes_each_token_alone
+        return self.codec.flush_tokens - 1 if shares else 0
+
+    @property
     def needs_rows_apart(self) -> bool:
         """Whether rows of different lengths cannot be stored together."""
         if self.sharer is not None:  # what each row keeps is not known in advance, nor which keeps most
@@ -253,7 +259,8 @@ class LayerPlan:
     def allocated_bytes(self, run: RunShape, dtype: torch.dtype) -> int:
         """Return the bytes held once the prompt is read, over all regions."""
         return self.codec.fixed_bytes + sum(
-            region.run.batch_size * region.plan.room_bytes(region.plan.capacity(region.run), region.run, dtype)
+            region.run.batch_size
+            * region.plan.room_bytes(region.plan.capacity(region.run) + self.slack, region.run, dtype)
             + region.plan.fixed_bytes(region.run, dtype)
             + region.plan._reading_bytes(region.run, dtype)
             for region in self.regions(run)
@@ -277,7 +284,7 @@ class LayerPlan:
             if self.pair is not None and tokens_seen >= run.prompt_tokens:
                 total += self.pair.used_bytes(self.shape, run, dtype)
                 held = (decoded,) * run.batch_size
-            total += sum(region.plan.entry_bytes(entries, region.run, dtype) for entries in held)
+            total += sum(region.plan.entry_bytes(entries + self.slack, region.run, dtype) for entries in held)
         return total
 
     @property

@@ -269,7 +269,10 @@ class CacheStrategy:
     @property
     def data_dependent(self) -> bool:
         """Whether the bytes stored depend on the data; closed forms then give the most there can be."""
-        return self.codec.data_dependent or (self.budget.limits and self.budget.data_dependent)
+        if not self.budget.limits:
+            return self.codec.data_dependent
+        shares = self.budget.sharer is not None and not self.codec.writes_each_token_alone  # groups fill unevenly
+        return self.codec.data_dependent or self.budget.data_dependent or shares
 
     @property
     def statistic(self) -> Literal["median", "mean"]:

@@ -78,6 +78,10 @@ class LayerCodec(Protocol):
         """Whether an entry can be written, and overwritten, without any other."""
 
     @property
+    def flush_tokens(self) -> int:
+        """Tokens that are packed at once while decoding."""
+
+    @property
     def fixed_bytes(self) -> int:
         """Bytes that do not depend on the number of entries."""
 

@@ -124,6 +124,7 @@ class LatentCodec:
 
     is_exact: ClassVar[bool] = False
     writes_each_token_alone: ClassVar[bool] = True
+    flush_tokens: ClassVar[int] = 1
 
     key_format: LatentFormat
     value_format: LatentFormat
@@ -311,7 +312,7 @@ def ranks(view: ModelView, most: float, least: float) -> tuple[int, ...]:
     for shape, product in zip(view.layers, products, strict=True):
         full = shape.kv_heads * shape.key_dim
         share = most - (max(products) - product) / width * (most - least) if width > 0 else most
-        out.append(max(1, min(full, round(full * share / ROUNDED_TO) * ROUNDED_TO)))
+        out.append(min(full, max(1, round(full * share / ROUNDED_TO)) * ROUNDED_TO))
     return tuple(out)
 
 
@@ -328,8 +329,8 @@ def _basis(made: Projection, rank: int) -> Basis:
     if weight.is_meta:
         return Basis(weight.new_empty((*weight.shape[:2], rank)), made.bias, None)
     directions = torch.linalg.eigh(_gram(weight)).eigenvectors.flip(1)[:, :rank]
-    directions = directions.to(torch.promote_types(weight.dtype, torch.float32))
-    return Basis(directions.unflatten(0, weight.shape[:2]).contiguous(), made.bias, None)
+    kept = torch.empty_like(directions, dtype=torch.promote_types(weight.dtype, torch.float32)).copy_(directions)
+    return Basis(kept.unflatten(0, weight.shape[:2]), made.bias, None)
 
 
 def _gram(weight: Tensor) -> Tensor:

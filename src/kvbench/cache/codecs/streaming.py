@@ -130,6 +130,11 @@ class StreamingLayer:
     key_format: StreamFormat
     value_format: StreamFormat
 
+    @property
+    def flush_tokens(self) -> int:
+        """Tokens that are packed at once while decoding."""
+        return self.key_format.rule.chunk
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StreamFormat:
