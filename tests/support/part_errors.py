@@ -409,7 +409,7 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
     ),
     "heads that go their own way": (
         asked("snapkv", "strategy/codec=lorc"),
-        r"writes the heads of a token together.*use a strategy/scorer and a strategy/budget that treat heads alike",
+        r"writes the heads of a token together.*use a strategy/scorer and a strategy/budget that treat them alike",
     ),
     "keys that are no projection": (
         lambda: composed("lorc").build(view_of(model("qwen3")), uniform()),

@@ -84,14 +84,12 @@ class CacheStrategy:
                 "strategy/evicted and strategy/scorer do here while decoding; use strategy/codec=dense, or "
                 "strategy/trigger=prefill_end."
             )
-        if (
-            self.budget.limits
-            and self.codec.joins_heads
-            and (self.scorer.per_head or isinstance(self.budget, HeadBudget))
-        ):
+        differs = self.scorer.per_head or isinstance(self.budget, HeadBudget) or self.budget.sharer is not None
+        if self.budget.limits and self.codec.joins_heads and differs:
             raise ValueError(
-                "this strategy/codec writes the heads of a token together, and here they do not keep the same tokens; "
-                "use a strategy/scorer and a strategy/budget that treat heads alike, or another strategy/codec."
+                "this strategy/codec writes the heads of a token together, and each layer in another size, and here "
+                "heads or layers do not keep the same tokens; use a strategy/scorer and a strategy/budget that treat "
+                "them alike, or another strategy/codec."
             )
         if isinstance(self.budget, ChoosyBudget):
             reason = self.budget.refusal(self.scorer, self.selector, self.evicted, by_rank=self.position.by_rank)
