@@ -37,11 +37,15 @@ def test_parts_lie_in_order() -> None:
     codecs.parts_lie_in_order()
 
 
-@pytest.mark.parametrize("model", ["llama_gqa", "gpt2"])
 @each_method
-def test_attention_equals_attention_to_what_the_codes_stand_for(name: str, model: str) -> None:
-    for prompt in codecs.PROMPTS if model == "llama_gqa" else (24,):
-        codecs.equals_attention_to_what_the_codes_stand_for(name, model, prompt=prompt)
+def test_attention_equals_attention_to_what_the_codes_stand_for(name: str) -> None:
+    for prompt in codecs.PROMPTS if name.startswith("kivi") else (24,):
+        codecs.equals_attention_to_what_the_codes_stand_for(name, "llama_gqa", prompt=prompt)
+
+
+@pytest.mark.parametrize("name", ["quantization_8bit", "kivi2"])
+def test_attention_without_rotation_equals_attention_to_what_the_codes_stand_for(name: str) -> None:
+    codecs.equals_attention_to_what_the_codes_stand_for(name, "gpt2")
 
 
 @each_method
