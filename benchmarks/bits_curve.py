@@ -171,7 +171,9 @@ def rounded_loss(bench: Bench, job: Job, rounding: tuple[Rounding, Rounding] | N
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw loss against bits, each row with its name."""
     figure, ax = plt.subplots(figsize=(9, 5.5), layout="constrained")
-    for at, row in enumerate(table.itertuples()):
+    place = ["bits_per_element", "nll_delta_nats"]
+    points = table.groupby(place, sort=False)["label"].agg(" = ".join).reset_index()  # equal ones share a name
+    for at, row in enumerate(points.itertuples()):
         loss = max(row.nll_delta_nats, 1e-5)
         ax.scatter(row.bits_per_element, loss, color="#0072B2", s=28, zorder=3)
         above = at % 2 == 0
