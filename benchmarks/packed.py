@@ -195,6 +195,7 @@ def main() -> None:
         "peaks": lambda: peaks(longest),
     }
     missing = black_box("hf_quanto").unavailable()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     rows = []
     for part in arguments.parts:
         if part == "quanto" and missing is not None:
@@ -202,15 +203,12 @@ def main() -> None:
             continue
         for found in parts[part]():
             print(shown(found), flush=True)
-            rows.append({"part": part, **vars(found)})
-    if not rows:
-        return
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    frame = pd.DataFrame(rows).assign(model=MODEL, commit=commit)
-    frame["at_most"] = frame["at_most"].astype(float).replace(NO_GOAL, float("nan"))
-    frame.to_parquet(arguments.out / "ratios.parquet")
-    if desk.samples:
-        pd.concat(desk.samples).assign(commit=commit).to_parquet(arguments.out / "steps.parquet")
+            rows.append({"part": part, "model": MODEL, "commit": commit, **vars(found)})
+            frame = pd.DataFrame(rows)
+            frame["at_most"] = frame["at_most"].astype(float).replace(NO_GOAL, float("nan"))
+            frame.to_parquet(arguments.out / "ratios.parquet")
+            if desk.samples:
+                pd.concat(desk.samples).assign(commit=commit).to_parquet(arguments.out / "steps.parquet")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ PREFILL_CHUNK = Step(phase="prefill", is_last_chunk=False)
 DECODE = Step(phase="decode", is_last_chunk=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Projection:
     """What makes the keys, or the values, of a layer.
 

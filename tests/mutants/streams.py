@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvbench.cache.codecs.streaming import Outliers, Streamed, StreamFormat, StreamPayload
+from kvbench.cache.codecs.chunks import Outliers, Streamed, StreamPayload
+from kvbench.cache.codecs.streaming import StreamFormat
 from tests.mutants.core_mutant import Mutant
 from tests.support import streams
 

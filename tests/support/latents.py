@@ -139,16 +139,7 @@ def ranks_follow_the_paper() -> None:
     """The product of condition numbers from a layer on decides linearly between the most and the least."""
     for name in MAIN:
         view = view_of(model(name))
-        logs = []
-        for shape in view.layers:
-            assert shape.key_projection is not None
-            assert shape.value_projection is not None
-            conditions = [
-                torch.linalg.cond(made.weight.flatten(0, 1)) for made in (shape.key_projection, shape.value_projection)
-            ]
-            logs.append(sum(math.log(condition) for condition in conditions))
-        first, last = logs[0] + logs[1], logs[1]
-        assert first > last
+        assert logs_of(view.layers, 0) > logs_of(view.layers, 1)
         full = view.layers[0].kv_heads * view.layers[0].key_dim
         for most, least in ((1.0, 0.5), (0.75, 0.5), (1.0, 1.0)):
             want = tuple(round(full * share / 8) * 8 for share in (most, least))

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kvbench.cache.codecs.chunks import Streamed, StreamPayload
 from kvbench.cache.codecs.quantiser import Quantiser
-from kvbench.cache.codecs.streaming import Streamed, StreamFormat, Streaming, StreamPayload
+from kvbench.cache.codecs.streaming import StreamFormat, Streaming
 from kvbench.kernels.packed import Packed
 from tests.support.checks import assert_close
 
@@ -198,7 +199,7 @@ def bytes_count_the_outliers_there_are() -> None:
         parts = [payload.first_codes[:, :, :sinks], payload.first_scale, payload.average]
         parts += [payload.codes[:, :, : packed - sinks], payload.scale[:, :, : payload.chunks]]
         parts += [payload.exact[:, :, : length - packed]]
-        parts += [t for each in payload.outliers for t in (each.index, each.codes, each.scale)]
+        parts += [t for each in payload.outliers for t in (each.index, each.rows.codes, each.rows.scale)]
         used = sum(t.numel() * t.element_size() for t in parts)
         if prompt >= SINKS:
             assert used == how.used_bytes(HEADS, DIM, length, torch.float64) - payload.unused_bytes()

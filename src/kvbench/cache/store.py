@@ -284,15 +284,18 @@ class Store:
         self._make_room(query.shape[2])
         slots.append(key, value, at[:, None])
         self.seen += query.shape[2]
+        (tile,) = slots.tiles()
+        assert isinstance(tile.keys, Tensor)
+        assert isinstance(tile.values, Tensor)
         return attend_prompt(
             query,
-            slots.keys.read(slots.filled),
-            slots.values.read(slots.filled),
+            tile.keys,
+            tile.values,
             scale,
             position=slots.position.narrow(2, 0, slots.filled),
             query_position=at,
             window=self.plan.shape.window,
-            log_weight=slots.tiles()[0].log_weight,
+            log_weight=tile.log_weight,
         )
 
     # -- small things -------------------------------------------------------------------------------------------

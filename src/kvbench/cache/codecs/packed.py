@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from kvbench.cache.codecs.kernel import ReadByKernel
 from kvbench.cache.codecs.quantiser import Quantiser
-from kvbench.kernels.packed import Kernel, Packed, Rows, why_not
+from kvbench.kernels.packed import Packed, Rows
 from kvbench.kernels.packing import packed_width
 from kvbench.types import ModelView
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackedCodec:
+class PackedCodec(ReadByKernel):
     """Keys and values are rounded to codes once, and their codes never change.
 
     A side whose tokens share scales gathers `residual` tokens and packs them all at once; a side whose tokens have
@@ -25,8 +26,7 @@ class PackedCodec:
         key_quantiser: how keys become codes.
         value_quantiser: how values become codes.
         residual: tokens; 0 for none, so that even the newest one is packed before it is attended to.
-        kernel: what reads packed entries: "native" (C++ on a CPU), "reference" (plain torch), or "auto", native where
-            that is possible.
+        kernel: as in ReadByKernel.
     """
 
     is_exact: ClassVar[bool] = False
@@ -37,10 +37,10 @@ class PackedCodec:
     key_quantiser: Quantiser
     value_quantiser: Quantiser
     residual: int
-    kernel: Literal["auto", "native", "reference"]
 
     def __post_init__(self) -> None:
         """Refuse residuals that groups do not divide, and kernels that do not exist."""
+        super().__post_init__()
         if self.residual < 0:
             raise ValueError(f"strategy.codec.residual must be 0 or more; got {self.residual}.")
         size = max(self.key_quantiser.tokens, self.value_quantiser.tokens)
@@ -49,8 +49,6 @@ class PackedCodec:
                 f"strategy.codec.residual must be a multiple of the {size} tokens that share a scale "
                 f"(strategy.codec.*_quantiser.group), as groups are packed whole; got {self.residual}."
             )
-        if self.kernel not in ("auto", "native", "reference"):
-            raise ValueError(f"strategy.codec.kernel must be auto, native or reference; got {self.kernel!r}.")
 
     @property
     def writes_each_token_alone(self) -> bool:
@@ -65,32 +63,16 @@ class PackedCodec:
     @property
     def key_format(self) -> PackedFormat:
         """How keys are written."""
-        return PackedFormat(quantiser=self.key_quantiser, residual=self.residual, kernel=self.kernel)
+        return PackedFormat(quantiser=self.key_quantiser, rule=self)
 
     @property
     def value_format(self) -> PackedFormat:
         """How values are written."""
-        return PackedFormat(quantiser=self.value_quantiser, residual=self.residual, kernel=self.kernel)
-
-    def unsupported(self, view: ModelView) -> str | None:
-        """Return why the kernel that was asked for cannot be had, or None."""
-        reason = None if self.kernel == "auto" else why_not(self.kernel, view.device, view.dtype)
-        return None if reason is None else f"{reason}; set strategy.codec.kernel=auto or reference"
+        return PackedFormat(quantiser=self.value_quantiser, rule=self)
 
     def of_layer(self, view: ModelView, layer: int) -> PackedCodec:
         """Return the codec itself."""
         return self
-
-    def kernel_on(self, device: torch.device, dtype: torch.dtype) -> Kernel:
-        """Return what reads packed entries of a model with this dtype on this device."""
-        return kernel_on(self.kernel, device, dtype)
-
-
-def kernel_on(asked: Literal["auto", "native", "reference"], device: torch.device, dtype: torch.dtype) -> Kernel:
-    """Return the kernel that was asked for, or the best one where any will do."""
-    if asked != "auto":
-        return asked
-    return "native" if why_not("native", device, dtype) is None else "reference"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,28 +81,26 @@ class PackedFormat:
 
     Args:
         quantiser: how entries become codes.
-        residual: as in PackedCodec.
-        kernel: as in PackedCodec.
+        rule: what both sides have in common.
     """
 
     quantiser: Quantiser
-    residual: int
-    kernel: Literal["auto", "native", "reference"]
+    rule: PackedCodec
 
     @property
     def keep(self) -> int:
         """The latest entries that are exact once the cache has settled."""
-        return self.residual if self.quantiser.tokens == 1 else 0
+        return self.rule.residual if self.quantiser.tokens == 1 else 0
 
     @property
     def flush(self) -> int:
         """Entries that are packed at once while decoding."""
-        return 1 if self.quantiser.tokens == 1 else self.residual
+        return 1 if self.quantiser.tokens == 1 else self.rule.residual
 
     @property
     def exact_rows(self) -> int:
         """Exact entries there is room for: those that stay, and those that gather until they are packed."""
-        return self.keep + self.flush if self.residual > 0 else 0
+        return self.keep + self.flush if self.rule.residual > 0 else 0
 
     def packed(self, entries: int) -> int:
         """Return how many of so many entries are packed once the cache has settled."""
@@ -154,7 +134,7 @@ class PackedPayload:
         batch, heads, _, dim = like.shape
         self.how, self.capacity, self.dtype = how, capacity, like.dtype
         self.form = how.quantiser.form(dim)
-        self.kernel = kernel_on(how.kernel, like.device, like.dtype)
+        self.kernel = how.rule.kernel_on(like.device, like.dtype)
         self.exact = like.new_zeros((batch, heads, how.exact_rows, dim))
         self.filled = 0  # slots in use, where some are exact
         self.packed = 0  # the first of them, whose entries are codes
@@ -234,13 +214,8 @@ class PackedPayload:
 
     def read(self, stop: int, position: Tensor | None = None) -> Tensor:
         """Return a copy of slots 0 .. stop as numbers [B, G, stop, D]."""
-        parts = self.entries(stop).parts
         wide = torch.promote_types(self.dtype, torch.float32)
-        numbers = [
-            part if isinstance(part, Tensor) else part.dense(0, part.codes.shape[2], wide).to(self.dtype)
-            for part in parts
-        ]
-        return torch.cat(numbers, dim=2) if numbers else self.exact[:, :, :0]
+        return self.entries(stop).numbers(0, stop, wide).to(self.dtype)
 
     def unused_bytes(self) -> int:
         """Return 0: entries need what the closed form says."""

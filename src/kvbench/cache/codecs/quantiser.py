@@ -78,8 +78,12 @@ class Quantiser:
         kept = torch.float16.itemsize * (1 if self.symmetric else 2)
         return entries * packed_width(dim, self.bits) + entries // self.tokens * self.form(dim).scales * kept
 
-    def encode(self, entries: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def encode(self, entries: Tensor, reach: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return what is kept of entries [B, G, T, D]; T is a multiple of `tokens`.
+
+        Args:
+            entries: numbers.
+            reach: magnitude of the largest symmetric code, as the scales; without one the largest number's.
 
         Returns:
             Packed codes [B, G, T, w], scales [B, G, T / tokens, n], and least numbers as the scales, or None.
@@ -94,7 +98,7 @@ class Quantiser:
         low = None if self.symmetric else groups.amin(dim=over)
         if low is None:
             largest = LARGEST_E4M3 if form.is_float else 2 ** (self.bits - 1) - 1
-            scale = groups.abs().amax(dim=over) / largest
+            scale = (groups.abs().amax(dim=over) if reach is None else reach) / largest
         else:
             scale = (groups.amax(dim=over) - low) / (2**self.bits - 1)
             low = low.half()

@@ -61,7 +61,7 @@ def integer_product(rows: Tensor, weight: Tensor) -> Tensor:
     """Return rows [n, in] times weights [out, in] transposed, both int8, exactly [n, out] in int32.
 
     torch's integer product runs where the device multiplies 8-bit integers: on CUDA, for widths that are multiples
-    of 8, and on CPUs with VNNI. Elsewhere it is a plain loop, more than ten times slower than floating point, and
+    of 8, and on CPUs with VNNI. Elsewhere it is a plain loop, slower than floating point, and
     the same integers come from `tiled_product`.
     """
     if rows.device.type == "cuda" and weight.shape[0] % 8 == 0 and weight.shape[1] % 8 == 0:
