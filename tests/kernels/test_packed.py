@@ -10,7 +10,13 @@ import torch
 from kvbench.kernels.packed import native, why_not
 from tests.mutants.core_mutant import Check, Mutant, each_of
 from tests.mutants.native_rows import MUTANTS
-from tests.support.codecs import QUANTISERS, a_step_needs_little_room, products_equal_dense_ones, quantiser
+from tests.support.codecs import (
+    QUANTISERS,
+    a_step_needs_little_room,
+    kernels_find_the_same_codes,
+    products_equal_dense_ones,
+    quantiser,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -25,6 +31,7 @@ FORMS = (  # each is compiled: registers and plain loops, every plane of bits, a
     (quantiser(8, symmetric=True, levels="e4m3"), 64, 1),
     (quantiser(16, symmetric=True, levels="float16"), 64, 2),
 )
+ENCODED = [(how, dim) for how, dim, _ in FORMS if how.tokens == 1 and how.bits < 16]
 has_compiler = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
 
 
@@ -38,6 +45,12 @@ def test_the_reference_equals_dense_products(how: object) -> None:
 @pytest.mark.parametrize(("how", "dim", "share"), FORMS, ids=str)
 def test_the_native_kernel_equals_dense_products(how: object, dim: int, share: int) -> None:
     products_equal_dense_ones(how, dim, share, "native")  # type: ignore[arg-type]
+
+
+@has_compiler
+@pytest.mark.parametrize(("how", "dim"), ENCODED, ids=str)
+def test_both_kernels_find_the_same_codes(how: object, dim: int) -> None:
+    kernels_find_the_same_codes(how, dim)  # type: ignore[arg-type]
 
 
 @has_compiler
@@ -55,12 +68,10 @@ def test_the_oracle_fails_on_the_mutant(mutant: Mutant, check: Check, monkeypatc
 @has_compiler
 def test_what_was_compiled_once_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
-    numbers = [f"-D{name}=8" for name in ("DIM", "CHANNELS", "SHARE")]
-    numbers += [f"-D{name}={number}" for name, number in {"BITS": 8, "PER_CHANNEL": 0}.items()]
-    numbers += ["-DSYMMETRIC=1", "-DIS_FLOAT=0"]
-    first = native._compiled(numbers)
+    numbers = native._numbers(quantiser(8, symmetric=True).form(8))
+    first = native._compiled(native.ENCODER, numbers)
     written = first.stat().st_mtime_ns
-    assert native._compiled(numbers) == first
+    assert native._compiled(native.ENCODER, numbers) == first
     assert first.stat().st_mtime_ns == written
     assert [file.suffix for file in first.parent.iterdir()] == [".so"]
 
@@ -78,7 +89,6 @@ def test_the_native_kernel_says_what_it_cannot(monkeypatch: pytest.MonkeyPatch) 
 def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "rows.cpp"
     broken.write_text("int main( {", encoding="utf-8")
-    monkeypatch.setattr(native, "SOURCE", broken)
     monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match=r"did not compile; set strategy\.codec\.kernel=reference.*\n.*error"):
-        native._compiled([])
+        native._compiled(broken, {})

@@ -40,15 +40,15 @@ def levels_right_at_two_and_four(self: Quantiser, groups: Tensor, scale: Tensor,
     return make_codes(self, groups, scale, low).clamp(max=self.bits**2 - 1)
 
 
-def unrounded_scales(self: Quantiser, entries: Tensor) -> Any:
+def unrounded_scales(self: Quantiser, entries: Tensor, **_: Any) -> Any:
     """Make codes with a scale that is not the one that is kept."""
     codes, scale, low = encode(self, entries)
     return codes, scale * 1.001, low
 
 
-def frozen_scale(self: Quantiser, entries: Tensor) -> Any:
+def frozen_scale(self: Quantiser, entries: Tensor, **_: Any) -> Any:
     """Make codes with the scale of the first token."""
-    _, scale, low = encode(self, entries)
+    scale, low = encode(self, entries)[1:]
     first = encode(self, entries[:, :, :1])[1]
     shrunk = (entries / first).clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8)
     return shrunk, first.expand_as(scale), low

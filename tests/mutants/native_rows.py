@@ -10,14 +10,14 @@ from pathlib import Path
 
 from kvbench.kernels.packed import native
 from tests.mutants.core_mutant import Mutant
-from tests.support.codecs import products_equal_dense_ones, quantiser
+from tests.support.codecs import kernels_find_the_same_codes, products_equal_dense_ones, quantiser
 
 FLOAT = quantiser(8, symmetric=True, levels="e4m3")
 
 
-def _changed(before: str, after: str) -> Path:
-    """Return a file with the source, one thing in it changed."""
-    text = native.SOURCE.read_text(encoding="utf-8")
+def _changed(source: Path, before: str, after: str) -> Path:
+    """Return a file with a source, one thing in it changed."""
+    text = source.read_text(encoding="utf-8")
     assert text.count(before) == 1, f"{before!r} is not there once"
     changed = text.replace(before, after)
     name = hashlib.sha256(changed.encode()).hexdigest()[:16]
@@ -30,7 +30,16 @@ def _mutant(name: str, before: str, after: str, *killed_by: partial[None]) -> Mu
     fresh = functools.lru_cache(maxsize=None)(native._library.__wrapped__)  # what was compiled of the true source stays
     return Mutant(
         name=name,
-        patches=((native, "SOURCE", _changed(before, after)), (native, "_library", fresh)),
+        patches=((native, "SOURCE", _changed(native.SOURCE, before, after)), (native, "_library", fresh)),
+        killed_by=killed_by,
+    )
+
+
+def _encoder(name: str, before: str, after: str, *killed_by: partial[None]) -> Mutant:
+    fresh = functools.lru_cache(maxsize=None)(native._encoder.__wrapped__)
+    return Mutant(
+        name=name,
+        patches=((native, "ENCODER", _changed(native.ENCODER, before, after)), (native, "_encoder", fresh)),
         killed_by=killed_by,
     )
 
@@ -59,5 +68,29 @@ MUTANTS = (
         "queries + head * SHARE * DIM, query)",
         "queries + head * DIM, query)",
         partial(products_equal_dense_ones, quantiser(4, group=32), 64, 4, "native"),
+    ),
+    _encoder(
+        "codes are made with a scale that is not what is kept",
+        "const float scale = (float)kept;",
+        "const float scale = reach == 0 ? 1 : reach;",
+        partial(kernels_find_the_same_codes, quantiser(4, group=5), 12),
+    ),
+    _encoder(
+        "the last group is as long as the others",
+        "first + CHANNELS > DIM ? DIM - first : CHANNELS",
+        "first + CHANNELS > DIM ? DIM - first - 1 : CHANNELS",
+        partial(kernels_find_the_same_codes, quantiser(4, group=5), 12),
+    ),
+    _encoder(
+        "a group of zeros has no scale",
+        "if (kept == 0) kept = 1;",
+        "",
+        partial(kernels_find_the_same_codes, quantiser(2, group=32), 64),
+    ),
+    _encoder(
+        "small floating point numbers are rounded as large ones",
+        "size < 0x3c800000 ? small : normal",
+        "normal",
+        partial(kernels_find_the_same_codes, FLOAT, 64),
     ),
 )

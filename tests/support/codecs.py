@@ -151,6 +151,19 @@ def codes_equal_plain_loops() -> None:
         assert_close(read_back(entries, how), stand_ins(entries, how))
 
 
+def kernels_find_the_same_codes(how: Quantiser, dim: int) -> None:
+    """Codes, scales and least numbers are the same to the bit, of small numbers, large ones and none."""
+    entries = rand(2, 3, 40, dim, seed=5)
+    entries[:, :, 10:20] *= torch.logspace(-9, 2, 10)[:, None]
+    entries[:, :, 20:30] *= torch.logspace(-6, 0, dim)
+    entries[:, :, 30] = 0.0
+    entries[:, :, 31] = 3.5
+    for got, want in zip(how.encode(entries, kernel="native"), how.encode(entries), strict=True):
+        assert (got is None) == (want is None)
+        if got is not None and want is not None:
+            assert torch.equal(got, want)
+
+
 def rounding_stays_within_its_bound() -> None:
     """No number moves further than half a step, and what rounding the scale and the least number adds."""
     for how in QUANTISERS:

@@ -49,7 +49,7 @@ def uncompiled() -> None:
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
         patch.setenv("KVBENCH_CACHE", folder)
         patch.setenv("CXX", "false")
-        native._compiled([])
+        native._compiled(native.SOURCE, {})
 
 
 def other(name: str, **parts: Any) -> Callable[[], object]:

@@ -178,7 +178,7 @@ class PackedPayload:
         count, size = entries.shape[2], self.form.tokens
         if count == 0:
             return
-        codes, scale, low = self.how.quantiser.encode(entries)
+        codes, scale, low = self.how.quantiser.encode(entries, kernel=self.kernel)
         self.codes.narrow(2, start, count).copy_(codes)
         self.scale.narrow(2, start // size, count // size).copy_(scale)
         if self.low is not None:
@@ -187,7 +187,7 @@ class PackedPayload:
 
     def scatter(self, slot: Tensor, entry: Tensor, position: Tensor | int | None = None) -> None:
         """Store one entry [B, G, 1, D] per row and head at its own slot [B, 1 or G], or k of them at [B, 1 or G, k]."""
-        codes, scale, low = self.how.quantiser.encode(entry)
+        codes, scale, low = self.how.quantiser.encode(entry, kernel=self.kernel)
         at = (slot[:, :, None] if slot.dim() == 2 else slot)[..., None]
         self.codes.scatter_(2, at.expand_as(codes), codes)
         self.scale.scatter_(2, at.expand_as(scale), scale)

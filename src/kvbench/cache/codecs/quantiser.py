@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kvbench.kernels.packed import Form
+from kvbench.kernels.packed import Form, Kernel
 from kvbench.kernels.packing import PLANES, pack, packed_width
 
 LARGEST_E4M3 = 448.0
@@ -78,12 +78,15 @@ class Quantiser:
         kept = torch.float16.itemsize * (1 if self.symmetric else 2)
         return entries * packed_width(dim, self.bits) + entries // self.tokens * self.form(dim).scales * kept
 
-    def encode(self, entries: Tensor, reach: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def encode(
+        self, entries: Tensor, reach: Tensor | None = None, kernel: Kernel = "reference"
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return what is kept of entries [B, G, T, D]; T is a multiple of `tokens`.
 
         Args:
             entries: numbers.
             reach: magnitude of the largest symmetric code, as the scales; without one the largest number's.
+            kernel: what rounds tokens that have scales of their own; both find the same codes.
 
         Returns:
             Packed codes [B, G, T, w], scales [B, G, T / tokens, n], and least numbers as the scales, or None.
@@ -92,6 +95,10 @@ class Quantiser:
         if self.levels == "float16":
             codes = entries.half().contiguous().view(torch.uint8)
             return codes, codes.new_empty((*codes.shape[:3], 0), dtype=torch.float16), None
+        if kernel == "native" and self.tokens == 1 and reach is None:
+            from kvbench.kernels.packed import native
+
+            return native.encode(entries.float(), form)
         numbers, size = entries.float(), self.tokens
         groups = numbers.unflatten(2, (-1, size)) if size > 1 else _by_channels(numbers, form.channels)
         over = 3 if size > 1 else 4

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,13 @@ import torch
 from torch import Tensor
 
 from kvbench.folders import cache_folder
+from kvbench.kernels.packing import packed_width
 
 if TYPE_CHECKING:
     from kvbench.kernels.packed import Form, Packed
 
-SOURCE = Path(__file__).parent / "rows.cpp"
+FOLDER = Path(__file__).parent
+SOURCE, ENCODER, FORM = FOLDER / "rows.cpp", FOLDER / "encode.cpp", FOLDER / "form.h"
 LANGUAGE = ("-std=c++17", "-shared", "-fPIC", "-fopenmp", "-w")
 SPEED = ("-O3", "-march=native")
 SUMS = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math")
@@ -60,6 +63,17 @@ def weighted(weights: Tensor, packed: Packed) -> Tensor:
     return out
 
 
+def encode(rows: Tensor, form: Form) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return what `Quantiser.encode` does of rows float32 [B, G, T, D], each of which has scales of its own."""
+    size, rows = rows.shape[:3], rows.contiguous()
+    codes = torch.empty((*size, packed_width(form.dim, form.bits)), dtype=torch.uint8)
+    scale = torch.empty((*size, form.scales), dtype=torch.float16)
+    low = None if form.symmetric else torch.empty_like(scale)
+    pointers = [codes.data_ptr(), scale.data_ptr(), scale.data_ptr() if low is None else low.data_ptr()]
+    _encoder(form).encode(rows.data_ptr(), size.numel(), *pointers)
+    return codes, scale, low
+
+
 def _arguments(packed: Packed, heads: int) -> tuple[int, ...]:
     codes, scale, low = packed.codes, packed.scale, packed.low
     return (
@@ -77,16 +91,7 @@ def _arguments(packed: Packed, heads: int) -> tuple[int, ...]:
 
 @cache
 def _library(form: Form, share: int) -> ctypes.CDLL:
-    numbers = {
-        "DIM": form.dim,
-        "BITS": form.bits,
-        "CHANNELS": form.channels,
-        "PER_CHANNEL": int(form.tokens > 1),
-        "SYMMETRIC": int(form.symmetric),
-        "IS_FLOAT": int(form.is_float),
-        "SHARE": share,
-    }
-    library = ctypes.CDLL(str(_compiled([f"-D{name}={number}" for name, number in numbers.items()])))
+    library = ctypes.CDLL(str(_compiled(SOURCE, {**_numbers(form), "SHARE": share})))
     beside: list[type[Any]] = [_POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, _LONG, _LONG, ctypes.c_int]
     library.logits.argtypes = [_POINTER, _POINTER, _LONG, *beside]
     library.weighted.argtypes = [_POINTER, _LONG, _POINTER, *beside]
@@ -94,16 +99,37 @@ def _library(form: Form, share: int) -> ctypes.CDLL:
     return library
 
 
-def _compiled(numbers: list[str]) -> Path:
+@cache
+def _encoder(form: Form) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(_compiled(ENCODER, _numbers(form))))
+    library.encode.argtypes = [_POINTER, _LONG, _POINTER, _POINTER, _POINTER]
+    library.encode.restype = None
+    return library
+
+
+def _numbers(form: Form) -> dict[str, int]:
+    return {
+        "DIM": form.dim,
+        "BITS": form.bits,
+        "CHANNELS": form.channels,
+        "PER_CHANNEL": int(form.tokens > 1),
+        "SYMMETRIC": int(form.symmetric),
+        "IS_FLOAT": int(form.is_float),
+    }
+
+
+def _compiled(source: Path, numbers: Mapping[str, int]) -> Path:
     """Return the library for these numbers, compiled unless this machine has done so before."""
     program = compiler()
     assert program is not None
-    made_of = "\n".join([SOURCE.read_text(encoding="utf-8"), program, _processor(), *FLAGS, *numbers])
+    defined = [f"-D{name}={number}" for name, number in numbers.items()]
+    texts = [file.read_text(encoding="utf-8") for file in (source, FORM)]
+    made_of = "\n".join([*texts, program, _processor(), *FLAGS, *defined])
     file = cache_folder() / "native" / f"{hashlib.sha256(made_of.encode()).hexdigest()[:20]}.so"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         draft = file.with_suffix(f".{os.getpid()}")
-        command = [program, *FLAGS, *numbers, str(SOURCE), "-o", str(draft)]
+        command = [program, *FLAGS, *defined, f"-I{FOLDER}", str(source), "-o", str(draft)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise ValueError(

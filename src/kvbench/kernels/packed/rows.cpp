@@ -1,10 +1,10 @@
 // Attention on packed rows on a CPU: a row is unpacked into registers, used by every query of its KV head, forgotten.
 //
-// Compiled for one form of rows: DIM numbers, BITS, CHANNELS that share a scale, PER_CHANNEL where rows share the
-// scales of their channels, SYMMETRIC, IS_FLOAT, and SHARE queries per KV head.
+// Compiled for one form of rows and SHARE queries per KV head.
 
-#include <cstdint>
 #include <cstring>
+
+#include "form.h"
 #if defined(__AVX2__) && defined(__F16C__)
 #include <immintrin.h>
 #endif
@@ -17,19 +17,12 @@ constexpr int LANES = 16;
 constexpr int LANES = 8;
 #endif
 constexpr int N = (DIM + LANES - 1) / LANES;  // vectors of a row
-constexpr int SCALES = BITS == 16 ? 0 : (DIM + CHANNELS - 1) / CHANNELS;
-constexpr float MIDDLE = (1 << (BITS - 1)) - 1;  // the code of 0 where codes are symmetric
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
-typedef _Float16 Half;
 
-constexpr int width(int plane) { return (DIM * plane + 7) / 8; }
 constexpr bool fits(int plane) { return width(plane) % LANES == 0; }
 
-constexpr bool IS_HALF = BITS == 16;  // the numbers themselves
-constexpr int FIRST = IS_HALF ? 8 : BITS == 3 ? 2 : BITS;  // three bits are a plane of two and a plane of one
-constexpr int WIDTH = IS_HALF ? 2 * DIM : width(FIRST) + (BITS == 3 ? width(1) : 0);
 constexpr bool IN_REGISTERS = DIM % LANES == 0 && fits(FIRST) && (BITS != 3 || fits(1)) &&
                               (PER_CHANNEL || SCALES == 1 || CHANNELS % LANES == 0);
 
