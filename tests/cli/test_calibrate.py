@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from kvbench.calibrated import fingerprint
 from kvbench.cli import calibrate, main
 from kvbench.configuration import build_group, check, compose, resolved
 from kvbench.configuration.composing import search_path
 from kvbench.models.load import load
 from kvbench.models.spec import TINY
 from kvbench.strategies.base import CacheStrategy
-from kvbench.strategies.budget.scores import HeadScores, fingerprint
+from kvbench.strategies.budget.scores import HeadScores
 from kvbench.types import ModelView, RunShape
 
 RUN = RunShape(prompt_lengths=(600,), new_tokens=8)

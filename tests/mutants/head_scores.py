@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvbench import calibrated
+from kvbench.calibrated import Calibrated
 from kvbench.calibration import measures, samples, watching
 from kvbench.calibration.samples import Marked
 from kvbench.strategies.budget import scores
@@ -22,7 +24,7 @@ paid = measures.paid
 where = samples._where
 
 
-def any_file(found: HeadScores, kind: str, weights: str, view: ModelView, file: Any) -> HeadScores:
+def any_file(found: Calibrated, kind: str, weights: str, view: ModelView, file: Any) -> Calibrated:
     """Take whatever there is."""
     return found
 
@@ -96,7 +98,7 @@ bare = partial(calibrating.a_model_without_weights_is_counted, "duoattention")
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="any file will do",
-        patches=((scores, "_checked", any_file),),
+        patches=((calibrated, "_checked", any_file),),
         killed_by=(calibrating.scores_of_another_model_are_refused,),
     ),
     Mutant(

@@ -14,11 +14,12 @@ SOURCE = Path(__file__).parents[2] / "src" / "kvbench"
 MAY_IMPORT = {
     "types": set[str](),
     "folders": set[str](),
+    "calibrated": {"folders", "types"},
     "kernels": {"folders"},
     "measure": set[str](),
     "results": set[str](),
-    "cache": {"kernels", "types"},
-    "strategies": {"cache", "folders", "models", "types"},  # of models: where a layer's attention is, for hooks
+    "cache": {"calibrated", "kernels", "types"},
+    "strategies": {"cache", "calibrated", "models", "types"},  # of models: where a layer's attention is, for hooks
     "models": {"types"},
     "workloads": {"types"},
     "engines": {"cache", "models", "strategies", "types"},

@@ -32,7 +32,7 @@ from tests.support.generation import generate
 from tests.support.models import ids, model
 from tests.support.strategies import strategy
 
-SOURCES = ("cache", "kernels", "strategies", "models/view.py", "engines/eager.py")
+SOURCES = ("calibrated.py", "cache", "kernels", "strategies", "models/view.py", "engines/eager.py")
 
 
 def built(name: str, *, tokens: int, lengths: tuple[int, ...] = (PROMPT,), **parts: Any) -> KVCache:
@@ -187,7 +187,7 @@ def raised() -> Iterator[str]:
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
                     yield from _patterns(node.exc.args)
-                if isinstance(node, ast.FunctionDef) and node.name in ("unsupported", "refusal"):
+                if isinstance(node, ast.FunctionDef) and node.name in ("unsupported", "refusal", "misfit"):
                     returns = [inner.value for inner in ast.walk(node) if isinstance(inner, ast.Return)]
                     yield from _patterns([value for value in returns if value is not None])
 

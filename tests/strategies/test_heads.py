@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from kvbench import calibrated
 from kvbench.configuration import ConfigError
 from kvbench.models.view import view_of
-from kvbench.strategies.budget import scores
 from kvbench.types import RunShape
 from tests.mutants import head_scores
 from tests.mutants import heads as mutants
@@ -160,7 +160,7 @@ def test_missing_scores_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_a_command_that_says_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(scores, "command", head_scores.nowhere)
+    monkeypatch.setattr(calibrated, "command", head_scores.nowhere)
     with pytest.raises(AssertionError):
         calibrating.missing_scores_are_asked_for(monkeypatch, tmp_path)
 

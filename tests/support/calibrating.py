@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from kvbench.calibrated import fingerprint
 from kvbench.calibration import watching
 from kvbench.calibration.measures import GATE_POSITIONS, area, measure, paid
 from kvbench.calibration.samples import Marked, needles, repetitions
 from kvbench.models.load import Loaded
 from kvbench.models.view import view_of
-from kvbench.strategies.budget.scores import fingerprint
 from kvbench.types import LayerShape
 from kvbench.workloads.recall import RecallTasks
 from kvbench.workloads.source import TokenSource

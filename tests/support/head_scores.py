@@ -10,8 +10,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kvbench.calibrated import fingerprint
 from kvbench.models.view import view_of
-from kvbench.strategies.budget.scores import HeadScores, fingerprint
+from kvbench.strategies.budget.scores import HeadScores
 from kvbench.types import ModelView
 from tests.support.models import LAYERS, MAIN, model
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from torch import nn
 
+from kvbench.calibrated import fingerprint
 from kvbench.kernels.packed import native
 from kvbench.models.view import view_of
-from kvbench.strategies.budget.scores import fingerprint
 from kvbench.strategies.position.policies import Rank
 from kvbench.strategies.selection.key_norm import KeyNorm
 from kvbench.strategies.selection.recency import Recency

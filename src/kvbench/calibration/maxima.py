@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kvbench.calibrated import fingerprint
 from kvbench.calibration.watching import forward
 from kvbench.models.load import Loaded
-from kvbench.strategies.budget.scores import fingerprint
 from kvbench.strategies.transform.maxima import ChannelMaxima
 from kvbench.workloads.source import TokenSource
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.rotary import turn
+from kvbench.calibrated import fingerprint
 from kvbench.calibration.samples import Marked, needles, repetitions
 from kvbench.calibration.watching import forward
 from kvbench.kernels.column_sums import attention_blocks
 from kvbench.models.load import Loaded
-from kvbench.strategies.budget.scores import HeadScores, fingerprint
+from kvbench.strategies.budget.scores import HeadScores
 from kvbench.types import LayerShape
 from kvbench.workloads.source import TokenSource
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from kvbench.bench import source_of
+from kvbench.calibrated import Calibrated
 from kvbench.calibration.maxima import channel_maxima
 from kvbench.calibration.measures import MEASURES, measure
 from kvbench.calibration.watching import ATTENTION
@@ -21,9 +22,7 @@ from kvbench.folders import cache_folder
 from kvbench.models.load import load
 from kvbench.runner import job_of
 from kvbench.strategies.budget.heads import HeadBudget
-from kvbench.strategies.budget.scores import HeadScores
 from kvbench.strategies.transform.maxima import KIND as SMOOTH
-from kvbench.strategies.transform.maxima import ChannelMaxima
 from kvbench.strategies.transform.smooth import Smooth
 
 
@@ -56,7 +55,7 @@ def main(what: str, overrides: Sequence[str], *, config_dir: str | None, samples
         )
     file = place(found, out)
     found.write(file)
-    for line in drawn(found) if isinstance(found, HeadScores) else found.drawn():
+    for line in found.drawn():
         print(line)
     print(f"scores: {file}")
 
@@ -83,17 +82,8 @@ def kind_of(what: str, elsewhere: Sequence[str] = ()) -> str:
     raise ConfigError(f"there are no {what} scores. {hint(what, [*kinds, *strategies], label='Kinds and strategies')}")
 
 
-def place(found: HeadScores | ChannelMaxima, out: str) -> Path:
+def place(found: Calibrated, out: str) -> Path:
     """Return the file they go to: their own name in a folder, or the file asked for."""
     if not out:
         return cache_folder() / found.file_name
     return Path(out) if out.endswith(".json") else Path(out) / found.file_name
-
-
-def drawn(found: HeadScores) -> list[str]:
-    """Return one line per score and layer."""
-    return [
-        f"{name:10} layer {layer:2} {' '.join(f'{score:.3f}' for score in scores)}"
-        for name, table in found.scores.items()
-        for layer, scores in enumerate(table)
-    ]

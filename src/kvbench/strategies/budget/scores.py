@@ -2,48 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
-import torch
-
-from kvbench.folders import cache_folder
+from kvbench import calibrated
+from kvbench.calibrated import Calibrated, command
 from kvbench.types import ModelView
-
-SHIPPED = Path(__file__).parents[2] / "models" / "tiny"  # the embedded model's scores come with it
-SAMPLED = 1024  # weights of each layer that tell a model from others
 
 Table = tuple[tuple[float, ...], ...]  # per layer, per KV head
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadScores:
-    """How much each KV head of a model does of something.
+class HeadScores(Calibrated):
+    """How much each KV head of a model does of something, as means over samples.
 
     Args:
         kind: what was measured.
-        model: name of the model.
-        revision: commit, folder or seed of its weights.
-        weights: what `fingerprint` makes of them.
-        seed: of the samples.
-        samples: texts the scores are means over.
-        tokens: per sample.
         scores: by name, per layer and KV head, between 0 and 1.
     """
 
+    holds: ClassVar[str] = "head scores"
+    lacks: ClassVar[str] = "the heads of this model have no {kind} scores"
+    key: ClassVar[str] = "strategy.budget.scores"
+
     kind: str
-    model: str
-    revision: str
-    weights: str
-    seed: int
-    samples: int
-    tokens: int
     scores: Mapping[str, Table]
 
     def __post_init__(self) -> None:
@@ -54,32 +39,37 @@ class HeadScores:
                 raise ValueError(f"head scores {name!r} must be numbers between 0 and 1.")
 
     @property
-    def file_name(self) -> str:
-        """What their file is called."""
-        model = "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in self.model)
-        return f"head_scores_{self.kind}_{model}_{self.weights}.json"
+    def stem(self) -> str:
+        """What names of files of its kind begin with."""
+        return f"{super().stem}_{self.kind}"
 
-    def write(self, file: Path) -> None:
-        """Write them as json."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+    @classmethod
+    def parsed(cls, read: dict[str, Any]) -> Self:
+        """Return what a file holds."""
+        tables = {str(name): tuple(map(_numbers, table)) for name, table in read.pop("scores").items()}
+        return cls(scores=tables, **read)
 
-
-def fingerprint(view: ModelView) -> str | None:
-    """Return what tells the weights of a model from others', or None where they are not loaded.
-
-    Weights count as bfloat16, so that it does not matter in which dtype a model was loaded.
-    """
-    digest = hashlib.sha256()
-    for layer in view.layers:
-        digest.update(f"{layer.query_heads} {layer.kv_heads} {layer.key_dim} {layer.value_dim}\n".encode())
-    outputs = [layer.output for layer in view.layers if layer.output is not None]
-    if any(output.is_meta for output in outputs):
+    def misfit(self, kind: str, view: ModelView) -> str | None:
+        """Return why these are other scores, or for other heads, than those asked for; or None."""
+        if self.kind != kind:
+            return f"holds {self.kind} scores; {kind} scores are needed: {command(kind, view)}"
+        want = [layer.kv_heads for layer in view.layers]
+        for name, table in self.scores.items():
+            got = [len(layer) for layer in table]
+            if got != want:
+                return (
+                    f"was made for another model: {name!r} has KV heads {got} per layer, this model has {want}. "
+                    f"Run: {command(kind, view)}"
+                )
         return None
-    if outputs:
-        values = torch.cat([output.flatten()[:: max(1, output.numel() // SAMPLED)] for output in outputs])
-        digest.update(values.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
+
+    def drawn(self) -> list[str]:
+        """Return one line per score and layer."""
+        return [
+            f"{name:10} layer {layer:2} {' '.join(f'{score:.3f}' for score in scores)}"
+            for name, table in self.scores.items()
+            for layer, scores in enumerate(table)
+        ]
 
 
 def find(kind: str, where: str, view: ModelView) -> HeadScores:
@@ -93,62 +83,12 @@ def find(kind: str, where: str, view: ModelView) -> HeadScores:
     Raises:
         ValueError: if there are none, with the command that makes them, or if they are another model's.
     """
-    weights = fingerprint(view)
-    if weights is None:
-        return _any(kind, view)
-    if where and not Path(where).is_dir():
-        return _checked(_read(Path(where), kind, view), kind, weights, view, Path(where))
-    for folder in [Path(where)] if where else [cache_folder(), SHIPPED]:
-        files = sorted(folder.glob(f"head_scores_{kind}_*_{weights}.json"))
-        if files:
-            return _checked(_read(files[-1], kind, view), kind, weights, view, files[-1])
-    raise ValueError(
-        f"the heads of this model have no {kind} scores in {where or cache_folder()}. Run once: {command(kind, view)}"
-    )
-
-
-def command(kind: str, view: ModelView) -> str:
-    """Return what to type to get the scores of a model."""
-    return f"kvbench calibrate {kind} {view.asked or 'model.path=<folder of the checkpoint>'}"
-
-
-def _read(file: Path, kind: str, view: ModelView) -> HeadScores:
-    try:
-        read: Any = json.loads(file.read_text(encoding="utf-8"))
-        tables = {str(name): tuple(map(_numbers, table)) for name, table in read.pop("scores").items()}
-        return HeadScores(scores=tables, **read)
-    except OSError as error:
-        raise ValueError(
-            f"strategy.budget.scores={file} cannot be read: {error.strerror}. Make it with: "
-            f"{command(kind, view)} --out {file}"
-        ) from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"{file} holds no head scores ({error}). Make it again with: {command(kind, view)} --out {file}"
-        ) from error
+    found = calibrated.find(HeadScores, where, view, kind=kind, stem=f"head_scores_{kind}")
+    return _any(kind, view) if found is None else found
 
 
 def _numbers(values: Sequence[Any]) -> tuple[float, ...]:
     return tuple(map(float, values))
-
-
-def _checked(found: HeadScores, kind: str, weights: str, view: ModelView, file: Path) -> HeadScores:
-    if found.kind != kind:
-        raise ValueError(f"{file} holds {found.kind} scores; {kind} scores are needed: {command(kind, view)}")
-    want = [layer.kv_heads for layer in view.layers]
-    for name, table in found.scores.items():
-        got = [len(layer) for layer in table]
-        if got != want:
-            raise ValueError(
-                f"{file} was made for another model: {name!r} has KV heads {got} per layer, this model has {want}. "
-                f"Run: {command(kind, view)}"
-            )
-    if found.weights != weights:
-        raise ValueError(
-            f"{file} was made for other weights: {found.model} ({found.weights}), this model is {weights}. "
-            f"Run: {command(kind, view)}"
-        )
-    return found
 
 
 def _any(kind: str, view: ModelView) -> HeadScores:
