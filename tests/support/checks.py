@@ -236,7 +236,7 @@ def restore_is_exact(
         assert addresses == [t.data_ptr() for layer in cache.layers for t in layer.tensors()]
 
 
-def growing_equals_fixed(name: str, model_name: str, new: int = 90) -> None:
+def growing_equals_fixed(name: str, model_name: str, new: int = 66) -> None:
     """A cache of unknown length gives the same logits and never holds more than a quarter and 64 entries too many."""
     tokens, made = ids(12, 1, PROMPT + new), strategy(name, tokens=BUDGET)
     fixed = drive(model(model_name), made, tokens, uniform(new=new))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import replace
 
+from omegaconf import DictConfig, OmegaConf
+
 from kvbench.configuration import build_group, compose, resolved
+from kvbench.configuration.composing import parse
 from kvbench.strategies.base import CacheStrategy
 from tests.support import settings as package
 from tests.support.reference import Rules
@@ -67,10 +71,21 @@ def limit(unit: str, amount: object) -> tuple[str, str]:
 @functools.cache
 def composed(name: str, *overrides: str) -> CacheStrategy:
     """Return a method from its yaml with overrides and nothing else."""
-    full = [text if "/" in text.split("=")[0] else f"strategy.{text}" for text in overrides]
-    made = build_group(resolved(compose([f"strategy={name}", *full]))["strategy"], "strategy")
+    parts = tuple(text for text in overrides if "/" in text.split("=")[0])
+    config = copy.deepcopy(_with_parts(name, *parts))
+    for override in parse([f"strategy.{text}" for text in overrides if text not in parts]):
+        OmegaConf.update(config, override.key_or_group, override.value())
+    made = build_group(resolved(config)["strategy"], "strategy")
     assert isinstance(made, CacheStrategy)
     return made
+
+
+@functools.cache
+def _with_parts(name: str, *parts: str) -> DictConfig:
+    """Return the configuration of a method with such parts, composed once whatever values are then set."""
+    config = OmegaConf.masked_copy(compose([f"strategy={name}", *parts]), ["strategy"])
+    OmegaConf.set_struct(config, True)
+    return config
 
 
 def rules(name: str, budget: int) -> Rules:
