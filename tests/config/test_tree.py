@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from kvbench.cli.catalogue import catalogue, first_line
-from kvbench.configuration import Checked, ConfigError, check, compose
+from kvbench.configuration import Checked, ConfigError, check, compose, resolved
 from kvbench.configuration.building import TARGET, build, schema
 from kvbench.configuration.composing import VERSION_BASE
 from tests.mutants import configuration as mutants
@@ -52,12 +52,32 @@ def plain(file: Path) -> Any:
     return OmegaConf.to_container(OmegaConf.load(file))
 
 
-def check_keys(conf: Path, choice: str) -> None:
-    """Fail unless every object of a choice is given exactly its class's fields, none of which has a default."""
-    group = choice.partition("=")[0]
-    node: Any = OmegaConf.to_container(composed(conf, choice), resolve=True)
-    for part in group.split("/"):
-        node = node[part]
+@cache
+def whole(choice: str) -> DictConfig:
+    """Return what a choice makes of our tree."""
+    return compose([choice, *COMPANY.get(choice, ())])
+
+
+@cache
+def parts() -> DictConfig:
+    """Return every choice of every part beside the full cache's own, all from one composition."""
+    beside = [choice.split("=") for choice in CHOICES if "/" in choice]
+    return compose([f"+{group}@beside.{group.replace('/', '.')}.{name}={name}" for group, name in beside])
+
+
+def chosen(choice: str) -> Any:
+    """Return the node that a choice makes in our tree."""
+    group, _, name = choice.partition("=")
+    if "/" not in group:
+        return resolved(whole(choice))[group]
+    node = resolved(parts())["beside"]
+    for key in (*group.split("/"), name):
+        node = node[key]
+    return node
+
+
+def check_keys(node: object, group: str) -> None:
+    """Fail unless every object of a node is given exactly its class's fields, none of which has a default."""
     found = list(objects(node, group))
     assert found
     for key, given in found:
@@ -70,7 +90,7 @@ def check_keys(conf: Path, choice: str) -> None:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_yaml_gives_its_class_every_field_and_no_other(choice: str) -> None:
-    check_keys(CONF, choice)
+    check_keys(chosen(choice), choice.partition("=")[0])
 
 
 @pytest.mark.parametrize(
@@ -81,13 +101,14 @@ def test_every_yaml_gives_its_class_every_field_and_no_other(choice: str) -> Non
     ],
 )
 def test_the_check_of_keys_catches_dead_flags_and_hidden_defaults(mutant: Any, tmp_path: Path) -> None:
+    broken = composed(mutant(CONF, tmp_path / "conf"), "workload=decode")
     with pytest.raises((AssertionError, ConfigError)):
-        check_keys(mutant(CONF, tmp_path / "conf"), "workload=decode")
+        check_keys(OmegaConf.to_container(broken.workload), "workload")
 
 
 @pytest.mark.parametrize("choice", [choice for choice in CHOICES if "/" not in choice] + list(COMPANY))
 def test_every_choice_makes_a_whole_run(choice: str) -> None:
-    assert isinstance(check(compose([choice, *COMPANY.get(choice, ())])), Checked)
+    assert isinstance(check(whole(choice)), Checked)
 
 
 @pytest.mark.parametrize("choice", COMPANY)
@@ -172,9 +193,11 @@ def test_a_row_wins_over_its_experiment_and_the_command_line_over_both() -> None
 
 def test_parts_are_chosen_on_the_command_line_for_every_cache_strategy() -> None:
     for strategy in ("baseline", "attention_sink"):
-        for part in PARTS:
-            config = compose([f"strategy={strategy}", f"{part}={max(dict(catalogue())[part])}"])
-            assert TARGET in config.strategy[part.partition("/")[2]]
+        last = {part: max(dict(catalogue())[part]) for part in PARTS}
+        config = resolved(compose([f"strategy={strategy}", *(f"{part}={name}" for part, name in last.items())]))
+        for part, name in last.items():
+            given = config["strategy"][part.partition("/")[2]]
+            assert given[TARGET] == chosen(f"{part}={name}")[TARGET], part
 
 
 def test_a_strategy_may_choose_the_engine_and_the_command_line_still_wins() -> None:
