@@ -66,7 +66,7 @@ def _marked(loaded: Loaded, samples: Sequence[Marked], report: Report) -> Scores
             for name, found in paid(sample, query, key, scale, window).items():
                 _add(scores, name, layer, found, len(loaded.view.layers))
 
-        forward(loaded.model, ids, watch)
+        forward(loaded.model.base_model, ids, watch)  # type: ignore[arg-type]
         report((index + 1) / len(samples))
     return scores
 
@@ -108,7 +108,7 @@ def gate(loaded: Loaded, source: TokenSource, count: int, tokens: int, report: R
         def watch(layer: int, query: Tensor, key: Tensor, scale: float, window: int) -> None:
             _add(scores, "gate", layer, area(query, key, scale, shapes[layer]), len(shapes))
 
-        forward(loaded.model, torch.tensor([ids], device=loaded.view.device), watch)
+        forward(loaded.model.base_model, torch.tensor([ids], device=loaded.view.device), watch)  # type: ignore[arg-type]
         report((index + 1) / count)
     return scores
 
