@@ -11,7 +11,7 @@ COMPAT = .venv-compat
 COMPAT_TRANSFORMERS = 5.17.0
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install run test lint compat matrix gpu-check docs figures
+.PHONY: help install run test suite lint compat matrix gpu-check docs figures
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,7 +21,10 @@ install: $(VENV)/installed  ## make .venv
 run: install  ## five strategies on the embedded model, offline
 	$(BIN)/python run.py +experiment=first_look runs=$(RUNS)
 
-test: lint  ## lint, types, tests, notebooks
+test: install  ## lint, types, tests, notebooks
+	$(MAKE) --jobs 2 lint suite
+
+suite: install
 	$(BIN)/python -m pytest -n 2
 
 lint: install  ## ruff and mypy
