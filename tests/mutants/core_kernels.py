@@ -16,11 +16,12 @@ from tests.mutants.core_mutant import Mutant
 from tests.mutants.core_scores import under_mask
 from tests.support import checks, parts
 
-attend_one, attend_prompt, logits, visible_to = (
+attend_one, attend_prompt, logits, visible_to, columns = (
     attend.attend_one,
     attend.attend_prompt,
     attend._logits,
     attend.visible_to,
+    column_sums._columns,
 )
 
 
@@ -54,6 +55,11 @@ def one_more_in_the_window(position: Tensor, query_position: Tensor, window: int
     return visible_to(position, query_position, window + 1 if window else 0)
 
 
+def newest_left_out(position: Tensor, asked: Sequence[Tensor]) -> list[int]:
+    """Stop one entry before the newest that a block sees."""
+    return [max(1, count - 1) for count in columns(position, asked)]
+
+
 MUTANTS = (
     Mutant(
         name="tiles are averaged",
@@ -78,6 +84,11 @@ MUTANTS = (
         name="every block is masked as the first",
         patches=((attend, "attend_prompt", first_block_repeated),),
         killed_by=(partial(parts.prompt_blocks_equal_dense, 0), partial(parts.prompt_blocks_equal_dense, 13)),
+    ),
+    Mutant(
+        name="scores stop before a block's newest entry",
+        patches=((column_sums, "_columns", newest_left_out),),
+        killed_by=(partial(parts.column_sums_equal_dense, 0),),
     ),
     Mutant(
         name="a window is one too wide",

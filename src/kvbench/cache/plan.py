@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -83,10 +84,15 @@ class LayerPlan:
         """Whether entries may leave at all."""
         return self.budget is not None
 
-    @property
+    @cached_property
     def repeater(self) -> Repeater | None:
         """The scorer, if it has the prompt read once more."""
         return self.scorer if self.compresses and isinstance(self.scorer, Repeater) else None
+
+    @cached_property
+    def _fitted(self) -> Fitted | None:
+        """The selector, if its rule differs from region to region."""
+        return self.selector if isinstance(self.selector, Fitted) else None
 
     @property
     def stays(self) -> bool:
@@ -174,8 +180,8 @@ class LayerPlan:
     def _region(self, run: RunShape, rows: slice, heads: slice, budget: tuple[int | None, ...]) -> Region:
         known = tuple(most for most in budget if most is not None)
         selector = self.selector
-        if known and isinstance(selector, Fitted):
-            selector = selector.fit(known, run.prompt_lengths[rows])
+        if known and self._fitted is not None:
+            selector = self._fitted.fit(known, run.prompt_lengths[rows])
         plan = replace(
             self,
             selector=selector,

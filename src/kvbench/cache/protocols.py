@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
@@ -56,7 +57,8 @@ class PromptView:
             last: only so many of the latest queries; 0 for all of this pass.
 
         Yields:
-            Weights [B, G, H / G, t, n] in float32 or wider, 0 for a padding query; and the queries' positions [B, t].
+            Weights [B, G, H / G, t, c] in float32 or wider, 0 for a padding query, of the first c entries: a block
+                that is followed by others sees no more; and the queries' positions [B, t].
         """
         return self._ask(attention_blocks, last)
 
@@ -66,7 +68,12 @@ class PromptView:
         Args:
             last: count only so many of the latest queries; 0 for all of this pass.
         """
-        return self._ask(column_sums, last)
+        return self._ask(column_sums, last) if last > 0 else self._received
+
+    @cached_property
+    def _received(self) -> Tensor:
+        """What scores and budgets both may ask for: as long a computation as attention itself."""
+        return self._ask(column_sums, 0)
 
     def output(self, part: str) -> Tensor:
         """Return the layer's output projection [H, D_v, hidden].

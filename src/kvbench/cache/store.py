@@ -409,8 +409,8 @@ class Store:
 
 def take(entries: Tensor, index: Tensor) -> Tensor:
     """Gather entries [B, G, n, D] at index [B, 1 or G, k] into new storage."""
-    index = index.expand(-1, entries.shape[1], -1)[..., None].expand(-1, -1, -1, entries.shape[3])
-    return entries.gather(2, index)
+    row, head = (torch.arange(size, device=entries.device) for size in entries.shape[:2])
+    return entries[row[:, None, None], head[:, None], index]
 
 
 def positions(start: int, tokens: int, batch: int, padding: Tensor | None, device: torch.device) -> Tensor:

@@ -88,7 +88,7 @@ def paid(sample: Marked, query: Tensor, key: Tensor, scale: float, window: int) 
     blocks = attention_blocks(query[:, :, rows], key, scale, position=position, query_position=at, window=window)
     for weights, where in blocks:
         for name, marked in sample.marks(where[0][:, None], entry).items():
-            found = (weights[0] * marked).sum(dim=(-2, -1)) / (sample.stop - sample.start)
+            found = (weights[0] * marked[..., : weights.shape[-1]]).sum(dim=(-2, -1)) / (sample.stop - sample.start)
             out[name] = out[name] + found if name in out else found
     return out
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from kvbench.kernels.attend import visible_to
+from kvbench.kernels.attend import EMPTY, visible_to
 
 QUERY_BLOCK = 128
 
@@ -26,19 +26,34 @@ def attention_blocks(
         window: entries further back than this many tokens are not seen; 0 for no limit.
 
     Yields:
-        Weights [B, G, H / G, t, m], float32 or wider, and the positions of the block's queries [B, t].
+        Weights [B, G, H / G, t, c], float32 or wider, of the first c entries: the block's queries see none of the
+        others; and the positions of these queries [B, t].
     """
-    batch, heads, tokens, width = query.shape
-    groups, entries = keys.shape[1], keys.shape[2]
+    batch, heads, _, width = query.shape
+    groups = keys.shape[1]
     wide = torch.promote_types(query.dtype, torch.float32)
-    for start in range(0, tokens, QUERY_BLOCK):
-        block = slice(start, start + QUERY_BLOCK)
-        at = query_position[:, block]
-        rows = (query[:, :, block] * scale).reshape(batch, groups, -1, width)  # group-major: [g, T] flattened
-        logits = torch.matmul(rows, keys.transpose(-1, -2)).to(wide)
-        logits = logits.view(batch, groups, heads // groups, at.shape[1], entries)
-        logits.masked_fill_(~visible_to(position, at, window)[:, :, None], float("-inf"))
-        yield logits.softmax(dim=-1).masked_fill_((at < 0)[:, None, None, :, None], 0.0), at
+    asked = query_position.split(QUERY_BLOCK, dim=1)
+    blocks = zip(query.split(QUERY_BLOCK, dim=2), asked, _columns(position, asked), strict=True)
+    for part, at, columns in blocks:
+        rows = (part * scale).reshape(batch, groups, -1, width)  # group-major: [g, T] flattened
+        logits = torch.matmul(rows, keys[:, :, :columns].transpose(-1, -2)).to(wide)
+        logits = logits.view(batch, groups, heads // groups, at.shape[1], columns)
+        seen = visible_to(position[..., :columns], at, window)
+        bias = logits.new_zeros(seen.shape).masked_fill_(~seen, float("-inf"))  # adding is quicker than filling
+        weights = logits.add_(bias[:, :, None]).softmax(dim=-1)
+        yield weights.mul_((at >= 0).to(wide)[:, None, None, :, None]), at
+
+
+def _columns(position: Tensor, asked: Sequence[Tensor]) -> list[int]:
+    """Return how many of the first entries hold all that each block of queries sees; read once from the device."""
+    entries = position.shape[-1]
+    if len(asked) == 1:
+        return [entries]
+    newest = torch.stack([at.amax() for at in asked])
+    oldest = position.masked_fill(position == EMPTY, torch.iinfo(position.dtype).max).amin(dim=(0, 1))
+    number = torch.arange(1, entries + 1, device=position.device)
+    found: list[int] = (number * (oldest <= newest[:, None])).amax(dim=1).clamp(min=1).tolist()
+    return found
 
 
 def column_sums(
@@ -61,5 +76,5 @@ def column_sums(
     sums = torch.zeros(keys.shape[:3], dtype=wide, device=query.device)
     blocks = attention_blocks(query, keys, scale, position=position, query_position=query_position, window=window)
     for weights, _ in blocks:
-        sums += weights.sum(dim=3).mean(dim=2)
+        sums[..., : weights.shape[-1]] += weights.sum(dim=3).mean(dim=2)
     return sums

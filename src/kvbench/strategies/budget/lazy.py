@@ -72,7 +72,7 @@ class Lazy(Uniform):
         mass = torch.zeros(len(view.budget), dtype=torch.float64, device=position.device)
         votes = torch.zeros_like(mass)
         for weights, at in view.attention(last=self.queries):
-            mass += (weights * stays[:, None, None, None]).sum(dim=-1).mean(dim=(1, 2)).sum(dim=-1)
+            mass += (weights * stays[:, None, None, None, : weights.shape[-1]]).sum(dim=-1).mean(dim=(1, 2)).sum(dim=-1)
             votes += (at >= 0).sum(dim=-1)
         return (mass / votes).clamp(max=1.0)
 

@@ -90,13 +90,8 @@ class CheapestPolicy:
     def statistic(self, view: PromptView) -> Tensor:
         """Return the attention that the policies recover, in the mean over all queries [B, G, policies]."""
         kept = self._kept(view)
-        mass = kept.new_zeros(kept.shape[:3])
-        queries = torch.zeros(len(kept), dtype=kept.dtype, device=kept.device)
-        for weights, at in view.attention():
-            received = weights.mean(dim=2).sum(dim=2).to(kept.dtype)  # of this block's queries [B, G, n]
-            mass += (received[:, :, None] * kept).sum(dim=-1)
-            queries += (at >= 0).sum(dim=-1)
-        return mass / queries[:, None, None]
+        mass = (view.attention_received()[:, :, None] * kept).sum(dim=-1)
+        return mass / (view.query_position >= 0).sum(dim=-1)[:, None, None]
 
     def share(self, layers: Sequence[Scored]) -> list[list[list[int | None]]]:
         """Return what the chosen policies keep; None where no policy recovers enough."""

@@ -76,17 +76,17 @@ class Defensive(ScorerDefaults):
         largest, total = (torch.zeros(shape, dtype=dtype, device=held.device) for _ in range(2))
         for weights, _ in view.attention(last=self.window):
             prefix = weights[..., : held.shape[2]]
-            total += prefix.mean(dim=2).sum(dim=2)
+            columns = slice(0, prefix.shape[-1])
+            total[..., columns] += prefix.mean(dim=2).sum(dim=2)
             if held.shape[2] > 0:
-                smooth = self._smooth(prefix, held[:, :, None, None])
-                torch.maximum(largest, smooth.amax(dim=(2, 3)), out=largest)
+                smooth = self._smooth(prefix, held[:, :, None, None, columns])
+                torch.maximum(largest[..., columns], smooth.amax(dim=(2, 3)), out=largest[..., columns])
         return largest, total
 
     def _smooth(self, weights: Tensor, held: Tensor) -> Tensor:
         """Return weights [..., n] smoothed over neighbours that are held, each row with the sum it had."""
-        rows = weights.flatten(0, -2)[:, None]
-        smooth = torch.nn.functional.avg_pool1d(rows, self.kernel, stride=1, padding=self.kernel // 2)
-        smooth = smooth.view_as(weights).masked_fill(~held, 0.0)
+        near = torch.nn.functional.pad(weights, (self.kernel // 2, self.kernel // 2)).unfold(-1, self.kernel, 1)
+        smooth = near.mean(dim=-1).mul_(held)
         smooth_sum = smooth.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
         return smooth * (weights.sum(dim=-1, keepdim=True) / smooth_sum)
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from kvbench.cache.plan import score_dtype
 from kvbench.cache.protocols import Observation, PromptView
 from kvbench.strategies.selection.scorer import ScorerDefaults
 
@@ -64,12 +65,18 @@ def window_moments(view: PromptView, window: int) -> tuple[Tensor, Tensor]:
 
     The variance is that of a sample (divided by one less than there are queries), 0 for a single query.
     """
-    total = votes = squares = torch.zeros((), device=view.keys.device)
+    batch, groups, entries, _ = view.keys.shape
+    shape, dtype = (batch, groups, view.query.shape[1] // groups, entries), score_dtype(view.keys.dtype)
+    mean, squares = (torch.zeros(shape, dtype=dtype, device=view.keys.device) for _ in range(2))
+    votes = torch.zeros(batch, 1, 1, 1, dtype=dtype, device=view.keys.device)
     for weights, at in view.attention(last=window):
-        total = total + weights.sum(dim=3)
-        votes = votes + (at >= 0).sum(dim=-1)[:, None, None, None]
-    mean = total / votes
-    for weights, at in view.attention(last=window):
-        apart = (weights - mean[:, :, :, None]).masked_fill((at < 0)[:, None, None, :, None], 0.0)
-        squares = squares + apart.square().sum(dim=3)
+        voters = (at >= 0).to(dtype)[:, None, None, :, None]
+        more = voters.sum(dim=3)
+        total = votes + more
+        ours = torch.nn.functional.pad(weights.sum(dim=3) / more.clamp(min=1), (0, entries - weights.shape[-1]))
+        apart = (weights - ours[..., None, : weights.shape[-1]]).square_().mul_(voters).sum(dim=3)
+        squares[..., : weights.shape[-1]] += apart
+        squares += (ours - mean).square() * (votes * more / total.clamp(min=1))  # two samples as one
+        mean += (ours - mean) * (more / total.clamp(min=1))
+        votes = total
     return mean, squares / (votes - 1).clamp(min=1)

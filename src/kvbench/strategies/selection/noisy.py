@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvbench.cache.plan import score_dtype
 from kvbench.cache.protocols import Observation, PromptView
 from kvbench.strategies.selection.attention import AttentionMass
 from kvbench.strategies.selection.lots import exponential, pair_lots
@@ -59,14 +60,13 @@ class NoisyMass(AttentionMass):
         share = view.query.shape[1] // groups
         heads = torch.arange(view.query.shape[1], device=view.keys.device).view(groups, share, 1, 1)
         key = view.position[:, 0, None, None]
-        received: Tensor | None = None
+        received = torch.zeros(batch, groups, entries, dtype=score_dtype(view.keys.dtype), device=view.keys.device)
         for weights, at in view.attention():
-            if received is None:
-                received = weights.new_zeros(batch, groups, entries)
+            seen = slice(0, weights.shape[-1])
             for group in range(groups):  # one at a time: a lot takes more bytes than a weight
-                noisy = self._noisy(weights[:, group], view.layer, heads[group], at[:, None, :, None], key, 0)
-                received[:, group] += noisy.sum(dim=2).mean(dim=1)
-        assert received is not None, "a pass without queries"
+                query = at[:, None, :, None]
+                noisy = self._noisy(weights[:, group], view.layer, heads[group], query, key[..., seen], 0)
+                received[:, group, seen] += noisy.sum(dim=2).mean(dim=1)
         return received
 
     def observe(self, seen: Observation) -> None:
@@ -87,9 +87,10 @@ class NoisyMass(AttentionMass):
         odds = weights
         if self.noise > 0:
             lot = pair_lots(self.seed, layer, heads, query, key)
-            odds = odds * exponential(lot, weights.dtype).pow_(-self.noise)
-        odds = odds.pow(1 / self._tau(step))
-        return odds / odds.sum(dim=-1, keepdim=True).clamp_(min=torch.finfo(odds.dtype).tiny)
+            odds = exponential(lot, weights.dtype).pow_(-self.noise).mul_(odds)
+        tau = self._tau(step)
+        odds = odds if tau == 1 else odds.pow(1 / tau)
+        return odds.div_(odds.sum(dim=-1, keepdim=True).clamp_(min=torch.finfo(odds.dtype).tiny))
 
     def _tau(self, step: int) -> float:
         return self.tau_init + min(step, self.tau_steps) / self.tau_steps * (self.tau_end - self.tau_init)

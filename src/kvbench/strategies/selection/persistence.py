@@ -55,7 +55,7 @@ class Persistence(ScorerDefaults):
         """Return minus the number of queries that paid less than average [B, G, n]."""
         score = torch.zeros(view.keys.shape[:3], dtype=score_dtype(view.keys.dtype), device=view.keys.device)
         for below in self._below(view):
-            score -= below.sum(dim=2)
+            score[..., : below.shape[-1]] -= below.sum(dim=2)
         return score
 
     def memory(self, view: PromptView) -> Tensor:
@@ -65,7 +65,7 @@ class Persistence(ScorerDefaults):
         step = -min(self.history, view.query.shape[2])  # the first decode step is step 0
         for below in self._below(view):
             for query in range(below.shape[2]):
-                self._note(memory, below[:, :, query], step)
+                self._note(memory[:, :, : below.shape[-1]], below[:, :, query], step)
                 step += 1
         return memory
 
@@ -78,11 +78,12 @@ class Persistence(ScorerDefaults):
         seen.score.add_(forgotten).sub_(below.to(seen.score.dtype))
 
     def _below(self, view: PromptView) -> Iterator[Tensor]:
-        """Yield which entries got less than an equal share [B, G, t, n], a block of queries at a time."""
+        """Yield which of the first entries got less than an equal share [B, G, t, c], a block of queries at a time."""
         position = view.position[:, :, None]
         for weights, at in view.attention(last=self.history):
             query = at[:, None, :, None]
-            sees = (position >= 0) & (position <= query)
+            among = position[..., : weights.shape[-1]]
+            sees = (among >= 0) & (among <= query)
             yield (weights.mean(dim=2) * (query + 1) < 1) & sees
 
     def _note(self, memory: Tensor, below: Tensor, step: int) -> Tensor:

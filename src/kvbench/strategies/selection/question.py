@@ -41,5 +41,5 @@ class QuestionAttention(ScorerDefaults):
         total = torch.zeros(view.keys.shape[:3], dtype=score_dtype(view.keys.dtype), device=view.keys.device)
         for weights, at in view.attention(self.window):
             seen = (at + 1).clamp(min=0).to(weights.dtype)
-            total += (weights * seen[:, None, None, :, None]).sum(dim=3).mean(dim=2)
+            total[..., : weights.shape[-1]] += (weights * seen[:, None, None, :, None]).sum(dim=3).mean(dim=2)
         return total / (query_position >= 0).sum(dim=-1)[:, None, None]

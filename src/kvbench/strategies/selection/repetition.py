@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kvbench.cache.plan import score_dtype
 from kvbench.cache.protocols import PromptView
 from kvbench.strategies.selection.scorer import ScorerDefaults
 from kvbench.types import ModelView, RunShape
@@ -76,8 +77,9 @@ class Repetition(ScorerDefaults):
         at[:, :, : sinks.stop].masked_fill_(at[:, :, : sinks.stop] >= self.num_sink, -1)
         voters = view.query_position.clone()
         voters[:, : own - width] = -1
-        most = keys.new_zeros(())
+        most = keys.new_zeros(keys.shape[:3], dtype=score_dtype(keys.dtype))
         narrow = replace(view, keys=keys, position=at, query_position=voters)
         for weights, _ in narrow.attention():
-            most = torch.maximum(most, weights.amax(dim=(2, 3)))
+            sees = most[..., : weights.shape[-1]]
+            torch.maximum(sees, weights.amax(dim=(2, 3)), out=sees)
         return most[:, :, sinks.stop : sinks.stop + width]
