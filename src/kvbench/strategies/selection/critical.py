@@ -14,7 +14,7 @@ from kvbench.strategies.selection.scorer import ScorerDefaults
 from kvbench.strategies.selection.selector import Protected
 from kvbench.strategies.selection.wrapping import voters_of
 
-_BLOCK = 1024  # entries whose projected values exist at once
+_BLOCK = 256  # entries whose projected values exist at once, few enough for a processor's own cache
 _ALWAYS = float("inf")
 
 
@@ -85,9 +85,10 @@ def projected_size(values: Tensor, output: Tensor) -> Tensor:
     share = output.shape[0] // groups
     dtype = score_dtype(values.dtype)
     size = torch.zeros(values.shape[:3], dtype=dtype, device=values.device)
+    one = torch.ones(output.shape[2], dtype=dtype, device=values.device)
     for head, projection in enumerate(output):
         for start in range(0, entries, _BLOCK):
             block = slice(start, start + _BLOCK)
             projected = values[:, head // share, block] @ projection
-            size[:, head // share, block] += torch.linalg.vector_norm(projected, ord=1, dim=-1, dtype=dtype)
+            size[:, head // share, block] += projected.abs_().to(dtype) @ one
     return size / share

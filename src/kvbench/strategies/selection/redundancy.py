@@ -85,13 +85,18 @@ class Redundancy(ScorerDefaults):
         """Return how much each key of a head repeats others [B, n], so many keys against all at a time."""
         is_there, entries = position >= 0, keys.shape[1]
         unit = normalize(keys.to(score_dtype(keys.dtype)), dim=-1) * is_there[..., None]
-        total = torch.zeros(keys.shape[:2], dtype=unit.dtype, device=keys.device)
-        column = torch.arange(entries, device=keys.device)
+        total = (unit * (unit.sum(dim=1, keepdim=True) - unit)).sum(dim=-1)  # the cosines to all others
+        order = position.argsort(dim=-1)
+        own = torch.arange(entries, device=keys.device)
+        place = (own + 1).to(unit.dtype).expand_as(order)
+        place = torch.zeros_like(total).scatter_(1, order, place) * is_there  # counted from 1 by position, 0 for none
         for start in range(0, entries, block):
             cosine = unit[:, start : start + block] @ unit.transpose(-1, -2)
-            cosine.masked_fill_(column[start : start + block, None] == column, 0.0)
-            alike = torch.where(cosine > self.threshold, position[:, None], -1)
-            cosine.masked_fill_((alike >= 0) & (alike == alike.amax(dim=-1, keepdim=True)), 0.0)
-            total += cosine.sum(dim=1)
+            cosine.diagonal(offset=start, dim1=1, dim2=2).zero_()
+            latest = cosine.gt_(self.threshold).mul_(place[:, None]).amax(dim=-1).long()
+            column = order.gather(1, (latest - 1).clamp(min=0))
+            counts = (latest > 0) & (column != own[start : start + block])
+            other = unit.gather(1, column[..., None].expand(-1, -1, unit.shape[2]))
+            total.scatter_add_(1, column, (unit[:, start : start + block] * other).sum(dim=-1).mul_(counts).neg_())
         mean = total / is_there.sum(dim=-1, keepdim=True)
         return mean.masked_fill(~is_there, -torch.inf).softmax(dim=-1)
