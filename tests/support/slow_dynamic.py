@@ -169,7 +169,13 @@ def lot(seed: int, layer: int, head: int, position: int) -> int:
 
 def pair_lot(seed: int, layer: int, head: int, query: int, key: int) -> int:
     """Return the lot of a query and an entry."""
-    return mixed(lot(seed, layer, head, query) ^ mixed((key + 1) * 1_000_003))
+    pair = signed((lot(seed, layer, head, query) ^ mixed((key + 1) * 1_000_003)) * 1_540_483_477)
+    return signed((pair ^ (pair >> 15)) * 668_265_263) % 2**31
+
+
+def signed(number: int) -> int:
+    """Return what is left of a number in 32 bits with a sign."""
+    return (number + 2**31) % 2**32 - 2**31
 
 
 def gumbel(number: int) -> float:
