@@ -29,6 +29,7 @@ from kvbench.types import RunShape
 MODEL = "llama8"
 PROMPT, CONTEXT, NEW = 1024, 8192, 8
 PROMPT_SHARE, DECODE_SHARE = 0.25, 0.2
+ATTEMPTS = 3  # at a comparison in which other processes left no clean rounds
 
 Row = dict[str, Any]
 
@@ -78,8 +79,14 @@ def decode(desk: Desk, method: str, full: Any) -> Iterator[Row]:
 
 
 def _compared(desk: Desk, method: str, what: str, tokens: int, arms: dict[str, Any], *, steps: int) -> Row:
-    paired = desk.compare(f"{what} of {method}", arms, steps=steps)
-    found = ratio_interval(paired.samples, method, "baseline", "median")
+    found = None
+    for attempt in range(ATTEMPTS):
+        if attempt > 0:  # other processes disturbed all of it
+            desk.samples.pop()
+        paired = desk.compare(f"{what} of {method}", arms, steps=steps)
+        found = ratio_interval(paired.samples, method, "baseline", "median")
+        if found is not None:
+            break
     row: Row = {"method": method, "what": what, "tokens": tokens, "reason": "" if found else "no clean rounds"}
     return row | ({} if found is None else {"ratio": found.value, "low": found.low, "high": found.high})
 
