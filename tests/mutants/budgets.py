@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.plan import LayerPlan
-from kvbench.cache.protocols import Observation, PromptView, Scored
+from kvbench.cache.views import Observation, PromptView, Scored
 from kvbench.strategies.budget import adaptive, cascade, pyramid
 from kvbench.strategies.budget.adaptive import Adaptive
 from kvbench.strategies.budget.cascade import Cascade

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache import protocols
-from kvbench.cache.protocols import Observation, PromptView
+from kvbench.cache.views import Observation, PromptView
 from kvbench.kernels import column_sums as kernel
 from kvbench.kernels.attend import visible_to
 from kvbench.strategies.selection.attention import AttentionMass, LastQuery, WindowAttention

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kvbench.cache.protocols import Observation, PromptView
+from kvbench.cache.views import Observation, PromptView
 from kvbench.strategies.selection import lots as chance
 from kvbench.strategies.selection import proxy
 from kvbench.strategies.selection.noisy import NoisyMass

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from kvbench.cache.plan import LayerPlan
-from kvbench.cache.protocols import Observation, PromptView
+from kvbench.cache.views import Observation, PromptView
 from kvbench.strategies.budget import heads, policies
 from kvbench.strategies.budget.heads import EchoAndInduction, FullOrStreaming, GatedHeads, ScoredHeads
 from kvbench.strategies.budget.policies import CheapestPolicy

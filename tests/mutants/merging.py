@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.plan import LayerPlan
-from kvbench.cache.protocols import Leaving, Merged, Observation, Scored
 from kvbench.cache.slots import Slots
 from kvbench.cache.store import take
+from kvbench.cache.views import Leaving, Merged, Observation, Scored
 from kvbench.strategies.budget import variance
 from kvbench.strategies.budget.variance import ByVariance
 from kvbench.strategies.evicted import following, nearest, residual, runs, summary

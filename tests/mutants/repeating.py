@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kvbench.cache import kv_cache, layer, repeat
 from kvbench.cache.layer import CacheLayer
-from kvbench.cache.protocols import PromptView
+from kvbench.cache.views import PromptView
 from kvbench.strategies.budget import adaptive
 from kvbench.strategies.budget.adaptive import Adaptive
 from kvbench.strategies.selection.repetition import Repetition

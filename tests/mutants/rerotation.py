@@ -9,8 +9,8 @@ from torch import Tensor
 
 from kvbench.cache import store
 from kvbench.cache.kv_cache import KVCache
-from kvbench.cache.protocols import PromptView
 from kvbench.cache.rotary import turn
+from kvbench.cache.views import PromptView
 from kvbench.strategies.selection.question import QuestionAttention
 from tests.mutants.scorers import broken, loops
 from tests.support import rerotation, wrappers

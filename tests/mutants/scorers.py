@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kvbench.cache.protocols import PromptView
+from kvbench.cache.views import PromptView
 from kvbench.strategies.selection import expected_attention as expected
 from kvbench.strategies.selection import key_difference
 from kvbench.strategies.selection.expected_attention import ExpectedAttention

@@ -8,7 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kvbench.cache.protocols import PromptView, Scorer
+from kvbench.cache.protocols import Scorer
+from kvbench.cache.views import PromptView
 from kvbench.kernels.column_sums import column_sums
 from kvbench.strategies.selection import chunks, critical
 from kvbench.strategies.selection.chunks import ChunkMean

@@ -10,7 +10,7 @@ from statistics import variance
 import torch
 from torch import Tensor
 
-from kvbench.cache.protocols import PromptView
+from kvbench.cache.views import PromptView
 from kvbench.strategies.budget.cascade import Cascade
 from kvbench.strategies.budget.lazy import Lazy
 from kvbench.strategies.selection.defensive import Defensive

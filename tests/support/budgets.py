@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvbench.cache.protocols import Scored
+from kvbench.cache.views import Scored
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
 from kvbench.types import ModelView, RunShape

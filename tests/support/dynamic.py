@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.kv_cache import KVCache
-from kvbench.cache.protocols import Observation
+from kvbench.cache.views import Observation
 from kvbench.kernels import column_sums
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy

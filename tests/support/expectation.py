@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kvbench.cache.protocols import PromptView
+from kvbench.cache.views import PromptView
 from tests.support import toy
 from tests.support.checks import assert_close
 from tests.support.scorers import Loops

@@ -13,7 +13,7 @@ from torch import Tensor
 from kvbench.cache.codecs.dense import Dense
 from kvbench.cache.layer import CacheLayer
 from kvbench.cache.plan import LayerPlan
-from kvbench.cache.protocols import Scored
+from kvbench.cache.views import Scored
 from kvbench.strategies.base import CacheStrategy
 from kvbench.strategies.budget.policies import CheapestPolicy
 from kvbench.types import DECODE, PREFILL, LayerShape, ModelView, RunShape, Step

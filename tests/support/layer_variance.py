@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from kvbench.cache.protocols import Scored
+from kvbench.cache.views import Scored
 from kvbench.models.view import view_of
 from kvbench.types import RunShape
 from tests.support.checks import BUDGET, NEW, PROMPT

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kvbench.cache.protocols import Leaving, Observation
+from kvbench.cache.views import Leaving, Observation
 from kvbench.strategies.evicted.following import FollowingMerge
 from kvbench.strategies.selection.call_attention import CallAttention
 from kvbench.types import DECODE

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache import rotary
-from kvbench.cache.protocols import PromptView
+from kvbench.cache.views import PromptView
 from kvbench.kernels import attend, column_sums
 from kvbench.strategies.selection.random import RandomScore
 from kvbench.strategies.selection.selector import Protected

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from kvbench.cache.protocols import PromptView
+from kvbench.cache.views import PromptView
 from tests.support import toy
 from tests.support.checks import BUDGET, NEW, PROMPT, assert_close, uniform
 from tests.support.drive import drive

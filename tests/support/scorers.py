@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvbench.cache.protocols import PromptView
+from kvbench.cache.views import PromptView
 from kvbench.types import RunShape
 from tests.support import toy
 from tests.support.checks import BUDGET, NEW, PROMPT, assert_close, uniform

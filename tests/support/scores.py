@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from kvbench.cache.protocols import Observation, PromptView, Scorer
+from kvbench.cache.protocols import Scorer
+from kvbench.cache.views import Observation, PromptView
 from tests.support.checks import BUDGET, EXACT, NEW, PROMPT, assert_close, assert_same_held, uniform
 from tests.support.drive import drive, slots_of
 from tests.support.models import HEADS, LAYERS, attention, ids, model

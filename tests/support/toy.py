@@ -10,7 +10,8 @@ from torch import Tensor
 from kvbench.cache.codecs.dense import Dense
 from kvbench.cache.layer import CacheLayer
 from kvbench.cache.plan import LayerPlan
-from kvbench.cache.protocols import PromptView, Scorer, Selector
+from kvbench.cache.protocols import Scorer, Selector
+from kvbench.cache.views import PromptView
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
 from kvbench.types import DECODE, PREFILL, LayerShape, RunShape

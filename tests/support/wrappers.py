@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kvbench.cache.protocols import PromptView
+from kvbench.cache.views import PromptView
 from tests.support import toy
 from tests.support.checks import BUDGET, NEW, PROMPT, assert_close, assert_same_held, uniform
 from tests.support.drive import drive, positions

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from kvbench.cache.protocols import Scored, Sharer
+from kvbench.cache.protocols import Sharer
+from kvbench.cache.views import Scored
 
 Counts = Sequence[Sequence[int | None]]
 

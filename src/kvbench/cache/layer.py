@@ -11,10 +11,10 @@ from kvbench.cache.barrier import Barrier
 from kvbench.cache.codecs.dense import Dense
 from kvbench.cache.pair import Half, Meeting, Prompt
 from kvbench.cache.plan import LayerPlan, Region, score_dtype
-from kvbench.cache.protocols import PromptView, Scored
 from kvbench.cache.repeat import repeated_positions
 from kvbench.cache.slots import Slots
 from kvbench.cache.store import Store, positions
+from kvbench.cache.views import PromptView, Scored
 from kvbench.kernels.attend import attend_causal, attend_prompt
 from kvbench.types import RunShape, Step
 

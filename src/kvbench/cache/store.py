@@ -9,9 +9,10 @@ from torch import Tensor
 
 from kvbench.cache.pages import Pages
 from kvbench.cache.plan import LayerPlan, grown, score_dtype
-from kvbench.cache.protocols import Leaving, Observation, PromptView, Reading
+from kvbench.cache.protocols import Reading
 from kvbench.cache.rotary import turn
 from kvbench.cache.slots import Slots
+from kvbench.cache.views import Leaving, Observation, PromptView
 from kvbench.kernels.attend import EMPTY, SUMMARY, attend_one, attend_prompt
 from kvbench.types import RunShape
 

@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kvbench.cache.protocols import PromptView, Scored, Sharer
+from kvbench.cache.protocols import Sharer
+from kvbench.cache.views import PromptView, Scored
 from kvbench.strategies.budget.base import Uniform
 
 _ALWAYS = float("inf")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.plan import LayerPlan
-from kvbench.cache.protocols import PromptView
+from kvbench.cache.views import PromptView
 from kvbench.strategies.budget.layers import LayerShares
 from kvbench.strategies.budget.rounding import apportion
 from kvbench.strategies.selection.fluctuation import window_moments

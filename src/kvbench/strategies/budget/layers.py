@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from kvbench.cache.plan import LayerPlan
-from kvbench.cache.protocols import PromptView, Scored, Sharer
+from kvbench.cache.protocols import Sharer
+from kvbench.cache.views import PromptView, Scored
 from kvbench.strategies.budget.base import Uniform
 from kvbench.strategies.budget.rounding import spread
 

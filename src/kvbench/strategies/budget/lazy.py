@@ -9,7 +9,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kvbench.cache.protocols import Evicted, PromptView, Scored, Scorer, Selector, Sharer
+from kvbench.cache.protocols import Evicted, Scorer, Selector, Sharer
+from kvbench.cache.views import PromptView, Scored
 from kvbench.strategies.budget.base import Uniform
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.plan import LayerPlan
-from kvbench.cache.protocols import Evicted, PromptView, Scored, Scorer, Selector, Sharer
+from kvbench.cache.protocols import Evicted, Scorer, Selector, Sharer
+from kvbench.cache.views import PromptView, Scored
 from kvbench.strategies.selection.policies import PolicyOrder, mean_received, rules, sizes
 from kvbench.types import ModelView, RunShape
 

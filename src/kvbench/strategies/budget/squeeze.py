@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from kvbench.cache.plan import LayerPlan
-from kvbench.cache.protocols import PromptView
+from kvbench.cache.views import PromptView
 from kvbench.models.view import attention_of
 from kvbench.strategies.budget.layers import LayerShares
 from kvbench.strategies.budget.rounding import apportion, least_budget

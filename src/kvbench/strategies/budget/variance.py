@@ -9,7 +9,7 @@ from fractions import Fraction
 import torch
 
 from kvbench.cache.plan import LayerPlan
-from kvbench.cache.protocols import Scored
+from kvbench.cache.views import Scored
 from kvbench.strategies.budget.layers import LayerShares
 from kvbench.strategies.budget.rounding import apportion_at_least, least_budget
 from kvbench.types import ModelView, RunShape

@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from kvbench.cache.plan import LayerPlan
-from kvbench.cache.protocols import Leaving, Merged
 from kvbench.cache.slots import Slots
+from kvbench.cache.views import Leaving, Merged
 from kvbench.types import LayerShape
 
 

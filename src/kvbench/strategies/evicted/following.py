@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.plan import LayerPlan, score_dtype
-from kvbench.cache.protocols import Leaving, Merged
 from kvbench.cache.slots import Slots
 from kvbench.cache.store import take
+from kvbench.cache.views import Leaving, Merged
 from kvbench.strategies.evicted.drop import EvictedDefaults
 from kvbench.strategies.evicted.summary import BLOCK, leaves
 from kvbench.strategies.selection.lots import PRIME, lots

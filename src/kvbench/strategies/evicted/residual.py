@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.plan import LayerPlan, score_dtype
-from kvbench.cache.protocols import Leaving, Merged
 from kvbench.cache.slots import Slots
 from kvbench.cache.store import take
+from kvbench.cache.views import Leaving, Merged
 from kvbench.strategies.evicted.nearest import weighted_sums
 from kvbench.strategies.evicted.summary import leaves
 from kvbench.types import LayerShape

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kvbench.cache.protocols import Observation, PromptView
+from kvbench.cache.views import Observation, PromptView
 from kvbench.strategies.selection.scorer import ScorerDefaults
 
 

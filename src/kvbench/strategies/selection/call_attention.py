@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from kvbench.cache.protocols import Observation, PromptView
+from kvbench.cache.views import Observation, PromptView
 from kvbench.strategies.selection.scorer import ScorerDefaults
 
 

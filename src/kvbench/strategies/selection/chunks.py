@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from kvbench.cache.protocols import PromptView, Scorer
+from kvbench.cache.protocols import Scorer
+from kvbench.cache.views import PromptView
 from kvbench.strategies.selection.scorer import ScorerDefaults
 from kvbench.strategies.selection.wrapping import voters_of
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.plan import score_dtype
-from kvbench.cache.protocols import PromptView, Scorer
+from kvbench.cache.protocols import Scorer
+from kvbench.cache.views import PromptView
 from kvbench.strategies.selection.scorer import ScorerDefaults
 from kvbench.strategies.selection.selector import Protected
 from kvbench.strategies.selection.wrapping import voters_of

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.plan import score_dtype
-from kvbench.cache.protocols import PromptView
 from kvbench.cache.rotary import turn
+from kvbench.cache.views import PromptView
 from kvbench.strategies.selection.scorer import ScorerDefaults
 
 

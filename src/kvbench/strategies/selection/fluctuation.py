@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.plan import score_dtype
-from kvbench.cache.protocols import Observation, PromptView
+from kvbench.cache.views import Observation, PromptView
 from kvbench.strategies.selection.scorer import ScorerDefaults
 
 

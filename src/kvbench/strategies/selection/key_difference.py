@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.plan import score_dtype
-from kvbench.cache.protocols import PromptView
+from kvbench.cache.views import PromptView
 from kvbench.strategies.selection.scorer import ScorerDefaults
 
 _SMALL = 1e-12  # keys of no size have no direction, and no cosine

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.plan import score_dtype
-from kvbench.cache.protocols import Observation, PromptView
+from kvbench.cache.views import Observation, PromptView
 from kvbench.strategies.selection.scorer import ScorerDefaults
 from kvbench.strategies.selection.selector import Protected
 

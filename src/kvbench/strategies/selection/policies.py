@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from torch import Tensor
 
-from kvbench.cache.protocols import Observation, PromptView
+from kvbench.cache.views import Observation, PromptView
 from kvbench.strategies.selection.scorer import ScorerDefaults
 from kvbench.strategies.selection.selector import Protected
 

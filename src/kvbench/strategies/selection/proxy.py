@@ -9,7 +9,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from kvbench.cache.protocols import PromptView
+from kvbench.cache.views import PromptView
 from kvbench.strategies.selection.lots import exponential, lots
 from kvbench.strategies.selection.scorer import ScorerDefaults
 from kvbench.strategies.selection.selector import Protected

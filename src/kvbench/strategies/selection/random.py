@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.plan import score_dtype
-from kvbench.cache.protocols import PromptView
+from kvbench.cache.views import PromptView
 from kvbench.strategies.selection.lots import PRIME, lots
 from kvbench.strategies.selection.scorer import ScorerDefaults
 

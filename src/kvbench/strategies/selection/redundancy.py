@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool1d, normalize
 
 from kvbench.cache.plan import score_dtype
-from kvbench.cache.protocols import PromptView
+from kvbench.cache.views import PromptView
 from kvbench.strategies.selection.scorer import ScorerDefaults
 
 
