@@ -10,6 +10,7 @@ import torch
 from kvbench.kernels.packed import native, why_not
 from tests.mutants.core_mutant import Check, Mutant, each_of
 from tests.mutants.native_rows import MUTANTS
+from tests.mutants.reference_rows import MUTANTS as REFERENCE_MUTANTS
 from tests.support.codecs import (
     QUANTISERS,
     a_step_needs_little_room,
@@ -17,6 +18,7 @@ from tests.support.codecs import (
     products_equal_dense_ones,
     quantiser,
 )
+from tests.support.packed_rows import ALL, Case, rows_are_what_they_stand_for
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -32,6 +34,12 @@ FORMS = (  # each is compiled: registers and plain loops, every plane of bits, a
     (quantiser(16, symmetric=True, levels="float16"), 64, 2),
 )
 ENCODED = [(how, dim) for how, dim, _ in FORMS if how.tokens == 1 and how.bits < 16]
+CASES = (  # each is compiled too
+    Case(codebook=True, outliers=7, rotary=32, tokens=ALL, expanded=True, share=4),
+    Case(bits=3, codebook=True, outliers=19, expanded=True),
+    Case(bits=2, dim=20, codebook=True, low=False, outliers=2, channel=torch.int32, rotary=7, positions="by head"),
+    Case(bits=8, dim=48, codebook=True, tokens=4, rotary=8, share=2),
+)
 has_compiler = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
 
 
@@ -45,6 +53,16 @@ def test_the_reference_equals_dense_products(how: object) -> None:
 @pytest.mark.parametrize(("how", "dim", "share"), FORMS, ids=str)
 def test_the_native_kernel_equals_dense_products(how: object, dim: int, share: int) -> None:
     products_equal_dense_ones(how, dim, share, "native")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_rows_with_tables_outliers_and_rotation_are_what_they_stand_for(case: Case) -> None:
+    rows_are_what_they_stand_for(case)
+
+
+@each_of(REFERENCE_MUTANTS)
+def test_the_oracle_fails_on_a_wrong_reference(mutant: Mutant, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant.dies(check, monkeypatch)
 
 
 @has_compiler

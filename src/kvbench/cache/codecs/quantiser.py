@@ -70,7 +70,7 @@ class Quantiser:
             tokens=self.tokens,
             channels=channels,
             symmetric=self.symmetric,
-            is_float=self.levels != "integers",
+            levels=self.levels,
         )
 
     def bytes(self, dim: int, entries: int) -> int:
@@ -104,7 +104,7 @@ class Quantiser:
         over = 3 if size > 1 else 4
         low = None if self.symmetric else groups.amin(dim=over)
         if low is None:
-            largest = LARGEST_E4M3 if form.is_float else 2 ** (self.bits - 1) - 1
+            largest = LARGEST_E4M3 if self.levels == "e4m3" else 2 ** (self.bits - 1) - 1
             scale = (groups.abs().amax(dim=over) if reach is None else reach) / largest
         else:
             scale = (groups.amax(dim=over) - low) / (2**self.bits - 1)

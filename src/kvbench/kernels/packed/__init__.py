@@ -5,28 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import ModuleType
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 Kernel = Literal["native", "reference"]
-KERNELS: tuple[Kernel, ...] = ("native", "reference")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
     """How rows of numbers are packed.
 
-    A number is its code, or what the code stands for, times a scale, plus the least one.
+    A number is what its code stands for times a scale, plus the least one.
 
     Args:
         dim: numbers of a row.
         bits: of a code.
-        tokens: neighbouring rows whose numbers of one channel share a scale; 1 where each row has its own scales.
+        tokens: neighbouring rows whose numbers of one channel share a scale; 1 where each row has its own scales, and
+            as many as there can be where all share them.
         channels: neighbouring numbers of a row that share a scale; 1 where each channel has its own.
-        symmetric: whether codes are as often below 0 as above it, so that there is no least number to keep.
-        is_float: whether codes are floating point numbers: e4m3 with 8 bits; with 16 they are the numbers, unscaled.
+        symmetric: whether there is no least number; integers are then as often below 0 as above it.
+        levels: what codes stand for: "integers", "e4m3", floating point numbers of 8 bits, "float16", the numbers
+            themselves, unscaled, or "codebook", what a table says.
     """
 
     dim: int
@@ -34,7 +36,7 @@ class Form:
     tokens: int
     channels: int
     symmetric: bool
-    is_float: bool
+    levels: Literal["integers", "e4m3", "float16", "codebook"]
 
     @property
     def scales(self) -> int:
@@ -42,9 +44,37 @@ class Form:
         return 0 if self.bits == 16 else -(-self.dim // self.channels)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outliers:
+    """Numbers that stand in the place of what codes say, as many for every token.
+
+    Args:
+        value: float16 [B, m, k].
+        channel: which of the token's numbers, head * dim + channel, int16 or int32 [B, m, k].
+    """
+
+    value: Tensor
+    channel: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turned:
+    """What rows are rotated by where they are read: they are packed as they were before.
+
+    Args:
+        position: of each row, int32 [B, 1 or G, m].
+        inverse_frequency: of rotate-half RoPE [rotary_dim / 2]; channels past the rotary ones are left alone.
+    """
+
+    position: Tensor
+    inverse_frequency: Tensor
+
+
 @dataclass(frozen=True)
 class Packed:
     """A run of packed rows.
+
+    Scales that heads or batch rows share are expanded, not copied.
 
     Args:
         form: how they are packed.
@@ -52,6 +82,9 @@ class Packed:
         scale: float16 [B, G, M, n], one row for `form.tokens` rows of codes.
         low: the least numbers, as the scales; None where the form is symmetric.
         kernel: what reads them.
+        levels: what the codes of a codebook stand for, float32 [2^bits].
+        outliers: what replaces numbers of the rows, before they are rotated.
+        turned: how rows, which are keys then, are rotated.
     """
 
     form: Form
@@ -59,12 +92,42 @@ class Packed:
     scale: Tensor
     low: Tensor | None
     kernel: Kernel
+    levels: Tensor | None = None
+    outliers: Outliers | None = None
+    turned: Turned | None = None
+
+    @property
+    def outlier_rows(self) -> float:
+        """As many rows of each head as outliers would fill."""
+        if self.outliers is None:
+            return 0.0
+        return self.outliers.value[0].numel() / (self.codes.shape[1] * self.form.dim)
 
     def dense(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Return rows start .. stop as numbers [B, G, stop - start, D]."""
         from kvbench.kernels.packed import reference
 
         return reference.dense(self, start, stop, dtype)
+
+    def logits(self, rows: Tensor, out: Tensor) -> None:
+        """Write the products of rows [B, G, g, D], float32 or wider, into out [B, G, g, m]."""
+        self._kernel.logits(rows, self, out)
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        """Return the sum of the rows by weights [B, G, g, m], as [B, G, g, D]."""
+        assert self.turned is None, "values are not rotated"
+        summed: Tensor = self._kernel.weighted(weights, self)
+        return summed
+
+    @property
+    def _kernel(self) -> ModuleType:
+        if self.kernel == "native":
+            from kvbench.kernels.packed import native
+
+            return native
+        from kvbench.kernels.packed import reference
+
+        return reference
 
 
 @dataclass(frozen=True)
@@ -79,7 +142,6 @@ class Rows:
     parts: Sequence[Tensor | Packed]
     dtype: torch.dtype
 
-    outlier_entries: ClassVar[float] = 0.0
     sink_entries: ClassVar[int] = 0
 
     @cached_property
@@ -91,6 +153,11 @@ class Rows:
     def exact(self) -> int:
         """Entries that are not packed."""
         return sum(part.shape[2] for part in self.parts if isinstance(part, Tensor))
+
+    @property
+    def outlier_entries(self) -> float:
+        """As many entries as outliers would fill."""
+        return sum(part.outlier_rows for part in self.parts if isinstance(part, Packed))
 
     @property
     def groups(self) -> int:
@@ -119,14 +186,8 @@ class Rows:
             here = out.narrow(3, start, length)
             if isinstance(part, Tensor):
                 here.copy_(torch.matmul(rows, part.transpose(-1, -2)))
-            elif part.kernel == "native":
-                from kvbench.kernels.packed import native
-
-                native.logits(rows.to(wide), part, here)
             else:
-                from kvbench.kernels.packed import reference
-
-                reference.logits(rows.to(wide), part, here)
+                part.logits(rows.to(wide), here)
             start += length
         return out
 
@@ -136,16 +197,7 @@ class Rows:
         start = 0
         for part, length in zip(self.parts, self.lengths, strict=True):
             mine = weights.narrow(3, start, length)
-            if isinstance(part, Tensor):
-                summed = torch.matmul(mine.to(part.dtype), part)
-            elif part.kernel == "native":
-                from kvbench.kernels.packed import native
-
-                summed = native.weighted(mine, part)
-            else:
-                from kvbench.kernels.packed import reference
-
-                summed = reference.weighted(mine, part)
+            summed = torch.matmul(mine.to(part.dtype), part) if isinstance(part, Tensor) else part.weighted(mine)
             out = summed if out is None else out + summed
             start += length
         assert out is not None

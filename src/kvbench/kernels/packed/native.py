@@ -76,6 +76,7 @@ def encode(rows: Tensor, form: Form) -> tuple[Tensor, Tensor, Tensor | None]:
 
 def _arguments(packed: Packed, heads: int) -> tuple[int, ...]:
     codes, scale, low = packed.codes, packed.scale, packed.low
+    assert (packed.levels, packed.outliers, packed.turned) == (None, None, None), "not written yet"
     return (
         codes.data_ptr(),
         codes.stride(1),
@@ -114,7 +115,7 @@ def _numbers(form: Form) -> dict[str, int]:
         "CHANNELS": form.channels,
         "PER_CHANNEL": int(form.tokens > 1),
         "SYMMETRIC": int(form.symmetric),
-        "IS_FLOAT": int(form.is_float),
+        "IS_FLOAT": int(form.levels in ("e4m3", "float16")),
     }
 
 

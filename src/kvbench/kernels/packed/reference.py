@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvbench.kernels.packing import unpack
+from kvbench.kernels.rotary import turn
 
 if TYPE_CHECKING:
     from kvbench.kernels.packed import Packed
@@ -18,13 +19,30 @@ BLOCK = 32  # rows that exist as numbers at once
 
 def dense(packed: Packed, start: int, stop: int, dtype: torch.dtype) -> Tensor:
     """Return rows start .. stop as numbers [B, G, stop - start, D]."""
+    numbers = _coded(packed, start, stop, dtype)
+    outliers, turned = packed.outliers, packed.turned
+    if outliers is not None:
+        channel, value = outliers.channel[:, start:stop].long(), outliers.value[:, start:stop].to(dtype)
+        tokens = numbers.transpose(1, 2).flatten(2).scatter(2, channel, value)
+        numbers = tokens.unflatten(2, (-1, packed.form.dim)).transpose(1, 2)
+    if turned is not None:
+        numbers = turn(numbers, turned.position[:, :, start:stop], turned.inverse_frequency)
+    return numbers
+
+
+def _coded(packed: Packed, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    """Return what the codes of rows start .. stop stand for [B, G, stop - start, D]."""
     form = packed.form
-    if form.bits == 16:
+    if form.levels == "float16":
         return packed.codes[:, :, start:stop].contiguous().view(torch.float16).to(dtype)
     codes = unpack(packed.codes[:, :, start:stop], form.bits, form.dim)
-    numbers = (codes.view(torch.float8_e4m3fn) if form.is_float else codes).to(dtype)
-    if form.symmetric and not form.is_float:
-        numbers -= 2 ** (form.bits - 1) - 1
+    if form.levels == "codebook":
+        assert packed.levels is not None
+        numbers = packed.levels.to(dtype)[codes.long()]
+    elif form.levels == "e4m3":
+        numbers = codes.view(torch.float8_e4m3fn).to(dtype)
+    else:
+        numbers = codes.to(dtype) - (2 ** (form.bits - 1) - 1 if form.symmetric else 0)
     numbers *= _spread(packed.scale, packed, start, stop).to(dtype)
     if packed.low is not None:
         numbers += _spread(packed.low, packed, start, stop).to(dtype)
@@ -55,10 +73,5 @@ def _blocks(packed: Packed) -> Iterator[slice]:
 def _spread(scale: Tensor, packed: Packed, start: int, stop: int) -> Tensor:
     """Return one scale for each number of rows start .. stop [B, G, stop - start, D]."""
     form = packed.form
-    scale = scale[:, :, start // form.tokens : -(-stop // form.tokens)]
-    if form.channels > 1:
-        scale = scale.repeat_interleave(form.channels, dim=-1)[..., : form.dim]
-    if form.tokens == 1:
-        return scale
-    first = start % form.tokens
-    return scale.repeat_interleave(form.tokens, dim=-2)[:, :, first : first + stop - start]
+    scale = scale[:, :, torch.arange(start, stop, device=scale.device) // form.tokens]
+    return scale.repeat_interleave(form.channels, dim=-1)[..., : form.dim] if form.channels > 1 else scale

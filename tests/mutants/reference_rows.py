@@ -1,0 +1,87 @@
+"""The reference of packed rows with one thing wrong each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from kvbench.kernels.packed import Packed, reference
+from kvbench.kernels.rotary import turn
+from tests.mutants.core_mutant import Mutant
+from tests.support.packed_rows import ALL, Case, rows_are_what_they_stand_for
+
+coded, spread, dense = reference._coded, reference._spread, reference.dense
+
+
+def next_level(packed: Packed, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    """Take the table one code late."""
+    assert packed.levels is not None
+    return coded(replace(packed, levels=packed.levels.roll(1)), start, stop, dtype)
+
+
+def outliers_stay_in_the_first_head(packed: Packed, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    """Count channels within a head."""
+    assert packed.outliers is not None
+    channel = packed.outliers.channel % packed.form.dim
+    return dense(replace(packed, outliers=replace(packed.outliers, channel=channel)), start, stop, dtype)
+
+
+def outliers_are_rotated_already(packed: Packed, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    """Rotate before outliers are put in."""
+    bare = dense(replace(packed, outliers=None), start, stop, dtype)
+    is_outlier = dense(packed, start, stop, dtype) != bare
+    return torch.where(is_outlier, dense(replace(packed, turned=None), start, stop, dtype), bare)
+
+
+def turned_back(keys: Tensor, position: Tensor, inverse_frequency: Tensor) -> Tensor:
+    """Rotate the other way."""
+    return turn(keys, -position, inverse_frequency)
+
+
+def turned_exactly(keys: Tensor, position: Tensor, inverse_frequency: Tensor) -> Tensor:
+    """Rotate by angles that are not rounded as the model's are."""
+    return turn(keys.double(), position, inverse_frequency).to(keys.dtype)
+
+
+def own_scales(scale: Tensor, packed: Packed, start: int, stop: int) -> Tensor:
+    """Let every row have its own scales."""
+    return spread(scale, replace(packed, form=replace(packed.form, tokens=1)), start, stop)
+
+
+_KEYS = Case(codebook=True, outliers=7, rotary=32)
+MUTANTS = (
+    Mutant(
+        name="the table is taken one code late",
+        patches=((reference, "_coded", next_level),),
+        killed_by=(partial(rows_are_what_they_stand_for, Case(bits=3, codebook=True)),),
+    ),
+    Mutant(
+        name="outliers stay in the first head",
+        patches=((reference, "dense", outliers_stay_in_the_first_head),),
+        killed_by=(partial(rows_are_what_they_stand_for, Case(outliers=7)),),
+    ),
+    Mutant(
+        name="outliers are rotated already",
+        patches=((reference, "dense", outliers_are_rotated_already),),
+        killed_by=(partial(rows_are_what_they_stand_for, _KEYS),),
+    ),
+    Mutant(
+        name="rows are turned back",
+        patches=((reference, "turn", turned_back),),
+        killed_by=(partial(rows_are_what_they_stand_for, _KEYS),),
+    ),
+    Mutant(
+        name="angles are not rounded",
+        patches=((reference, "turn", turned_exactly),),
+        killed_by=(partial(rows_are_what_they_stand_for, _KEYS),),
+    ),
+    Mutant(
+        name="every row has its own scales",
+        patches=((reference, "_spread", own_scales),),
+        killed_by=(partial(rows_are_what_they_stand_for, Case(tokens=ALL)),),
+        error=IndexError,
+    ),
+)

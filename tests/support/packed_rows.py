@@ -1,0 +1,143 @@
+"""Rows made of random codes, and the numbers they stand for by plain loops."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvbench.kernels.packed import Form, Kernel, Outliers, Packed, Turned
+from kvbench.kernels.packing import pack
+
+BATCH, HEADS, ROWS = 2, 2, 45  # rows that fill no block
+ALL = 2**31  # rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Rows of one form.
+
+    Args:
+        bits: of a code.
+        dim: numbers of a row.
+        share: queries of a KV head.
+        tokens: rows that share scales, `ALL` for all of them; 1 for none.
+        low: whether there are least numbers.
+        codebook: whether codes stand for what a table says; otherwise for integers.
+        outliers: of a token, over all heads.
+        channel: what their channels are kept in.
+        rotary: pairs of channels that are rotated.
+        positions: whether heads have the same ones.
+        expanded: whether all heads and batch rows have the same scales.
+    """
+
+    bits: int = 4
+    dim: int = 64
+    share: int = 1
+    tokens: int = 1
+    low: bool = True
+    codebook: bool = False
+    outliers: int = 0
+    channel: torch.dtype = torch.int16
+    rotary: int = 0
+    positions: Literal["shared", "by head"] = "shared"
+    expanded: bool = False
+
+    @property
+    def form(self) -> Form:
+        """How the rows are packed."""
+        return Form(
+            dim=self.dim,
+            bits=self.bits,
+            tokens=self.tokens,
+            channels=self.dim if self.tokens == 1 else 1,
+            symmetric=not self.low,
+            levels="codebook" if self.codebook else "integers",
+        )
+
+
+def rows_of(case: Case, kernel: Kernel) -> tuple[Packed, Tensor]:
+    """Return rows, and the numbers they stand for in float64 [BATCH, HEADS, ROWS, dim]."""
+    random, form = torch.Generator().manual_seed(case.bits + case.dim), case.form
+    codes = torch.randint(0, 2**case.bits, (BATCH, HEADS, ROWS + 5, case.dim), generator=random, dtype=torch.uint8)
+    levels = torch.randn(2**case.bits, generator=random) if case.codebook else None
+    heads = (1, 1) if case.expanded else (BATCH, HEADS)
+    size = (*heads, -(-ROWS // case.tokens), form.scales)
+    scale, low = (torch.randn(size, generator=random).half().expand(BATCH, HEADS, -1, -1) for _ in range(2))
+    packed = Packed(
+        form,
+        pack(codes, case.bits)[:, :, 3 : 3 + ROWS],
+        scale,
+        low if case.low else None,
+        kernel,
+        levels,
+        _outliers(case, random),
+        _turned(case, random),
+    )
+    return packed, _plain(packed, codes[:, :, 3 : 3 + ROWS])
+
+
+def _outliers(case: Case, random: torch.Generator) -> Outliers | None:
+    if case.outliers == 0:
+        return None
+    channel = torch.rand(BATCH, ROWS, HEADS * case.dim, generator=random).argsort(dim=-1)[..., : case.outliers]
+    value = 30 * torch.randn(BATCH, ROWS, case.outliers, generator=random)
+    return Outliers(value=value.half(), channel=channel.to(case.channel))
+
+
+def _turned(case: Case, random: torch.Generator) -> Turned | None:
+    if case.rotary == 0:
+        return None
+    heads = 1 if case.positions == "shared" else HEADS
+    position = torch.randint(0, 2**17, (BATCH, heads, ROWS), generator=random, dtype=torch.int32)
+    position[:, :, :5] = torch.tensor([-1, 0, 63, 64, 2**17 - 1])  # -1 is a row nobody looks at
+    return Turned(position=position, inverse_frequency=1e4 ** -(torch.arange(case.rotary) / case.rotary))
+
+
+def _plain(packed: Packed, codes: Tensor) -> Tensor:
+    """Return what the rows stand for, one number at a time."""
+    form, middle = packed.form, 2 ** (packed.form.bits - 1) - 1
+    out = torch.empty(codes.shape, dtype=torch.float64)
+    numbers, given = out.numpy(), codes.numpy()
+    table = None if packed.levels is None else packed.levels.numpy()
+    for row, head, at, channel in itertools.product(*map(range, codes.shape)):
+        code = int(given[row, head, at, channel])
+        number = code - (middle if form.symmetric else 0) if table is None else table[code]
+        here = (row, head, at // form.tokens, channel // form.channels)
+        least = 0 if packed.low is None else float(packed.low[here])
+        numbers[row, head, at, channel] = float(number) * float(packed.scale[here]) + least
+    if packed.outliers is not None:
+        value, channels = packed.outliers.value, packed.outliers.channel
+        for row, at, which in itertools.product(*map(range, value.shape)):
+            head, channel = divmod(int(channels[row, at, which]), form.dim)
+            numbers[row, head, at, channel] = float(value[row, at, which])
+    if packed.turned is not None:
+        frequency = packed.turned.inverse_frequency.numpy()
+        half, position = len(frequency), packed.turned.position.numpy().astype(np.float32)
+        angle = (position[..., None] * frequency).astype(np.float64)  # rounded to float32, as models do
+        pairs = (numbers[..., :half] + 1j * numbers[..., half : 2 * half]) * np.exp(1j * angle)
+        numbers[..., :half], numbers[..., half : 2 * half] = pairs.real, pairs.imag
+    return out
+
+
+def rows_are_what_they_stand_for(case: Case, kernel: Kernel = "reference") -> None:
+    """Numbers, logits and sums of values over rows are those over the numbers that the rows stand for."""
+    packed, numbers = rows_of(case, kernel)
+    largest = numbers.abs().amax()
+    dense = packed.dense(2, ROWS, torch.float32)
+    assert ((dense - numbers[:, :, 2:]).abs() <= 2e-6 * largest).all()
+    random = torch.Generator().manual_seed(1)
+    queries = torch.randn(BATCH, HEADS, case.share, case.dim, generator=random)
+    out = torch.full((BATCH, HEADS, case.share, ROWS + 8), torch.nan)[..., 3 : 3 + ROWS]
+    packed.logits(queries, out)
+    want = queries.double() @ numbers.transpose(-1, -2)
+    size = queries.double().norm(dim=-1)[..., None] * numbers.norm(dim=-1)[:, :, None]
+    assert ((out - want).abs() <= 1e-5 * size).all()
+    if packed.turned is None:
+        weights = torch.rand(BATCH, HEADS, case.share, ROWS + 8, generator=random)[..., 4 : 4 + ROWS]
+        got, want = packed.weighted(weights), weights.double() @ numbers
+        assert ((got - want).abs() <= 2e-6 * (weights.double() @ numbers.abs())).all()
