@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,15 @@ CASES = (  # each is compiled too
 has_compiler = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Let a test run on two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("how", QUANTISERS, ids=str)
 def test_the_reference_equals_dense_products(how: object) -> None:
     for dim in (16, 11):
@@ -58,6 +68,12 @@ def test_the_native_kernel_equals_dense_products(how: object, dim: int, share: i
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_rows_with_tables_outliers_and_rotation_are_what_they_stand_for(case: Case) -> None:
     rows_are_what_they_stand_for(case)
+
+
+@has_compiler
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_natively_they_are_too(case: Case, two_threads: None) -> None:
+    rows_are_what_they_stand_for(case, "native")
 
 
 @each_of(REFERENCE_MUTANTS)

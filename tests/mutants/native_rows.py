@@ -11,19 +11,22 @@ from pathlib import Path
 from kvbench.kernels.packed import native
 from tests.mutants.core_mutant import Mutant
 from tests.support.codecs import kernels_find_the_same_codes, products_equal_dense_ones, quantiser
+from tests.support.packed_rows import ALL, Case, rows_are_what_they_stand_for
 
+KEYS = Case(codebook=True, outliers=7, rotary=32, tokens=ALL, expanded=True, share=4)
 FLOAT = quantiser(8, symmetric=True, levels="e4m3")
 
 
 def _changed(source: Path, before: str, after: str) -> Path:
-    """Return a file with a source, one thing in it changed."""
-    text = source.read_text(encoding="utf-8")
-    assert text.count(before) == 1, f"{before!r} is not there once"
-    changed = text.replace(before, after)
-    name = hashlib.sha256(changed.encode()).hexdigest()[:16]
-    file = Path(tempfile.gettempdir()) / f"kvbench-mutant-{name}.cpp"
-    file.write_text(changed, encoding="utf-8")
-    return file
+    """Return a source with one thing in it, or in what it includes, changed."""
+    texts = {file.name: file.read_text(encoding="utf-8") for file in (source, *source.parent.glob("*.h"))}
+    assert sum(text.count(before) for text in texts.values()) == 1, f"{before!r} is not there once"
+    name = hashlib.sha256((before + after).encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"kvbench-mutant-{name}"
+    folder.mkdir(exist_ok=True)
+    for file, text in texts.items():
+        (folder / file).write_text(text.replace(before, after), encoding="utf-8")
+    return folder / source.name
 
 
 def _mutant(name: str, before: str, after: str, *killed_by: partial[None]) -> Mutant:
@@ -59,14 +62,14 @@ MUTANTS = (
     ),
     _mutant(
         "scales of channels are read once",
-        "entry % tokens == 0) shared.read",
-        "entry == 0) shared.read",
+        "next = (group + 1) * rows.tokens",
+        "next = -1",
         partial(products_equal_dense_ones, quantiser(2, "tokens", 4), 64, 1, "native"),
     ),
     _mutant(
         "all queries of a head are the first",
-        "queries + head * SHARE * DIM, query)",
-        "queries + head * DIM, query)",
+        "queries + (block.index() * SHARE + q) * DIM",
+        "queries + block.index() * SHARE * DIM",
         partial(products_equal_dense_ones, quantiser(4, group=32), 64, 4, "native"),
     ),
     _encoder(
@@ -92,5 +95,29 @@ MUTANTS = (
         "size < 0x3c800000 ? small : normal",
         "normal",
         partial(kernels_find_the_same_codes, FLOAT, 64),
+    ),
+    _mutant(
+        "the upper half of a table is its lower half",
+        "LEVELS * sizeof(float));",
+        "LEVELS / 2 * sizeof(float));",
+        partial(rows_are_what_they_stand_for, KEYS, "native"),
+    ),
+    _mutant(
+        "outliers go to the head before",
+        "at = head == 0 ? 0 : ends[head - 1]; at < ends[head]",
+        "at = 0; at < ends[head]",
+        partial(rows_are_what_they_stand_for, KEYS, "native"),
+    ),
+    _mutant(
+        "angles are not rounded as the model's",
+        "__builtin_fmaf(-at, frequency[pair], rounded)",
+        "0 * rounded",
+        partial(rows_are_what_they_stand_for, KEYS, "native"),
+    ),
+    _mutant(
+        "heads of the second batch row are those of the first",
+        "rows.scales + batch * rows.scales_step[0]",
+        "rows.scales",
+        partial(rows_are_what_they_stand_for, Case(tokens=4, codebook=True), "native"),
     ),
 )

@@ -38,6 +38,15 @@ def test_every_yaml_is_in_the_wheel_and_nothing_of_the_tests(wheel: list[str]) -
     assert {name.partition("/")[0] for name in wheel if ".dist-info" not in name} == {"kvbench", "hydra_plugins"}
 
 
+def test_sources_that_are_compiled_later_are_in_the_wheel(wheel: list[str]) -> None:
+    kernels = ROOT / "src" / "kvbench" / "kernels"
+    want = {
+        f"kvbench/kernels/{file.relative_to(kernels)}" for file in kernels.rglob("*") if file.suffix in (".cpp", ".h")
+    }
+    assert want
+    assert want <= set(wheel)
+
+
 def test_models_types_and_licences_are_in_the_wheel(wheel: list[str]) -> None:
     tiny = ROOT / "src" / "kvbench" / "models" / "tiny"
     want = {f"kvbench/models/tiny/{file.name}" for file in tiny.iterdir() if file.is_file()}

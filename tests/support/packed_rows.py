@@ -13,7 +13,7 @@ from torch import Tensor
 from kvbench.kernels.packed import Form, Kernel, Outliers, Packed, Turned
 from kvbench.kernels.packing import pack
 
-BATCH, HEADS, ROWS = 2, 2, 45  # rows that fill no block
+BATCH, HEADS, ROWS = 2, 2, 141  # more rows than a block, which do not fill the next one
 ALL = 2**31  # rows
 
 
@@ -99,21 +99,19 @@ def _turned(case: Case, random: torch.Generator) -> Turned | None:
 
 
 def _plain(packed: Packed, codes: Tensor) -> Tensor:
-    """Return what the rows stand for, one number at a time."""
-    form, middle = packed.form, 2 ** (packed.form.bits - 1) - 1
-    out = torch.empty(codes.shape, dtype=torch.float64)
-    numbers, given = out.numpy(), codes.numpy()
-    table = None if packed.levels is None else packed.levels.numpy()
-    for row, head, at, channel in itertools.product(*map(range, codes.shape)):
-        code = int(given[row, head, at, channel])
-        number = code - (middle if form.symmetric else 0) if table is None else table[code]
-        here = (row, head, at // form.tokens, channel // form.channels)
-        least = 0 if packed.low is None else float(packed.low[here])
-        numbers[row, head, at, channel] = float(number) * float(packed.scale[here]) + least
+    """Return what the rows stand for."""
+    form = packed.form
+    rows, channels = torch.arange(ROWS) // form.tokens, torch.arange(form.dim) // form.channels
+    middle = 2 ** (form.bits - 1) - 1 if form.symmetric else 0
+    out = codes.double() - middle if packed.levels is None else packed.levels.double()[codes.long()]
+    out *= packed.scale.double()[:, :, rows][..., channels]
+    if packed.low is not None:
+        out += packed.low.double()[:, :, rows][..., channels]
+    numbers = out.numpy()
     if packed.outliers is not None:
-        value, channels = packed.outliers.value, packed.outliers.channel
+        value, where = packed.outliers.value, packed.outliers.channel
         for row, at, which in itertools.product(*map(range, value.shape)):
-            head, channel = divmod(int(channels[row, at, which]), form.dim)
+            head, channel = divmod(int(where[row, at, which]), form.dim)
             numbers[row, head, at, channel] = float(value[row, at, which])
     if packed.turned is not None:
         frequency = packed.turned.inverse_frequency.numpy()

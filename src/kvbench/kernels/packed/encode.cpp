@@ -31,7 +31,7 @@ inline void encode_group(const float* numbers, int count, Half* scale_out, Half*
         most = numbers[at] > most ? numbers[at] : most;
     }
     const float largest = -least > most ? -least : most;
-    const float reach = IS_FLOAT ? largest / LARGEST_E4M3 : SYMMETRIC ? largest / MIDDLE : (most - least) / LEVELS;
+    const float reach = E4M3 ? largest / LARGEST_E4M3 : SYMMETRIC ? largest / MIDDLE : (most - least) / LEVELS;
     Half kept = (Half)reach;
     if (kept == 0) kept = 1;
     *scale_out = kept;
@@ -42,7 +42,7 @@ inline void encode_group(const float* numbers, int count, Half* scale_out, Half*
         low = (float)*low_out;
     }
     for (int at = 0; at < count; at++) {
-        if constexpr (IS_FLOAT)
+        if constexpr (E4M3)
             codes[at] = to_e4m3(clamped(numbers[at] / scale, -LARGEST_E4M3, LARGEST_E4M3));
         else if constexpr (SYMMETRIC)
             codes[at] = (uint8_t)(clamped(std::nearbyint(numbers[at] / scale), -MIDDLE, MIDDLE) + MIDDLE);

@@ -1,5 +1,4 @@
-// What a form of rows is compiled for: DIM numbers, BITS, CHANNELS that share a scale, PER_CHANNEL where rows share the
-// scales of their channels, SYMMETRIC, and IS_FLOAT.
+// What a form of rows is compiled for: DIM numbers, BITS, CHANNELS that share a scale, SYMMETRIC, and E4M3.
 
 #include <cstdint>
 

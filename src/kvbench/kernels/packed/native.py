@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,12 +21,12 @@ from kvbench.kernels.packing import packed_width
 if TYPE_CHECKING:
     from kvbench.kernels.packed import Form, Packed
 
-FOLDER = Path(__file__).parent
-SOURCE, ENCODER, FORM = FOLDER / "rows.cpp", FOLDER / "encode.cpp", FOLDER / "form.h"
+SOURCE, ENCODER = (Path(__file__).parent / name for name in ("rows.cpp", "encode.cpp"))
 LANGUAGE = ("-std=c++17", "-shared", "-fPIC", "-fopenmp", "-w")
 SPEED = ("-O3", "-march=native")
 SUMS = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math")
 FLAGS = (*LANGUAGE, *SPEED, *SUMS)  # with -ffast-math a library makes its whole process flush small numbers to 0
+LEAST_ROWS = 64  # that are worth a thread
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
 
 
@@ -48,19 +48,18 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def logits(rows: Tensor, packed: Packed, out: Tensor) -> None:
     """Write the products of rows [B, G, g, D] with packed ones into out [B, G, g, m], float32."""
-    batch, groups, share, _ = rows.shape
     rows = rows.contiguous()
-    code = _library(packed.form, share).logits
-    code(rows.data_ptr(), out.data_ptr(), out.stride(2), *_arguments(packed, batch * groups))
+    library, given = _call(packed, rows.shape[2])
+    library.logits(rows.data_ptr(), out.data_ptr(), out.stride(2), ctypes.byref(given))
 
 
 def weighted(weights: Tensor, packed: Packed) -> Tensor:
     """Return the sum of packed rows by weights [B, G, g, m] float32, as [B, G, g, D]."""
     batch, groups, share, _ = weights.shape
-    out = weights.new_empty((batch, groups, share, packed.form.dim))
-    code = _library(packed.form, share).weighted
-    code(weights.data_ptr(), weights.stride(2), out.data_ptr(), *_arguments(packed, batch * groups))
-    return out
+    library, given = _call(packed, share)
+    out = weights.new_empty((given.parts, batch, groups, share, packed.form.dim))
+    library.weighted(weights.data_ptr(), weights.stride(2), out.data_ptr(), ctypes.byref(given))
+    return out[0] if given.parts == 1 else out.sum(dim=0)
 
 
 def encode(rows: Tensor, form: Form) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -74,28 +73,66 @@ def encode(rows: Tensor, form: Form) -> tuple[Tensor, Tensor, Tensor | None]:
     return codes, scale, low
 
 
-def _arguments(packed: Packed, heads: int) -> tuple[int, ...]:
-    codes, scale, low = packed.codes, packed.scale, packed.low
-    assert (packed.levels, packed.outliers, packed.turned) == (None, None, None), "not written yet"
-    return (
-        codes.data_ptr(),
-        codes.stride(1),
-        scale.data_ptr(),
-        scale.data_ptr() if low is None else low.data_ptr(),
-        scale.stride(1),
-        heads,
-        codes.shape[2],
-        packed.form.tokens,
-        torch.get_num_threads(),
+class _Rows(ctypes.Structure):
+    """What rows.cpp reads; what rows do not have is null, and steps are in numbers."""
+
+    _fields_: ClassVar = [
+        *((name, _POINTER) for name in ("codes", "scales", "lows", "levels", "values", "channels")),
+        *((name, _POINTER) for name in ("positions", "frequencies")),
+        *((name, _LONG * 2) for name in ("codes_step", "scales_step", "lows_step")),
+        ("outliers_step", _LONG),
+        ("positions_step", _LONG * 2),
+        *((name, _LONG) for name in ("batch", "heads", "entries", "tokens", "outliers", "parts", "threads")),
+    ]
+
+
+def _call(packed: Packed, share: int) -> tuple[ctypes.CDLL, _Rows]:
+    """Return the library for rows, and the rows as it reads them."""
+    form, codes, scale, low = packed.form, packed.codes, packed.scale, packed.low
+    outliers, turned = packed.outliers, packed.turned
+    given = _Rows()
+    given.batch, given.heads, given.entries, _ = codes.shape
+    given.tokens, given.threads = form.tokens, torch.get_num_threads()
+    given.parts = max(1, min(given.threads, given.entries // LEAST_ROWS))
+    given.codes, given.codes_step = codes.data_ptr(), _steps(codes)
+    given.scales, given.scales_step = scale.data_ptr(), _steps(scale)
+    if low is not None:
+        given.lows, given.lows_step = low.data_ptr(), _steps(low)
+    if packed.levels is not None:
+        assert packed.levels.dtype == torch.float32
+        given.levels = packed.levels.data_ptr()
+    if outliers is not None:
+        assert outliers.value.stride() == outliers.channel.stride()
+        given.values, given.channels = outliers.value.data_ptr(), outliers.channel.data_ptr()
+        given.outliers, given.outliers_step = outliers.value.shape[2], outliers.value.stride(0)
+    if turned is not None:
+        position, frequency = turned.position, turned.inverse_frequency
+        assert (position.dtype, position.stride(2), frequency.dtype) == (torch.int32, 1, torch.float32)
+        given.positions, given.frequencies = position.data_ptr(), frequency.data_ptr()
+        given.positions_step = position.stride(0), position.stride(1) if position.shape[1] > 1 else 0
+    library = _library(
+        form,
+        PER_CHANNEL=int(form.tokens > 1),
+        CODEBOOK=int(form.levels == "codebook"),
+        OUTLIERS=0 if outliers is None else outliers.channel.dtype.itemsize,
+        ROTARY=0 if turned is None else len(turned.inverse_frequency),
+        SHARE=share,
     )
+    return library, given
+
+
+def _steps(of: Tensor) -> tuple[int, int]:
+    """Return how far it is from one batch row, and from one head, to the next; rows lie one behind the other."""
+    batch, head, row, _ = of.stride()
+    assert row == of.shape[3] or of.shape[2] == 1 or of.shape[3] == 0
+    return batch, head
 
 
 @cache
-def _library(form: Form, share: int) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(_compiled(SOURCE, {**_numbers(form), "SHARE": share})))
-    beside: list[type[Any]] = [_POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, _LONG, _LONG, ctypes.c_int]
-    library.logits.argtypes = [_POINTER, _POINTER, _LONG, *beside]
-    library.weighted.argtypes = [_POINTER, _LONG, _POINTER, *beside]
+def _library(form: Form, **numbers: int) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(_compiled(SOURCE, {**_numbers(form), **numbers})))
+    library.logits.argtypes = [_POINTER, _POINTER, _LONG, _POINTER]
+    library.weighted.argtypes = [_POINTER, _LONG, _POINTER, _POINTER]
     library.logits.restype = library.weighted.restype = None
     return library
 
@@ -113,9 +150,8 @@ def _numbers(form: Form) -> dict[str, int]:
         "DIM": form.dim,
         "BITS": form.bits,
         "CHANNELS": form.channels,
-        "PER_CHANNEL": int(form.tokens > 1),
         "SYMMETRIC": int(form.symmetric),
-        "IS_FLOAT": int(form.levels in ("e4m3", "float16")),
+        "E4M3": int(form.levels == "e4m3"),
     }
 
 
@@ -123,14 +159,14 @@ def _compiled(source: Path, numbers: Mapping[str, int]) -> Path:
     """Return the library for these numbers, compiled unless this machine has done so before."""
     program = compiler()
     assert program is not None
+    sources = [file.read_text(encoding="utf-8") for file in (source, *sorted(source.parent.glob("*.h")))]
     defined = [f"-D{name}={number}" for name, number in numbers.items()]
-    texts = [file.read_text(encoding="utf-8") for file in (source, FORM)]
-    made_of = "\n".join([*texts, program, _processor(), *FLAGS, *defined])
+    made_of = "\n".join([*sources, program, _processor(), *FLAGS, *defined])
     file = cache_folder() / "native" / f"{hashlib.sha256(made_of.encode()).hexdigest()[:20]}.so"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         draft = file.with_suffix(f".{os.getpid()}")
-        command = [program, *FLAGS, *defined, f"-I{FOLDER}", str(source), "-o", str(draft)]
+        command = [program, *FLAGS, *defined, str(source), "-o", str(draft)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise ValueError(

@@ -1,85 +1,43 @@
 // Attention on packed rows on a CPU: a row is unpacked into registers, used by every query of its KV head, forgotten.
 //
-// Compiled for one form of rows and SHARE queries per KV head.
+// Compiled for one form of rows, for PER_CHANNEL where rows share the scales of their channels, CODEBOOK, bytes of a
+// channel of OUTLIERS, ROTARY pairs of channels, 0 for none, and SHARE queries per KV head.
 
 #include <cstring>
+#include <type_traits>
+#include <vector>
 
+#include "angles.h"
 #include "form.h"
-#if defined(__AVX2__) && defined(__F16C__)
-#include <immintrin.h>
-#endif
+#include "lanes.h"
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int LANES = 16;
-#else
-constexpr int LANES = 8;
-#endif
 constexpr int N = (DIM + LANES - 1) / LANES;  // vectors of a row
-
-typedef float Floats __attribute__((vector_size(4 * LANES)));
-typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+constexpr long BLOCK = 128;               // rows whose angles or outliers are made ready at once
 
 constexpr bool fits(int plane) { return width(plane) % LANES == 0; }
 
 constexpr bool IN_REGISTERS = DIM % LANES == 0 && fits(FIRST) && (BITS != 3 || fits(1)) &&
                               (PER_CHANNEL || SCALES == 1 || CHANNELS % LANES == 0);
 
-inline Floats load(const float* from) {
-    Floats out;
-    std::memcpy(&out, from, sizeof(out));
-    return out;
-}
+typedef Table<CODEBOOK ? 1 << BITS : 1> Levels;
+typedef std::conditional<OUTLIERS == 2, int16_t, int32_t>::type Channel;
 
-inline Ints bytes(const uint8_t* from) {
-#if defined(__AVX512F__)
-    return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
-#elif defined(__AVX2__) && defined(__F16C__)
-    return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from));
-#else
-    Ints out;
-    for (int lane = 0; lane < LANES; lane++) out[lane] = from[lane];
-    return out;
-#endif
-}
+// As kvbench.kernels.packed.native has it. Steps are from one batch row, and from one head, to the next.
+struct Rows {
+    const uint8_t* codes;
+    const Half *scales, *lows;
+    const float* levels;
+    const Half* values;
+    const Channel* channels;
+    const int32_t* positions;
+    const float* frequencies;
+    long codes_step[2], scales_step[2], lows_step[2], outliers_step, positions_step[2];
+    long batch, heads, entries, tokens, outliers, parts, threads;
 
-inline Floats halves(const uint8_t* from) {
-#if defined(__AVX512F__)
-    return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
-#elif defined(__AVX2__) && defined(__F16C__)
-    return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
-#else
-    Half numbers[LANES];
-    std::memcpy(numbers, from, sizeof(numbers));
-    Floats out;
-    for (int lane = 0; lane < LANES; lane++) out[lane] = (float)numbers[lane];
-    return out;
-#endif
-}
-
-inline float total(Floats of) {
-#if defined(__AVX2__) && defined(__F16C__) && !defined(__AVX512F__)
-    __m256 whole = (__m256)of;
-    __m128 half = _mm_add_ps(_mm256_castps256_ps128(whole), _mm256_extractf128_ps(whole, 1));
-    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
-#elif defined(__AVX512F__)
-    return _mm512_reduce_add_ps((__m512)of);
-#else
-    float out = 0;
-    for (int lane = 0; lane < LANES; lane++) out += of[lane];
-    return out;
-#endif
-}
-
-// The number that the bits of an e4m3 stand for: the exponent's bias is 7 there and 127 here.
-inline Floats from_e4m3(Ints code) {
-    Ints bits = ((code & 0x80) << 24) | ((code & 0x7f) << 20);
-    Floats out;
-    std::memcpy(&out, &bits, sizeof(out));
-    return out * 0x1p120f;
-}
+    long start(long part) const { return part * entries / parts; }
+};
 
 template <int PLANE>
 inline void unpack(const uint8_t* from, int shift, Ints* codes) {
@@ -99,24 +57,27 @@ inline int code_at(const uint8_t* from, int channel, int plane) {
 }
 
 inline float least(float scale, const Half* lows, int at) {
-    return IS_FLOAT ? 0 : SYMMETRIC ? -MIDDLE * scale : (float)lows[at];
+    return E4M3 || (CODEBOOK && SYMMETRIC) ? 0 : SYMMETRIC ? -MIDDLE * scale : (float)lows[at];
+}
+
+inline void padded(const float* from, Floats to[N]) {
+    to[N - 1] = Floats{};
+    std::memcpy(to, from, DIM * sizeof(float));
 }
 
 struct Scales {
-    Floats scale[N], low[N];  // of every channel, where rows share them
+    alignas(64) float scale[N * LANES], low[N * LANES];  // of every channel, where rows share them
 
     void read(const Half* scales, const Half* lows) {
-        alignas(64) float s[N * LANES] = {}, l[N * LANES] = {};
         for (int channel = 0; channel < DIM; channel++) {
-            s[channel] = (float)scales[channel];
-            l[channel] = least(s[channel], lows, channel);
+            scale[channel] = (float)scales[channel];
+            low[channel] = least(scale[channel], lows, channel);
         }
-        std::memcpy(scale, s, sizeof(scale));
-        std::memcpy(low, l, sizeof(low));
     }
 };
 
-inline void unpack_row(const uint8_t* from, const Half* scales, const Half* lows, const Scales& shared, Floats* row) {
+inline void unpack_row(const uint8_t* from, const Half* scales, const Half* lows, const Scales& shared,
+                       const Levels& levels, Floats* row) {
     if constexpr (IS_HALF) {
         alignas(64) uint8_t padded[2 * N * LANES] = {};
         if constexpr (DIM % LANES) std::memcpy(padded, from, 2 * DIM);
@@ -137,10 +98,13 @@ inline void unpack_row(const uint8_t* from, const Half* scales, const Half* lows
         std::memcpy(codes, each, sizeof(codes));
     }
 #pragma GCC unroll 64
-    for (int at = 0; at < N; at++) row[at] = IS_FLOAT ? from_e4m3(codes[at]) : __builtin_convertvector(codes[at], Floats);
+    for (int at = 0; at < N; at++)
+        row[at] = CODEBOOK ? levels[codes[at]]
+                  : E4M3   ? from_e4m3(codes[at])
+                           : __builtin_convertvector(codes[at], Floats);
     if constexpr (PER_CHANNEL) {
 #pragma GCC unroll 64
-        for (int at = 0; at < N; at++) row[at] = row[at] * shared.scale[at] + shared.low[at];
+        for (int at = 0; at < N; at++) row[at] = row[at] * load(shared.scale + at * LANES) + load(shared.low + at * LANES);
     } else if constexpr (SCALES == 1 || IN_REGISTERS) {
 #pragma GCC unroll 64
         for (int at = 0; at < N; at++) {
@@ -157,66 +121,167 @@ inline void unpack_row(const uint8_t* from, const Half* scales, const Half* lows
     }
 }
 
-// Calls use(entry, row) for every entry of a head.
-template <typename Use>
-inline void each_row(long entries, const uint8_t* codes, const Half* scales, const Half* lows, long tokens, Use use) {
-    Scales shared;
-    for (long entry = 0; entry < entries; entry++) {
-        const long at = entry / tokens * SCALES;
-        if (PER_CHANNEL && entry % tokens == 0) shared.read(scales + at, lows + at);
-        Floats row[N];
-        unpack_row(codes + entry * WIDTH, scales + at, lows + at, shared, row);
-        use(entry, row);
+typedef Angle<ROTARY ? ROTARY : 1> RowAngle;
+
+inline void rotate(const RowAngle& angle, Floats* row) {
+    if constexpr (ROTARY % LANES == 0) {
+        constexpr int half = ROTARY / LANES;
+#pragma GCC unroll 64
+        for (int at = 0; at < half; at++) {
+            const Floats cos = load(angle.cos + at * LANES), sin = load(angle.sin + at * LANES);
+            const Floats first = row[at], second = row[at + half];
+            row[at] = first * cos - second * sin;
+            row[at + half] = second * cos + first * sin;
+        }
+    } else {
+        float* numbers = (float*)row;
+        for (int pair = 0; pair < ROTARY; pair++) {
+            const float first = numbers[pair], second = numbers[pair + ROTARY];
+            numbers[pair] = first * angle.cos[pair] - second * angle.sin[pair];
+            numbers[pair + ROTARY] = second * angle.cos[pair] + first * angle.sin[pair];
+        }
     }
 }
 
-inline void read_queries(const float* from, Floats queries[SHARE][N]) {
-    alignas(64) float padded[N * LANES] = {};
-    for (int query = 0; query < SHARE; query++) {
-        std::memcpy(padded, from + query * DIM, DIM * sizeof(float));
-        std::memcpy(queries[query], padded, sizeof(padded));
+// The outliers of a block of rows, those of a head together.
+class Outliers {
+    struct Outlier {
+        long at;  // in the block's rows of a head
+        float value;
+    };
+    std::vector<Outlier> found;
+    std::vector<long> ends;  // of each head's
+
+   public:
+    void read(const Rows& rows, long batch, long first, long last) {
+        const long from = batch * rows.outliers_step + first * rows.outliers, count = (last - first) * rows.outliers;
+        const Channel* channels = rows.channels + from;
+        ends.assign(rows.heads + 1, 0);
+        for (long at = 0; at < count; at++) ends[channels[at] / DIM + 1]++;
+        for (long head = 0; head < rows.heads; head++) ends[head + 1] += ends[head];
+        found.resize(count);
+        for (long row = 0, at = 0; row < last - first; row++)
+            for (long which = 0; which < rows.outliers; which++, at++)
+                found[ends[channels[at] / DIM]++] = {row * N * LANES + channels[at] % DIM, (float)rows.values[from + at]};
     }
+
+    void write(long head, float* block) const {
+        for (long at = head == 0 ? 0 : ends[head - 1]; at < ends[head]; at++) block[found[at].at] = found[at].value;
+    }
+};
+
+// Rows first .. last of one head.
+struct Block {
+    const Rows& rows;
+    long batch, head, part, first, last;
+    const RowAngle* angles;
+    const Outliers& outliers;
+
+    long index() const { return batch * rows.heads + head; }
+
+    template <typename Use>
+    void each_row(Use use) const {
+        const uint8_t* codes = rows.codes + batch * rows.codes_step[0] + head * rows.codes_step[1];
+        const Half* scales = rows.scales + batch * rows.scales_step[0] + head * rows.scales_step[1];
+        const Half* lows = rows.lows + batch * rows.lows_step[0] + head * rows.lows_step[1];
+        const Levels levels(rows.levels);
+        Scales shared;
+        Floats unpacked[OUTLIERS ? BLOCK : 1][N];
+        const auto finish = [&](long entry, Floats* row) {
+            if constexpr (ROTARY) rotate(angles[entry - first], row);
+            use(entry, row);
+        };
+        for (long entry = first, next = first; entry < last; entry++) {
+            const long at = (PER_CHANNEL ? 0 : entry) * SCALES;
+            if (PER_CHANNEL && entry == next) {
+                const long group = entry / rows.tokens;
+                shared.read(scales + group * SCALES, lows + group * SCALES);
+                next = (group + 1) * rows.tokens;
+            }
+            Floats* row = unpacked[OUTLIERS ? entry - first : 0];
+            unpack_row(codes + entry * WIDTH, scales + at, lows + at, shared, levels, row);
+            if constexpr (!OUTLIERS) finish(entry, row);
+        }
+        if constexpr (OUTLIERS) {
+            outliers.write(head, (float*)unpacked);
+            for (long entry = first; entry < last; entry++) finish(entry, unpacked[entry - first]);
+        }
+    }
+};
+
+Angles<ROTARY ? ROTARY : 1> angles_of(const Rows& rows) {
+    int32_t least = INT32_MAX, most = INT32_MIN;
+    for (long batch = 0; batch < rows.batch; batch++)
+        for (long head = 0; head < (rows.positions_step[1] ? rows.heads : 1); head++) {
+            const int32_t* from = rows.positions + batch * rows.positions_step[0] + head * rows.positions_step[1];
+            for (long entry = 0; entry < rows.entries; entry++) {
+                least = from[entry] < least ? from[entry] : least;
+                most = from[entry] > most ? from[entry] : most;
+            }
+        }
+    return {rows.frequencies, least, most};
+}
+
+// Calls use(block) for all rows of all heads, each thread with its part of the rows.
+template <typename Use>
+void each_block(const Rows& rows, Use use) {
+    const long step = ROTARY || OUTLIERS ? BLOCK : rows.entries;
+    Angles<ROTARY ? ROTARY : 1> angles;
+    if constexpr (ROTARY) angles = angles_of(rows);
+#pragma omp parallel for collapse(2) num_threads(rows.threads)
+    for (long batch = 0; batch < rows.batch; batch++)
+        for (long part = 0; part < rows.parts; part++) {
+            RowAngle angle[ROTARY ? BLOCK : 1];
+            Outliers outliers;
+            const long stop = rows.start(part + 1);
+            for (long first = rows.start(part); first < stop; first += step) {
+                const long last = stop - first < step ? stop : first + step;
+                if constexpr (OUTLIERS) outliers.read(rows, batch, first, last);
+                for (long head = 0; head < rows.heads; head++) {
+                    const long from = batch * rows.positions_step[0] + head * rows.positions_step[1];
+                    if (ROTARY && (head == 0 || rows.positions_step[1] != 0))
+                        for (long entry = first; entry < last; entry++)
+                            angles.of(rows.positions[from + entry], angle[entry - first]);
+                    use(Block{rows, batch, head, part, first, last, angle, outliers});
+                }
+            }
+        }
 }
 
 }  // namespace
 
-// Every head has its codes `codes_step` bytes and its scales `scale_step` numbers behind the one before; a row of
-// logits or weights has `row_step` numbers.
-extern "C" void logits(const float* queries, float* out, long row_step, const uint8_t* codes, long codes_step,
-                       const void* scales, const void* lows, long scale_step, long heads, long entries, long tokens,
-                       int threads) {
-#pragma omp parallel for num_threads(threads)
-    for (long head = 0; head < heads; head++) {
+// A row of logits or weights has `row_step` numbers.
+extern "C" void logits(const float* queries, float* out, long row_step, const Rows* rows) {
+    each_block(*rows, [&](const Block& block) {
         Floats query[SHARE][N];
-        read_queries(queries + head * SHARE * DIM, query);
-        float* mine = out + head * SHARE * row_step;
-        each_row(entries, codes + head * codes_step, (const Half*)scales + head * scale_step,
-                 (const Half*)lows + head * scale_step, tokens, [&](long entry, const Floats* row) {
-                     for (int q = 0; q < SHARE; q++) {
-                         Floats sum = query[q][0] * row[0];
+        for (int q = 0; q < SHARE; q++) padded(queries + (block.index() * SHARE + q) * DIM, query[q]);
+        float* mine = out + block.index() * SHARE * row_step;
+        block.each_row([&](long entry, const Floats* row) {
+            for (int q = 0; q < SHARE; q++) {
+                Floats sum = query[q][0] * row[0];
 #pragma GCC unroll 64
-                         for (int at = 1; at < N; at++) sum += query[q][at] * row[at];
-                         mine[q * row_step + entry] = total(sum);
-                     }
-                 });
-    }
+                for (int at = 1; at < N; at++) sum += query[q][at] * row[at];
+                mine[q * row_step + entry] = total(sum);
+            }
+        });
+    });
 }
 
-extern "C" void weighted(const float* weights, long row_step, float* out, const uint8_t* codes, long codes_step,
-                         const void* scales, const void* lows, long scale_step, long heads, long entries, long tokens,
-                         int threads) {
-#pragma omp parallel for num_threads(threads)
-    for (long head = 0; head < heads; head++) {
+// Writes the sums of each part [parts, batch, heads, SHARE, DIM].
+extern "C" void weighted(const float* weights, long row_step, float* out, const Rows* rows) {
+    each_block(*rows, [&](const Block& block) {
+        const float* mine = weights + block.index() * SHARE * row_step;
+        float* sums = out + (block.part * rows->batch * rows->heads + block.index()) * SHARE * DIM;
         Floats sum[SHARE][N] = {};
-        const float* mine = weights + head * SHARE * row_step;
-        each_row(entries, codes + head * codes_step, (const Half*)scales + head * scale_step,
-                 (const Half*)lows + head * scale_step, tokens, [&](long entry, const Floats* row) {
-                     for (int q = 0; q < SHARE; q++) {
-                         const float weight = mine[q * row_step + entry];
+        if (block.first > rows->start(block.part))
+            for (int q = 0; q < SHARE; q++) padded(sums + q * DIM, sum[q]);
+        block.each_row([&](long entry, const Floats* row) {
+            for (int q = 0; q < SHARE; q++) {
+                const float weight = mine[q * row_step + entry];
 #pragma GCC unroll 64
-                         for (int at = 0; at < N; at++) sum[q][at] += weight * row[at];
-                     }
-                 });
-        for (int q = 0; q < SHARE; q++) std::memcpy(out + (head * SHARE + q) * DIM, sum[q], DIM * sizeof(float));
-    }
+                for (int at = 0; at < N; at++) sum[q][at] += weight * row[at];
+            }
+        });
+        for (int q = 0; q < SHARE; q++) std::memcpy(sums + q * DIM, sum[q], DIM * sizeof(float));
+    });
 }

@@ -1,0 +1,105 @@
+// Vectors of as many numbers as the processor computes at once, and what codes stand for.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX2__) && defined(__F16C__)
+#include <immintrin.h>
+#define HAS_AVX2 1
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#else
+constexpr int LANES = 8;
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef _Float16 Half;
+
+inline Floats load(const float* from) {
+    Floats out;
+    std::memcpy(&out, from, sizeof(out));
+    return out;
+}
+
+inline Ints bytes(const uint8_t* from) {
+#if defined(__AVX512F__)
+    return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
+#elif HAS_AVX2
+    return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from));
+#else
+    Ints out;
+    for (int lane = 0; lane < LANES; lane++) out[lane] = from[lane];
+    return out;
+#endif
+}
+
+inline Floats halves(const void* from) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+#elif HAS_AVX2
+    return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+#else
+    Half numbers[LANES];
+    std::memcpy(numbers, from, sizeof(numbers));
+    Floats out;
+    for (int lane = 0; lane < LANES; lane++) out[lane] = (float)numbers[lane];
+    return out;
+#endif
+}
+
+inline float total(Floats of) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)of);
+#elif HAS_AVX2
+    __m256 whole = (__m256)of;
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(whole), _mm256_extractf128_ps(whole, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+#else
+    float out = 0;
+    for (int lane = 0; lane < LANES; lane++) out += of[lane];
+    return out;
+#endif
+}
+
+// The number that the bits of an e4m3 stand for: the exponent's bias is 7 there and 127 here.
+inline Floats from_e4m3(Ints code) {
+    Ints bits = ((code & 0x80) << 24) | ((code & 0x7f) << 20);
+    Floats out;
+    std::memcpy(&out, &bits, sizeof(out));
+    return out * 0x1p120f;
+}
+
+// What the codes of a codebook stand for; up to 16 numbers are kept in registers.
+template <int LEVELS>
+class Table {
+    static constexpr int SIZE = LEVELS < 16 ? 16 : LEVELS;
+    alignas(64) float numbers[SIZE] = {};
+
+   public:
+    explicit Table(const float* levels) { std::memcpy(numbers, levels, LEVELS * sizeof(float)); }
+
+    Floats operator[](Ints code) const {
+#if defined(__AVX512F__)
+        if constexpr (LEVELS > 16) return (Floats)_mm512_i32gather_ps((__m512i)code, numbers, 4);
+        return (Floats)_mm512_permutexvar_ps((__m512i)code, _mm512_load_ps(numbers));
+#elif HAS_AVX2
+        if constexpr (LEVELS > 16) return (Floats)_mm256_i32gather_ps(numbers, (__m256i)code, 4);
+        const __m256 low = _mm256_permutevar8x32_ps(_mm256_load_ps(numbers), (__m256i)code);
+        if constexpr (LEVELS <= 8) return (Floats)low;
+        const __m256 high = _mm256_permutevar8x32_ps(_mm256_load_ps(numbers + 8), (__m256i)code);
+        return (Floats)_mm256_blendv_ps(low, high, (__m256)(code << 28));
+#else
+        Floats out;
+        for (int lane = 0; lane < LANES; lane++) out[lane] = numbers[code[lane]];
+        return out;
+#endif
+    }
+};
+
+}  // namespace
