@@ -26,6 +26,7 @@ LANGUAGE = ("-std=c++17", "-shared", "-fPIC", "-fopenmp", "-w")
 SPEED = ("-O3", "-march=native")
 SUMS = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math")
 FLAGS = (*LANGUAGE, *SPEED, *SUMS)  # with -ffast-math a library makes its whole process flush small numbers to 0
+QUOTED = 2000  # letters of what a compiler complains of
 LEAST_ROWS = 64  # that are worth a thread
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
 
@@ -171,7 +172,7 @@ def _compiled(source: Path, numbers: Mapping[str, int]) -> Path:
         if done.returncode != 0:
             raise ValueError(
                 f"the native kernel did not compile; set strategy.codec.kernel=reference, or CXX to another compiler. "
-                f"{' '.join(command)}:\n{done.stderr.strip()}"
+                f"{' '.join(command)}:\n{done.stderr.strip()[:QUOTED]}"
             )
         draft.replace(file)
     return file

@@ -1,7 +1,7 @@
 // Attention on packed rows on a CPU: a row is unpacked into registers, used by every query of its KV head, forgotten.
 //
-// Compiled for one form of rows, for PER_CHANNEL where rows share the scales of their channels, CODEBOOK, bytes of a
-// channel of OUTLIERS, ROTARY pairs of channels, 0 for none, and SHARE queries per KV head.
+// Compiled for one form of rows, for PER_CHANNEL where rows share the scales of their channels, CODEBOOK, OUTLIERS (bytes
+// of a channel, or 0), ROTARY pairs of channels, and SHARE queries per KV head.
 
 #include <cstring>
 #include <type_traits>
@@ -14,14 +14,14 @@
 namespace {
 
 constexpr int N = (DIM + LANES - 1) / LANES;  // vectors of a row
-constexpr long BLOCK = 128;               // rows whose angles or outliers are made ready at once
+constexpr long BLOCK = 128;                   // rows whose angles or outliers are made ready at once
 
 constexpr bool fits(int plane) { return width(plane) % LANES == 0; }
 
 constexpr bool IN_REGISTERS = DIM % LANES == 0 && fits(FIRST) && (BITS != 3 || fits(1)) &&
                               (PER_CHANNEL || SCALES == 1 || CHANNELS % LANES == 0);
 
-typedef Table<CODEBOOK ? 1 << BITS : 1> Levels;
+typedef Table<CODEBOOK ? 1 << BITS : 0> Levels;
 typedef std::conditional<OUTLIERS == 2, int16_t, int32_t>::type Channel;
 
 // As kvbench.kernels.packed.native has it. Steps are from one batch row, and from one head, to the next.
@@ -79,10 +79,10 @@ struct Scales {
 inline void unpack_row(const uint8_t* from, const Half* scales, const Half* lows, const Scales& shared,
                        const Levels& levels, Floats* row) {
     if constexpr (IS_HALF) {
-        alignas(64) uint8_t padded[2 * N * LANES] = {};
-        if constexpr (DIM % LANES) std::memcpy(padded, from, 2 * DIM);
+        alignas(64) uint8_t whole[2 * N * LANES] = {};
+        if constexpr (DIM % LANES) std::memcpy(whole, from, 2 * DIM);
 #pragma GCC unroll 64
-        for (int at = 0; at < N; at++) row[at] = halves((DIM % LANES ? padded : from) + 2 * at * LANES);
+        for (int at = 0; at < N; at++) row[at] = halves((DIM % LANES ? whole : from) + 2 * at * LANES);
         return;
     }
     Ints codes[N] = {};
@@ -102,9 +102,15 @@ inline void unpack_row(const uint8_t* from, const Half* scales, const Half* lows
         row[at] = CODEBOOK ? levels[codes[at]]
                   : E4M3   ? from_e4m3(codes[at])
                            : __builtin_convertvector(codes[at], Floats);
+#if SHUFFLES_BYTES
+    if constexpr (CODEBOOK && BITS == 4 && DIM % 64 == 0)
+#pragma GCC unroll 64
+        for (int at = 0; at < N / 2; at += 4) levels.halves_of(from + at * LANES, row + at, row + N / 2 + at);
+#endif
     if constexpr (PER_CHANNEL) {
 #pragma GCC unroll 64
-        for (int at = 0; at < N; at++) row[at] = row[at] * load(shared.scale + at * LANES) + load(shared.low + at * LANES);
+        for (int at = 0; at < N; at++)
+            row[at] = row[at] * load(shared.scale + at * LANES) + load(shared.low + at * LANES);
     } else if constexpr (SCALES == 1 || IN_REGISTERS) {
 #pragma GCC unroll 64
         for (int at = 0; at < N; at++) {
@@ -162,7 +168,8 @@ class Outliers {
         found.resize(count);
         for (long row = 0, at = 0; row < last - first; row++)
             for (long which = 0; which < rows.outliers; which++, at++)
-                found[ends[channels[at] / DIM]++] = {row * N * LANES + channels[at] % DIM, (float)rows.values[from + at]};
+                found[ends[channels[at] / DIM]++] = {row * N * LANES + channels[at] % DIM,
+                                                     (float)rows.values[from + at]};
     }
 
     void write(long head, float* block) const {
@@ -174,9 +181,9 @@ class Outliers {
 struct Block {
     const Rows& rows;
     long batch, head, part, first, last;
+    const Levels& levels;
     const RowAngle* angles;
     const Outliers& outliers;
-
     long index() const { return batch * rows.heads + head; }
 
     template <typename Use>
@@ -184,7 +191,6 @@ struct Block {
         const uint8_t* codes = rows.codes + batch * rows.codes_step[0] + head * rows.codes_step[1];
         const Half* scales = rows.scales + batch * rows.scales_step[0] + head * rows.scales_step[1];
         const Half* lows = rows.lows + batch * rows.lows_step[0] + head * rows.lows_step[1];
-        const Levels levels(rows.levels);
         Scales shared;
         Floats unpacked[OUTLIERS ? BLOCK : 1][N];
         const auto finish = [&](long entry, Floats* row) {
@@ -226,6 +232,7 @@ Angles<ROTARY ? ROTARY : 1> angles_of(const Rows& rows) {
 template <typename Use>
 void each_block(const Rows& rows, Use use) {
     const long step = ROTARY || OUTLIERS ? BLOCK : rows.entries;
+    const Levels levels(rows.levels);
     Angles<ROTARY ? ROTARY : 1> angles;
     if constexpr (ROTARY) angles = angles_of(rows);
 #pragma omp parallel for collapse(2) num_threads(rows.threads)
@@ -233,8 +240,7 @@ void each_block(const Rows& rows, Use use) {
         for (long part = 0; part < rows.parts; part++) {
             RowAngle angle[ROTARY ? BLOCK : 1];
             Outliers outliers;
-            const long stop = rows.start(part + 1);
-            for (long first = rows.start(part); first < stop; first += step) {
+            for (long first = rows.start(part), stop = rows.start(part + 1); first < stop; first += step) {
                 const long last = stop - first < step ? stop : first + step;
                 if constexpr (OUTLIERS) outliers.read(rows, batch, first, last);
                 for (long head = 0; head < rows.heads; head++) {
@@ -242,7 +248,7 @@ void each_block(const Rows& rows, Use use) {
                     if (ROTARY && (head == 0 || rows.positions_step[1] != 0))
                         for (long entry = first; entry < last; entry++)
                             angles.of(rows.positions[from + entry], angle[entry - first]);
-                    use(Block{rows, batch, head, part, first, last, angle, outliers});
+                    use(Block{rows, batch, head, part, first, last, levels, angle, outliers});
                 }
             }
         }
@@ -273,7 +279,7 @@ extern "C" void weighted(const float* weights, long row_step, float* out, const 
         const float* mine = weights + block.index() * SHARE * row_step;
         float* sums = out + (block.part * rows->batch * rows->heads + block.index()) * SHARE * DIM;
         Floats sum[SHARE][N] = {};
-        if (block.first > rows->start(block.part))
+        if (OUTLIERS && block.first > rows->start(block.part))
             for (int q = 0; q < SHARE; q++) padded(sums + q * DIM, sum[q]);
         block.each_row([&](long entry, const Floats* row) {
             for (int q = 0; q < SHARE; q++) {
