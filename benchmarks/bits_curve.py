@@ -9,9 +9,11 @@ cache: one forward pass in which every key and value is rounded, the newest ones
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +29,20 @@ from kvbench.columns import held
 from kvbench.configuration import check, compose
 from kvbench.job import Job, Measured, Row
 from kvbench.measure.host import LocalHost
+from kvbench.models.spec import TINY
 from kvbench.runner import job_of
 from kvbench.types import RunShape
 
 ATTENTION = "rounded"
 LIMIT = 1.5  # times the reference's loss
-Rounding = Callable[[Tensor], Tensor]
+OUTLIERS, FIRST = 0.01, 1  # of KVQuant: share of a token's numbers, and first tokens, that stay
+Rounding = Callable[[Tensor, int], Tensor]  # of keys or values [B, G, T, D] of a layer
 
 
 def by_token(bits: int, group: int, *, symmetric: bool = False) -> Rounding:
     """Return what rounds neighbouring channels of a token together."""
 
-    def rounded(numbers: Tensor) -> Tensor:
+    def rounded(numbers: Tensor, layer: int) -> Tensor:
         parts = numbers.unflatten(-1, (-1, group))
         if symmetric:
             step = parts.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
@@ -56,9 +60,53 @@ def by_token(bits: int, group: int, *, symmetric: bool = False) -> Rounding:
 def by_channel(bits: int, group: int) -> Rounding:
     """Return what rounds neighbouring tokens of a channel together; a last group may have fewer."""
 
-    def rounded(numbers: Tensor) -> Tensor:
+    def rounded(numbers: Tensor, layer: int) -> Tensor:
         groups = numbers.split(group, dim=-2)
-        return torch.cat([by_token(bits, part.shape[-2])(part.mT).mT for part in groups], dim=-2)
+        return torch.cat([by_token(bits, part.shape[-2])(part.mT, layer).mT for part in groups], dim=-2)
+
+    return rounded
+
+
+@cache
+def embedded() -> tuple[dict[str, Any], Tensor]:
+    """Return the embedded model's codebooks and how fast each pair of channels of its keys is rotated."""
+    (file,) = TINY.glob("codebooks_*.json")
+    config = json.loads((TINY / "config.json").read_text(encoding="utf-8"))
+    half = config["head_dim"] // 2
+    speed = config["rope_parameters"]["rope_theta"] ** (-torch.arange(half) / half)
+    return json.loads(file.read_text(encoding="utf-8")), speed
+
+
+def turned(keys: Tensor, sign: int) -> Tensor:
+    """Return the embedded model's keys rotated on, or back, by their positions."""
+    angle = torch.arange(keys.shape[-2])[:, None] * embedded()[1]
+    pairs = torch.complex(*keys.chunk(2, dim=-1)) * torch.polar(torch.ones_like(angle), sign * angle)
+    return torch.cat([pairs.real, pairs.imag], dim=-1)
+
+
+def to_table(side: str, bits: int) -> Rounding:
+    """Return what rounds keys before their rotation, or values, to the embedded model's codebooks, but for outliers."""
+
+    def rounded(numbers: Tensor, layer: int) -> Tensor:
+        books, is_key = embedded()[0], side == "keys"
+        given = turned(numbers, -1) if is_key else numbers
+        tokens = given.transpose(1, 2).flatten(2)
+        count = max(1, round(OUTLIERS * tokens.shape[2]))
+        if is_key:
+            low, high = (torch.tensor(books[name][layer]) for name in ("lower", "upper"))
+            far = ((tokens - (low + high) / 2) / (high - low)).abs()
+            stays = far >= far.sort(dim=-1).values[..., -count, None]
+        else:
+            far = (tokens - tokens.median(dim=-1, keepdim=True).values).abs()
+            stays = far >= far.sort(dim=-1).values[..., -count, None]
+            low = tokens.masked_fill(stays, torch.inf).amin(dim=-1, keepdim=True)
+            high = tokens.masked_fill(stays, -torch.inf).amax(dim=-1, keepdim=True)
+        stays[:, :FIRST] = True
+        levels = low + (high - low) * (torch.tensor(books[side][str(bits)][layer])[:, None, None, None] + 1) / 2
+        nearest = (levels - tokens).abs().argmin(dim=0, keepdim=True)
+        made = torch.where(stays, tokens, levels.expand(-1, *tokens.shape).gather(0, nearest)[0])
+        made = made.unflatten(2, (numbers.shape[1], -1)).transpose(1, 2)
+        return turned(made, 1) if is_key else made
 
     return rounded
 
@@ -107,6 +155,14 @@ CASES = (
     Case(label="kivi4, residual 32", overrides=_kivi(4, 32), reference=(by_channel(4, 32), by_token(4, 32))),
     Case(label="kivi2", overrides=_kivi(2, 128), reference=(by_channel(2, 32), by_token(2, 32))),
     Case(label="kivi2, residual 32", overrides=_kivi(2, 32), reference=(by_channel(2, 32), by_token(2, 32))),
+    *(
+        Case(
+            label=f"kvquant{bits}",
+            overrides=(f"strategy=kvquant{bits}",),
+            reference=(to_table("keys", bits), to_table("values", bits)),
+        )
+        for bits in (4, 3, 2)
+    ),
     Case(label="streaming_kvquant", overrides=("strategy=streaming_kvquant",)),
     Case(label="streaming_kvquant, chunk 64", overrides=("strategy=streaming_kvquant", "strategy.codec.chunk=64")),
     Case(label="lorc", overrides=("strategy=lorc",)),
@@ -145,7 +201,8 @@ def rounded_loss(bench: Bench, job: Job, rounding: tuple[Rounding, Rounding] | N
 
     def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **keywords: Any) -> Any:
         if rounding is not None:
-            key, value = rounding[0](key), rounding[1](value)
+            layer = int(module.layer_idx)  # type: ignore[arg-type]
+            key, value = rounding[0](key, layer), rounding[1](value, layer)
         out = nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=keywords.get("scaling"), enable_gqa=True
         )

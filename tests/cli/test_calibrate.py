@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -151,12 +152,65 @@ def test_the_maxima_that_are_shipped_are_what_the_command_makes(tmp_path: Path) 
     assert got == want
 
 
+@pytest.mark.parametrize("asked", ["codebooks", "kvquant2"])
+def test_the_command_that_codebooks_name_makes_them(
+    asked: str, outside: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    view, made = view_of("model=mini", "seed=5", config_dir=outside), strategy("strategy=kvquant3")
+    run = RunShape(prompt_lengths=(200,), new_tokens=8)
+    reason = made.unsupported(view, run)
+    assert reason is not None
+    assert reason.endswith("Run once: kvbench calibrate codebooks model=mini model.weights=random seed=5")
+    line = ["calibrate", asked, *reason.partition("calibrate codebooks ")[2].split(), "--config-dir", str(outside)]
+    assert main([*line, "--samples", "2", "--tokens", "32"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    (file,) = own_cache.iterdir()
+    assert out[-1] == f"scores: {file}"
+    assert len(out) == 1 + 2 * 3 * len(view.layers)
+    assert made.unsupported(view, run) is None
+    found = json.loads(file.read_text(encoding="utf-8"))
+    told = {key: found[key] for key in ("model", "revision", "weights", "seed", "samples", "tokens")}
+    want = {"model": "mini", "revision": "seed-5", "weights": fingerprint(view), "seed": 5, "samples": 2, "tokens": 32}
+    assert told == want
+    assert file.name == f"codebooks_mini_{fingerprint(view)}.json"
+    other = view_of("model=mini", "seed=6", config_dir=outside)
+    assert made.unsupported(other, run) is not None, "codebooks of other weights were taken"
+
+
+@pytest.mark.parametrize("method", ["kvquant2", "kvquant3", "kvquant4"])
+def test_the_embedded_model_has_codebooks(method: str) -> None:
+    view = view_of("model=tiny")
+    assert strategy(f"strategy={method}").unsupported(view, RUN) is None
+    (file,) = TINY.glob("codebooks_*.json")
+    assert json.loads(file.read_text(encoding="utf-8"))["weights"] == fingerprint(view)
+    assert file.stat().st_size < 10_000
+
+
+def numbers_of(found: dict[str, Any]) -> list[float]:
+    """Take the numbers out of codebooks and return them in order."""
+    sides = [rows for side in ("keys", "values") for rows in found.pop(side).values()]
+    return [number for rows in (found.pop("lower"), found.pop("upper"), *sides) for row in rows for number in row]
+
+
+@pytest.mark.slow
+def test_the_codebooks_that_are_shipped_are_what_the_command_makes(tmp_path: Path) -> None:
+    assert main(["calibrate", "codebooks", "model=tiny", "model.device=cpu", "--out", str(tmp_path)]) == 0
+    (made,) = tmp_path.glob("codebooks_*.json")
+    got, want = (json.loads(file.read_text(encoding="utf-8")) for file in (made, TINY / made.name))
+    assert numbers_of(got) == pytest.approx(numbers_of(want), rel=1e-3, abs=1e-4)
+    assert got == want
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("calibrate headkw", "there are no headkw scores. Did you mean headkv"),
         ("calibrate h2o", "strategy=h2o needs no scores of heads"),
-        ("calibrate h2o", "no maxima of channels. Kinds: retrieval, gate, repetition, smooth"),
+        (
+            "calibrate h2o",
+            "no maxima of channels and no codebooks. Kinds: retrieval, gate, repetition, smooth, codebooks",
+        ),
+        ("calibrate codebooks --tokens 6", "--tokens from 7 to what the model reads, 2048; got 16 and 6"),
         ("calibrate smooth --tokens 4000", "what the model reads, 2048; got 64 and 4000"),
         ("calibrate gate model=tinny", "Did you mean model=tiny"),
         ("calibrate gate --samples -1", "--samples of at least 1"),

@@ -369,8 +369,10 @@ class PretendedCodec:
     codec: PackedCodec
     is_exact: bool = False
     joins_heads: bool = False
+    joins_slots: bool = False
     data_dependent: bool = False
     fixed_bytes: int = 0
+    num_sink: int = 0
     flush_tokens: int = 1
 
     @property

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.progress import track
 
+from kvbench.cache.codecs.kvquant import KVQuant
 from kvbench.cache.codecs.packed import PackedCodec
 from kvbench.cache.codecs.streaming import Streaming
 from kvbench.cache.kv_cache import KVCache
@@ -22,13 +23,14 @@ from kvbench.strategies.base import CacheStrategy
 from kvbench.types import RunShape
 from tests.support import generic
 from tests.support.checks import assert_close
+from tests.support.codebook_files import folder as codebooks
 from tests.support.drive import drive
 from tests.support.head_scores import folder
 from tests.support.models import LAYERS, ids, model
 from tests.support.storage import storages_are_exact_and_reported
 
 PARTS = ("trigger", "scorer", "budget", "evicted", "position", "codec")
-CODECS = ("dense", "int8", "kivi2", "lorc", "streaming")  # one of each kind
+CODECS = ("dense", "int8", "kivi2", "kvquant3", "lorc", "streaming")  # one of each kind
 TRIES = 20
 PROMPT, NEW, BUDGET, PERIOD = 60, 6, 44, 4  # room for the default numbers of every part
 RUN = RunShape(prompt_lengths=(PROMPT, PROMPT), new_tokens=NEW)
@@ -88,6 +90,8 @@ def small(made: CacheStrategy) -> CacheStrategy:
     if isinstance(codec, PackedCodec) and codec.residual > 0:
         keys = replace(codec.key_quantiser, group=4)
         changes["codec"] = replace(codec, key_quantiser=keys, residual=8)
+    elif isinstance(codec, KVQuant):
+        changes["codec"] = replace(codec, codebooks=str(codebooks()))
     elif isinstance(codec, Streaming):
         changes["codec"] = replace(codec, chunk=8, num_sink=3, outlier_above=2.0)
     return replace(made, **changes)

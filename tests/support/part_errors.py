@@ -22,6 +22,7 @@ from kvbench.strategies.selection.recency import Recency
 from kvbench.strategies.trigger import Every
 from tests.support.channel_maxima import folder as channel_maxima
 from tests.support.checks import BUDGET, PROMPT, uniform
+from tests.support.codebook_files import folder as codebook_files
 from tests.support.drive import drive
 from tests.support.generation import generate
 from tests.support.models import attention, ids, model
@@ -113,6 +114,30 @@ def maxima(change: Callable[[dict[str, Any]], object] | None, text: str = "") ->
             return composed("smoothquant", f"transform.maxima={file}").prepare(model("llama_gqa"))
 
     return prepare
+
+
+def codebooks(change: Callable[[dict[str, Any]], object] | None, text: str = "") -> Callable[[], object]:
+    """Return what builds a cache by a file of codebooks that was changed or holds a text instead."""
+
+    def build() -> object:
+        view = view_of(model("llama_gqa"))
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "codebooks.json"
+            (found,) = codebook_files().glob(f"*_{fingerprint(view)}.json")
+            made = json.loads(found.read_text(encoding="utf-8"))
+            if change is not None:
+                change(made)
+            file.write_text(text or json.dumps(made), encoding="utf-8")
+            return composed("kvquant3", f"codec.codebooks={file}").build(view, uniform())
+
+    return build
+
+
+def too_many_channels() -> None:
+    """Ask for more channels than an index tells apart."""
+    view = view_of(model("llama_gqa"))
+    layers = tuple(replace(layer, kv_heads=5000) for layer in view.layers)
+    composed("kvquant3").build(replace(view, layers=layers), uniform())
 
 
 def no_maxima() -> None:
@@ -443,6 +468,40 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         changed("streaming_kvquant", "codec", kernel="fast"),
         r"kernel must be auto, native or reference; got 'fast'",
     ),
+    "bits of a table": (asked("kvquant3", "codec.bits=8"), r"codec\.bits must be one of \[2, 3, 4\]; got 8"),
+    "share of outliers": (
+        asked("kvquant3", "codec.outliers=0.6"),
+        r"codec\.outliers must be between 0 and 0\.5, and strategy\.codec\.num_sink 0 or more; got 0\.6 and 1",
+    ),
+    "channels of many bits": (
+        too_many_channels,
+        r"keeps the channel of an outlier in 16 bits, and a token of this model has 40000 numbers; use strategy/codec=",
+    ),
+    "heads that fill other slots": (
+        asked("h2o", "strategy/codec=kvquant3"),
+        r"writes all heads of a slot at once.*use strategy/trigger=prefill_end with strategy/budget=uniform",
+    ),
+    "no codebooks": (
+        asked("kvquant3", "codec.codebooks=/"),
+        r"the keys and values of this model have no codebooks in /\. Run once: kvbench calibrate codebooks",
+    ),
+    "codebooks of other channels": (
+        codebooks(lambda made: made.update(lower=[[0.0]], upper=[[1.0]])),
+        r"has codebooks for 1 layers with \[1\] channels of keys, this model has 2 with \[16\]\. Run: kvbench calib",
+    ),
+    "codebooks of other weights": (
+        codebooks(lambda made: made.update(weights="0" * 12)),
+        r"was made for other weights: small \(0{12}\), this model is .*Run: kvbench calibrate codebooks",
+    ),
+    "limits the wrong way round": (
+        codebooks(lambda made: made.update(lower=made["upper"], upper=made["lower"])),
+        r"holds no codebooks \(codebooks need lower numbers that are at most the upper ones",
+    ),
+    "tables of other bits": (
+        codebooks(lambda made: made["keys"].update({"3": made["keys"]["2"]})),
+        r"holds no codebooks \(codebooks need 2\^bits numbers in each table, in rising order",
+    ),
+    "codebooks that are none": (codebooks(None, text="[]"), r"holds no codebooks.*again with: kvbench calibrate codeb"),
     "native in float64": (
         asked("kivi2", "codec.kernel=native"),
         r"computes in float32, and the model in float64; set strategy\.codec\.kernel=auto or reference",

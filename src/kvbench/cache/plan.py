@@ -131,8 +131,8 @@ class LayerPlan:
         if self.sharer is not None:  # what each row keeps is not known in advance, nor which keeps most
             return True
         evicts_apart = self.evicts and (self.period > 1 or self.evicted.merges or self.scorer.scores_again)
-        by_token = self.codec.writes_each_token_alone  # otherwise groups of tokens, as pages, begin where a row does
-        return evicts_apart or self.paging is not None or not by_token
+        by_row = not self.codec.writes_each_token_alone or self.codec.num_sink > 0  # begin where a row does, as pages
+        return evicts_apart or self.paging is not None or by_row
 
     def is_ring(self, run: RunShape) -> bool:
         """Whether the next victim is known without a score, and the same in every row."""

@@ -329,7 +329,8 @@ class Store:
         assert self.plan.shape.rotary is not None
         shift = self._dropped()
         if not isinstance(shift, int) or shift > 0:
-            self.slots.keys.write(0, turn(self._sinks, shift, self.plan.shape.rotary))
+            where = self.slots.position.narrow(2, 0, self.plan.num_moving)
+            self.slots.keys.write(0, turn(self._sinks, shift, self.plan.shape.rotary), where)
 
     def _dropped(self) -> Tensor | int:
         """Return how many tokens lie between the sinks and the rest, [B] where rows differ."""

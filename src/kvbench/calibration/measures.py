@@ -62,7 +62,9 @@ def _marked(loaded: Loaded, samples: Sequence[Marked], report: Report) -> Scores
     for index, sample in enumerate(samples):
         ids = torch.tensor([sample.ids], device=loaded.view.device)
 
-        def watch(layer: int, query: Tensor, key: Tensor, scale: float, window: int, sample: Marked = sample) -> None:
+        def watch(
+            layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int, sample: Marked = sample
+        ) -> None:
             for name, found in paid(sample, query, key, scale, window).items():
                 _add(scores, name, layer, found, len(loaded.view.layers))
 
@@ -105,7 +107,7 @@ def gate(loaded: Loaded, source: TokenSource, count: int, tokens: int, report: R
         raise ValueError("gates compare a mean key at different rotations, and the keys of this model are not rotated.")
     for index, ids in enumerate(source.windows(count, tokens)):
 
-        def watch(layer: int, query: Tensor, key: Tensor, scale: float, window: int) -> None:
+        def watch(layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int) -> None:
             _add(scores, "gate", layer, area(query, key, scale, shapes[layer]), len(shapes))
 
         forward(loaded.model.base_model, torch.tensor([ids], device=loaded.view.device), watch)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A plain forward pass of which queries and keys are seen, layer by layer."""
+"""A plain forward pass of which queries, keys and values are seen, layer by layer."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from kvbench.kernels.attend import attend_causal, attend_prompt
 
 ATTENTION = "kvbench_watched"  # name of the attention function models are switched to
-Watch = Callable[[int, Tensor, Tensor, float, int], None]
+Watch = Callable[[int, Tensor, Tensor, Tensor, float, int], None]
 
 _watch: ContextVar[Watch] = ContextVar("watch")
 
 
-def forward(model: nn.Module, ids: Tensor, watch: Watch) -> None:
-    """Run ids through a model that is switched to `ATTENTION`.
+def forward(model: nn.Module, ids: Tensor, watch: Watch) -> Any:
+    """Run ids through a model that is switched to `ATTENTION`, and return what it returns.
 
     Args:
         model: in evaluation mode.
         ids: [B, T].
-        watch: called with layer, queries [B, H, T, D] and keys [B, G, T, D], rotated, their scale and the window.
+        watch: called with layer, queries [B, H, T, D] and keys [B, G, T, D], rotated, values, scale and the window.
     """
     token = _watch.set(watch)
     try:
-        model(ids, use_cache=False)
+        return model(ids, use_cache=False)
     finally:
         _watch.reset(token)
 
@@ -43,10 +43,10 @@ def attention(
     sliding_window: int | None = None,
     **keywords: Any,
 ) -> tuple[Tensor, None]:
-    """Attend causally, and show queries and keys to who watches."""
+    """Attend causally, and show queries, keys and values to who watches."""
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     window = sliding_window or 0
-    _watch.get()(int(module.layer_idx), query, key, scale, window)  # type: ignore[arg-type]
+    _watch.get()(int(module.layer_idx), query, key, value, scale, window)  # type: ignore[arg-type]
     tokens = query.shape[2]
     if window == 0 or tokens <= window:
         out = attend_causal(query, key, value, scale)

@@ -1,8 +1,8 @@
-"""`kvbench calibrate`: measure the heads or the channels of a model once, for methods that treat them differently."""
+"""`kvbench calibrate`: measure a model's heads, channels or numbers once, for methods that treat them differently."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +10,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from kvbench.bench import source_of
+from kvbench.cache.codecs.codebooks import KIND as CODEBOOKS
+from kvbench.cache.codecs.kvquant import KVQuant
 from kvbench.calibrated import Calibrated
+from kvbench.calibration.codebooks import codebooks
 from kvbench.calibration.maxima import channel_maxima
 from kvbench.calibration.measures import MEASURES, measure
 from kvbench.calibration.watching import ATTENTION
@@ -27,7 +30,7 @@ from kvbench.strategies.transform.smooth import Smooth
 
 
 def main(what: str, overrides: Sequence[str], *, config_dir: str | None, samples: int, tokens: int, out: str) -> None:
-    """Measure a model's heads or channels and keep the numbers in a file.
+    """Measure a model's heads, channels or numbers and keep the numbers in a file.
 
     Args:
         what: a strategy that needs it, or what to measure.
@@ -44,8 +47,7 @@ def main(what: str, overrides: Sequence[str], *, config_dir: str | None, samples
     source = source_of(job_of(checked), loaded)
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task(f"{checked.model.name}: {kind}", total=1.0)
-        measured = channel_maxima if kind == SMOOTH else partial(measure, kind)
-        found = measured(
+        found = measured(kind)(
             checked.model.name,
             loaded,
             source,
@@ -60,13 +62,18 @@ def main(what: str, overrides: Sequence[str], *, config_dir: str | None, samples
     print(f"scores: {file}")
 
 
+def measured(kind: str) -> Callable[..., Calibrated]:
+    """Return what measures a model."""
+    return {SMOOTH: channel_maxima, CODEBOOKS: codebooks}.get(kind) or partial(measure, kind)
+
+
 def kind_of(what: str, elsewhere: Sequence[str] = ()) -> str:
     """Return what a strategy needs measured, or the kind itself.
 
     Raises:
         ConfigError: if there is no such thing.
     """
-    kinds = (*MEASURES, SMOOTH)
+    kinds = (*MEASURES, SMOOTH, CODEBOOKS)
     if what in kinds:
         return what
     strategies = dict(catalogue())["strategy"]
@@ -76,8 +83,11 @@ def kind_of(what: str, elsewhere: Sequence[str] = ()) -> str:
             return built.budget.kind
         if isinstance(built.transform, Smooth):
             return SMOOTH
+        if isinstance(built.codec, KVQuant):
+            return CODEBOOKS
         raise ConfigError(
-            f"strategy={what} needs no scores of heads and no maxima of channels. Kinds: {', '.join(kinds)}."
+            f"strategy={what} needs no scores of heads, no maxima of channels and no codebooks. "
+            f"Kinds: {', '.join(kinds)}."
         )
     raise ConfigError(f"there are no {what} scores. {hint(what, [*kinds, *strategies], label='Kinds and strategies')}")
 

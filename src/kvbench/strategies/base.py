@@ -84,12 +84,19 @@ class CacheStrategy:
                 "strategy/evicted and strategy/scorer do here while decoding; use strategy/codec=dense, or "
                 "strategy/trigger=prefill_end."
             )
-        differs = self.scorer.per_head or isinstance(self.budget, HeadBudget) or self.budget.sharer is not None
-        if self.budget.limits and self.codec.joins_heads and differs:
+        differs = isinstance(self.budget, HeadBudget) or self.budget.sharer is not None
+        if self.budget.limits and self.codec.joins_heads and (differs or self.scorer.per_head):
             raise ValueError(
                 "this strategy/codec writes the heads of a token together, and each layer in another size, and here "
                 "heads or layers do not keep the same tokens; use a strategy/scorer and a strategy/budget that treat "
                 "them alike, or another strategy/codec."
+            )
+        fills_apart = self.scorer.per_head and self.trigger.period > 0
+        if self.budget.limits and self.codec.joins_slots and (differs or fills_apart):
+            raise ValueError(
+                "this strategy/codec writes all heads of a slot at once, and here heads keep different numbers of "
+                "entries, or fill different slots while decoding; use strategy/trigger=prefill_end with "
+                "strategy/budget=uniform, a strategy/scorer that treats heads alike, or another strategy/codec."
             )
         if isinstance(self.budget, ChoosyBudget):
             reason = self.budget.refusal(self.scorer, self.selector, self.evicted, by_rank=self.position.by_rank)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from tests.support.codebook_files import folder
 from tests.support.settings import Setting
 
 _GROUPS = ("codec.key_quantiser.group=4", "codec.value_quantiser.group=4", "codec.residual=8")
+
+
+_CODEBOOKS = f"codec.codebooks='{folder()}'"
 
 
 def _packed(*overrides: str, like: str = "") -> Setting:
@@ -29,6 +33,9 @@ SETTINGS: dict[str, Setting] = {
         data_dependent=True,
         waits=True,
     ),
+    "kvquant2": _packed(_CODEBOOKS, like="kvquant3"),
+    "kvquant3": _packed(_CODEBOOKS, "codec.num_sink=3"),
+    "kvquant4": _packed(_CODEBOOKS, like="kvquant3"),
     "kivi2": _packed(*_GROUPS),
     "kivi4": _packed(*_GROUPS, like="kivi2"),
 }

@@ -78,6 +78,10 @@ class LayerCodec(Protocol):
         """Whether an entry can be written, and overwritten, without any other."""
 
     @property
+    def num_sink(self) -> int:
+        """First slots of a row, which are written another way than the others."""
+
+    @property
     def flush_tokens(self) -> int:
         """Tokens that are packed at once while decoding."""
 
@@ -108,6 +112,10 @@ class Codec(Protocol):
     @property
     def joins_heads(self) -> bool:
         """Whether the heads of a token are written together, so that they stay, or leave, together."""
+
+    @property
+    def joins_slots(self) -> bool:
+        """Whether the heads of a slot are written at once, whichever tokens they hold."""
 
     @property
     def data_dependent(self) -> bool:

@@ -19,6 +19,8 @@ class Dense:
     writes_each_token_alone: ClassVar[bool] = True
     data_dependent: ClassVar[bool] = False
     joins_heads: ClassVar[bool] = False
+    joins_slots: ClassVar[bool] = False
+    num_sink: ClassVar[int] = 0
     flush_tokens: ClassVar[int] = 1
     fixed_bytes: ClassVar[int] = 0
 

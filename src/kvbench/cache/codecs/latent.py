@@ -56,6 +56,7 @@ class LowRank:
     is_exact: ClassVar[bool] = False
     data_dependent: ClassVar[bool] = False
     joins_heads: ClassVar[bool] = True
+    joins_slots: ClassVar[bool] = True
 
     most: float
     least: float
@@ -124,6 +125,7 @@ class LatentCodec:
 
     is_exact: ClassVar[bool] = False
     writes_each_token_alone: ClassVar[bool] = True
+    num_sink: ClassVar[int] = 0
     flush_tokens: ClassVar[int] = 1
 
     key_format: LatentFormat

@@ -32,6 +32,8 @@ class PackedCodec(ReadByKernel):
     is_exact: ClassVar[bool] = False
     data_dependent: ClassVar[bool] = False
     joins_heads: ClassVar[bool] = False
+    joins_slots: ClassVar[bool] = False
+    num_sink: ClassVar[int] = 0
     fixed_bytes: ClassVar[int] = 0
 
     key_quantiser: Quantiser

@@ -39,6 +39,7 @@ class Streaming(ReadByKernel):
     is_exact: ClassVar[bool] = False
     writes_each_token_alone: ClassVar[bool] = False
     joins_heads: ClassVar[bool] = False
+    joins_slots: ClassVar[bool] = False
     data_dependent: ClassVar[bool] = True
 
     chunk: int
@@ -116,6 +117,11 @@ class StreamingLayer:
 
     key_format: StreamFormat
     value_format: StreamFormat
+
+    @property
+    def num_sink(self) -> int:
+        """First slots of a row, which are written another way than the others."""
+        return self.key_format.rule.num_sink
 
     @property
     def flush_tokens(self) -> int:
