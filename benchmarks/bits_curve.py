@@ -131,8 +131,13 @@ def _tokens(bits: int) -> tuple[str, ...]:
     return ("strategy=quantization_4bit", *(f"strategy.codec.{side}.bits={bits}" for side in sides))
 
 
-def _kivi(bits: int, residual: int) -> tuple[str, ...]:
-    return (f"strategy=kivi{bits}", f"strategy.codec.residual={residual}")
+def _kivi(bits: int, residual: int, values: int = 0) -> tuple[str, ...]:
+    rest = (f"strategy.codec.value_quantiser.bits={values}",) if values else ()
+    return (f"strategy=kivi{bits}", f"strategy.codec.residual={residual}", *rest)
+
+
+def _tuned(bits: float) -> tuple[str, ...]:
+    return ("strategy=kvtuner", f"strategy.codec.bits={bits}", "strategy.codec.like.residual=32")
 
 
 CASES = (
@@ -163,6 +168,13 @@ CASES = (
         )
         for bits in (4, 3, 2)
     ),
+    Case(label="kvtuner", overrides=("strategy=kvtuner",)),
+    *(
+        Case(label=f"kvtuner, {bits:g} bits, residual 32", overrides=_tuned(bits), reference=reference)
+        for bits, reference in ((2.5, None), (3, None), (4, (by_channel(4, 32), by_token(4, 32))))
+    ),
+    Case(label="keys 4, values 2 bits, residual 32", overrides=_kivi(4, 32, values=2)),
+    Case(label="keys 2, values 4 bits, residual 32", overrides=_kivi(2, 32, values=4)),
     Case(label="streaming_kvquant", overrides=("strategy=streaming_kvquant",)),
     Case(label="streaming_kvquant, chunk 64", overrides=("strategy=streaming_kvquant", "strategy.codec.chunk=64")),
     Case(label="lorc", overrides=("strategy=lorc",)),

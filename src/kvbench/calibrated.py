@@ -8,7 +8,7 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 
@@ -72,6 +72,15 @@ class Calibrated(ABC):
         file.parent.mkdir(parents=True, exist_ok=True)
         text = re.sub(r"\[\n[^][]*]", lambda row: json.dumps(json.loads(row[0])), json.dumps(asdict(self), indent=1))
         file.write_text(text + "\n", encoding="utf-8")
+
+
+@runtime_checkable
+class NeedsCalibration(Protocol):
+    """A part of a strategy that reads what was measured."""
+
+    @property
+    def calibration(self) -> str:
+        """What `kvbench calibrate` calls it."""
 
 
 Found = TypeVar("Found", bound=Calibrated)

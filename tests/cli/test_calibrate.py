@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -104,111 +105,107 @@ def test_what_is_shipped_is_what_the_command_makes(kind: str, tmp_path: Path) ->
     assert got == want
 
 
-SMOOTHED = ("smoothquant", "smoothquant_05", "smoothquant_08")
+class Kind(NamedTuple):
+    """What is measured of a model's channels, numbers or layers."""
+
+    name: str  # as the command calls it
+    methods: tuple[str, ...]  # that need it
+    stem: str  # of its files
+    tokens: int  # enough of a text
+    lines: Callable[[ModelView], int]  # that are printed
+    most: int  # bytes of the file that comes with the embedded model
 
 
-@pytest.mark.parametrize("asked", ["smooth", "smoothquant_08"])
-def test_the_command_that_smoothing_names_makes_it_run(
-    asked: str, outside: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+MEASURED = (
+    Kind(
+        "smooth",
+        ("smoothquant", "smoothquant_05", "smoothquant_08"),
+        "channel_maxima",
+        32,
+        lambda view: len(view.norms),
+        20_000,
+    ),
+    Kind(
+        "codebooks",
+        ("kvquant2", "kvquant3", "kvquant4"),
+        "codebooks",
+        32,
+        lambda view: 2 * 3 * len(view.layers),
+        10_000,
+    ),
+    Kind("bits", ("kvtuner",), "bit_errors", 160, lambda view: 3 * len(view.layers), 2_000),
+)
+of_each_kind = pytest.mark.parametrize("kind", MEASURED, ids=[kind.name for kind in MEASURED])
+
+
+@of_each_kind
+@pytest.mark.parametrize("by_method", [False, True])
+def test_the_command_that_a_method_names_makes_what_it_needs(
+    kind: Kind, by_method: bool, outside: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    view, made = view_of("model=mini", "seed=5", config_dir=outside), strategy("strategy=smoothquant")
+    view, made = view_of("model=mini", "seed=5", config_dir=outside), strategy(f"strategy={kind.methods[-1]}")
     run = RunShape(prompt_lengths=(200,), new_tokens=8)
     reason = made.unsupported(view, run)
     assert reason is not None
-    assert reason.endswith("Run once: kvbench calibrate smooth model=mini model.weights=random seed=5")
-    line = ["calibrate", asked, *reason.partition("calibrate smooth ")[2].split(), "--config-dir", str(outside)]
-    assert main([*line, "--samples", "2", "--tokens", "32"]) == 0
+    assert reason.endswith(f"Run once: kvbench calibrate {kind.name} model=mini model.weights=random seed=5")
+    rest = [*reason.partition(f"calibrate {kind.name} ")[2].split(), "--config-dir", str(outside)]
+    asked = kind.methods[0] if by_method else kind.name
+    assert main(["calibrate", asked, *rest, "--samples", "2", "--tokens", str(kind.tokens)]) == 0
     out = capsys.readouterr().out.splitlines()
     (file,) = own_cache.iterdir()
     assert out[-1] == f"scores: {file}"
-    assert len(out) == 1 + len(view.norms)
+    assert len(out) == 1 + kind.lines(view)
     assert made.unsupported(view, run) is None
     found = json.loads(file.read_text(encoding="utf-8"))
     told = {key: found[key] for key in ("model", "revision", "weights", "seed", "samples", "tokens")}
-    want = {"model": "mini", "revision": "seed-5", "weights": fingerprint(view), "seed": 5, "samples": 2, "tokens": 32}
-    assert told == want
-    assert file.name == f"channel_maxima_mini_{fingerprint(view)}.json"
-    assert [len(row) for row in found["maxima"]] == [norm.width for norm in view.norms]
+    want = {"model": "mini", "revision": "seed-5", "weights": fingerprint(view), "seed": 5, "samples": 2}
+    assert told == {**want, "tokens": kind.tokens}
+    assert file.name == f"{kind.stem}_mini_{fingerprint(view)}.json"
     other = view_of("model=mini", "seed=6", config_dir=outside)
-    assert made.unsupported(other, run) is not None, "maxima of other weights were taken"
+    assert made.unsupported(other, run) is not None, "what was measured on other weights was taken"
 
 
-@pytest.mark.parametrize("method", SMOOTHED)
-def test_the_embedded_model_can_be_smoothed_at_once(method: str) -> None:
+@of_each_kind
+def test_the_embedded_model_has_what_methods_need(kind: Kind) -> None:
     view = view_of("model=tiny")
-    assert strategy(f"strategy={method}").unsupported(view, RUN) is None
-    (file,) = TINY.glob("channel_maxima_*.json")
+    for method in kind.methods:
+        assert strategy(f"strategy={method}").unsupported(view, RUN) is None
+    (file,) = TINY.glob(f"{kind.stem}_*.json")
     assert json.loads(file.read_text(encoding="utf-8"))["weights"] == fingerprint(view)
-    assert file.stat().st_size < 20_000
+    assert file.stat().st_size < kind.most
+
+
+def numbers_in(found: Any) -> list[float]:
+    """Return the numbers of lists in lists, in order."""
+    if isinstance(found, dict):
+        return [number for _, value in sorted(found.items()) for number in numbers_in(value)]
+    return [number for each in found for number in numbers_in(each)] if isinstance(found, list) else [found]
 
 
 @pytest.mark.slow
-def test_the_maxima_that_are_shipped_are_what_the_command_makes(tmp_path: Path) -> None:
-    assert main(["calibrate", "smooth", "model=tiny", "model.device=cpu", "--out", str(tmp_path)]) == 0
-    (made,) = tmp_path.glob("channel_maxima_*.json")
+@of_each_kind
+def test_what_is_shipped_for_methods_is_what_the_command_makes(kind: Kind, tmp_path: Path) -> None:
+    assert main(["calibrate", kind.name, "model=tiny", "model.device=cpu", "--out", str(tmp_path)]) == 0
+    (made,) = tmp_path.glob(f"{kind.stem}_*.json")
     got, want = (json.loads(file.read_text(encoding="utf-8")) for file in (made, TINY / made.name))
-    for mine, row in zip(got.pop("maxima"), want.pop("maxima"), strict=True):
-        assert mine == pytest.approx(row, rel=1e-4, abs=0)
-    assert got == want
-
-
-@pytest.mark.parametrize("asked", ["codebooks", "kvquant2"])
-def test_the_command_that_codebooks_name_makes_them(
-    asked: str, outside: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    view, made = view_of("model=mini", "seed=5", config_dir=outside), strategy("strategy=kvquant3")
-    run = RunShape(prompt_lengths=(200,), new_tokens=8)
-    reason = made.unsupported(view, run)
-    assert reason is not None
-    assert reason.endswith("Run once: kvbench calibrate codebooks model=mini model.weights=random seed=5")
-    line = ["calibrate", asked, *reason.partition("calibrate codebooks ")[2].split(), "--config-dir", str(outside)]
-    assert main([*line, "--samples", "2", "--tokens", "32"]) == 0
-    out = capsys.readouterr().out.splitlines()
-    (file,) = own_cache.iterdir()
-    assert out[-1] == f"scores: {file}"
-    assert len(out) == 1 + 2 * 3 * len(view.layers)
-    assert made.unsupported(view, run) is None
-    found = json.loads(file.read_text(encoding="utf-8"))
-    told = {key: found[key] for key in ("model", "revision", "weights", "seed", "samples", "tokens")}
-    want = {"model": "mini", "revision": "seed-5", "weights": fingerprint(view), "seed": 5, "samples": 2, "tokens": 32}
-    assert told == want
-    assert file.name == f"codebooks_mini_{fingerprint(view)}.json"
-    other = view_of("model=mini", "seed=6", config_dir=outside)
-    assert made.unsupported(other, run) is not None, "codebooks of other weights were taken"
-
-
-@pytest.mark.parametrize("method", ["kvquant2", "kvquant3", "kvquant4"])
-def test_the_embedded_model_has_codebooks(method: str) -> None:
-    view = view_of("model=tiny")
-    assert strategy(f"strategy={method}").unsupported(view, RUN) is None
-    (file,) = TINY.glob("codebooks_*.json")
-    assert json.loads(file.read_text(encoding="utf-8"))["weights"] == fingerprint(view)
-    assert file.stat().st_size < 10_000
-
-
-def numbers_of(found: dict[str, Any]) -> list[float]:
-    """Take the numbers out of codebooks and return them in order."""
-    sides = [rows for side in ("keys", "values") for rows in found.pop(side).values()]
-    return [number for rows in (found.pop("lower"), found.pop("upper"), *sides) for row in rows for number in row]
-
-
-@pytest.mark.slow
-def test_the_codebooks_that_are_shipped_are_what_the_command_makes(tmp_path: Path) -> None:
-    assert main(["calibrate", "codebooks", "model=tiny", "model.device=cpu", "--out", str(tmp_path)]) == 0
-    (made,) = tmp_path.glob("codebooks_*.json")
-    got, want = (json.loads(file.read_text(encoding="utf-8")) for file in (made, TINY / made.name))
-    assert numbers_of(got) == pytest.approx(numbers_of(want), rel=1e-3, abs=1e-4)
+    tables = [name for name, value in want.items() if isinstance(value, dict | list)]
+    assert tables
+    for name in tables:
+        assert numbers_in(got.pop(name)) == pytest.approx(numbers_in(want.pop(name)), rel=1e-3, abs=1e-4)
     assert got == want
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("calibrate headkw", "there are no headkw scores. Did you mean headkv"),
-        ("calibrate h2o", "strategy=h2o needs no scores of heads"),
+        ("calibrate headkw", "nothing called headkw is measured. Did you mean headkv"),
         (
             "calibrate h2o",
-            "no maxima of channels and no codebooks. Kinds: retrieval, gate, repetition, smooth, codebooks",
+            "strategy=h2o needs nothing measured. Kinds: retrieval, gate, repetition, smooth, codebooks, bits",
+        ),
+        (
+            "calibrate bits --tokens 100",
+            "--tokens that are a multiple of 32, above 128 and at most what the model reads",
         ),
         ("calibrate codebooks --tokens 6", "--tokens from 7 to what the model reads, 2048; got 16 and 6"),
         ("calibrate smooth --tokens 4000", "what the model reads, 2048; got 64 and 4000"),

@@ -27,6 +27,7 @@ from tests.support.drive import drive
 from tests.support.generation import generate
 from tests.support.models import attention, ids, model
 from tests.support.strategies import composed, strategy
+from tests.support.tuned import folder as bit_files
 from tests.support.wrappers import output_is_unknown
 
 
@@ -116,21 +117,28 @@ def maxima(change: Callable[[dict[str, Any]], object] | None, text: str = "") ->
     return prepare
 
 
-def codebooks(change: Callable[[dict[str, Any]], object] | None, text: str = "") -> Callable[[], object]:
-    """Return what builds a cache by a file of codebooks that was changed or holds a text instead."""
+def measured(method: str, key: str, files: Callable[[], Path]) -> Callable[..., Callable[[], object]]:
+    """Return what takes a change of a file that a method reads, or a text instead, and returns what builds a cache."""
 
-    def build() -> object:
-        view = view_of(model("llama_gqa"))
-        with TemporaryDirectory() as folder:
-            file = Path(folder) / "codebooks.json"
-            (found,) = codebook_files().glob(f"*_{fingerprint(view)}.json")
-            made = json.loads(found.read_text(encoding="utf-8"))
-            if change is not None:
-                change(made)
-            file.write_text(text or json.dumps(made), encoding="utf-8")
-            return composed("kvquant3", f"codec.codebooks={file}").build(view, uniform())
+    def changed_file(change: Callable[[dict[str, Any]], object] | None, text: str = "") -> Callable[[], object]:
+        def build() -> object:
+            view = view_of(model("llama_gqa"))
+            with TemporaryDirectory() as folder:
+                file = Path(folder) / "changed.json"
+                (found,) = files().glob(f"*_{fingerprint(view)}.json")
+                made = json.loads(found.read_text(encoding="utf-8"))
+                if change is not None:
+                    change(made)
+                file.write_text(text or json.dumps(made), encoding="utf-8")
+                return composed(method, f"{key}={file}").build(view, uniform())
 
-    return build
+        return build
+
+    return changed_file
+
+
+codebooks = measured("kvquant3", "codec.codebooks", codebook_files)
+bits = measured("kvtuner", "codec.errors", bit_files)
 
 
 def too_many_channels() -> None:
@@ -502,6 +510,23 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         r"holds no codebooks \(codebooks need 2\^bits numbers in each table, in rising order",
     ),
     "codebooks that are none": (codebooks(None, text="[]"), r"holds no codebooks.*again with: kvbench calibrate codeb"),
+    "mean of bits": (asked("kvtuner", "codec.bits=1.5"), r"codec\.bits must be between 2 and 8; got 1\.5"),
+    "bits of floating point numbers": (
+        asked("kvtuner", "strategy/codec@strategy.codec.like=fp8"),
+        r"codec@strategy\.codec\.like must round to integers; use kivi4, kivi2, int4 or int8",
+    ),
+    "no errors by bits": (
+        asked("kvtuner", "codec.errors=/"),
+        r"the layers of this model have no errors by bits in /\. Run once: kvbench calibrate bits",
+    ),
+    "errors of other layers": (
+        bits(lambda made: made.update(errors={side: rows[:1] for side, rows in made["errors"].items()})),
+        r"has errors for \[1\] layers, this model has 2\. Run: kvbench calibrate bits",
+    ),
+    "errors below 0": (
+        bits(lambda made: made["errors"]["values"][0].__setitem__(0, -1.0)),
+        r"holds no bit errors \(bit errors must be 3 numbers of at least 0 for each layer and side",
+    ),
     "native in float64": (
         asked("kivi2", "codec.kernel=native"),
         r"computes in float32, and the model in float64; set strategy\.codec\.kernel=auto or reference",

@@ -73,7 +73,9 @@ def _parser() -> argparse.ArgumentParser:
         "calibrate:main",
         "measure a model once: kvbench calibrate headkv model=tiny",
     )
-    calibrate.add_argument("what", help="a strategy, or what to measure: retrieval, gate, repetition, smooth")
+    calibrate.add_argument(
+        "what", help="a strategy, or what to measure: retrieval, gate, repetition, smooth, codebooks, bits"
+    )
     calibrate.add_argument("overrides", nargs="*", help="as for run; model= and seed= matter")
     calibrate.add_argument("--config-dir", help="folder with more configurations")
     calibrate.add_argument("--samples", type=int, default=0, help="texts (default: the kind's own number)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from kvbench.bench import source_of
+from kvbench.cache.codecs.bits import KIND as BITS
 from kvbench.cache.codecs.codebooks import KIND as CODEBOOKS
-from kvbench.cache.codecs.kvquant import KVQuant
-from kvbench.calibrated import Calibrated
+from kvbench.calibrated import Calibrated, NeedsCalibration
+from kvbench.calibration.bits import bit_errors
 from kvbench.calibration.codebooks import codebooks
 from kvbench.calibration.maxima import channel_maxima
 from kvbench.calibration.measures import MEASURES, measure
@@ -24,9 +25,14 @@ from kvbench.configuration.errors import ConfigError, hint
 from kvbench.folders import cache_folder
 from kvbench.models.load import load
 from kvbench.runner import job_of
-from kvbench.strategies.budget.heads import HeadBudget
 from kvbench.strategies.transform.maxima import KIND as SMOOTH
-from kvbench.strategies.transform.smooth import Smooth
+
+KINDS: Mapping[str, Callable[..., Calibrated]] = {
+    **{kind: partial(measure, kind) for kind in MEASURES},
+    SMOOTH: channel_maxima,
+    CODEBOOKS: codebooks,
+    BITS: bit_errors,
+}
 
 
 def main(what: str, overrides: Sequence[str], *, config_dir: str | None, samples: int, tokens: int, out: str) -> None:
@@ -47,7 +53,7 @@ def main(what: str, overrides: Sequence[str], *, config_dir: str | None, samples
     source = source_of(job_of(checked), loaded)
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task(f"{checked.model.name}: {kind}", total=1.0)
-        found = measured(kind)(
+        found = KINDS[kind](
             checked.model.name,
             loaded,
             source,
@@ -62,34 +68,24 @@ def main(what: str, overrides: Sequence[str], *, config_dir: str | None, samples
     print(f"scores: {file}")
 
 
-def measured(kind: str) -> Callable[..., Calibrated]:
-    """Return what measures a model."""
-    return {SMOOTH: channel_maxima, CODEBOOKS: codebooks}.get(kind) or partial(measure, kind)
-
-
 def kind_of(what: str, elsewhere: Sequence[str] = ()) -> str:
     """Return what a strategy needs measured, or the kind itself.
 
     Raises:
         ConfigError: if there is no such thing.
     """
-    kinds = (*MEASURES, SMOOTH, CODEBOOKS)
-    if what in kinds:
+    if what in KINDS:
         return what
     strategies = dict(catalogue())["strategy"]
     if what in strategies or elsewhere:
         built = build_group(resolved(compose([f"strategy={what}", *elsewhere]))["strategy"], "strategy")
-        if isinstance(built.budget, HeadBudget):
-            return built.budget.kind
-        if isinstance(built.transform, Smooth):
-            return SMOOTH
-        if isinstance(built.codec, KVQuant):
-            return CODEBOOKS
-        raise ConfigError(
-            f"strategy={what} needs no scores of heads, no maxima of channels and no codebooks. "
-            f"Kinds: {', '.join(kinds)}."
-        )
-    raise ConfigError(f"there are no {what} scores. {hint(what, [*kinds, *strategies], label='Kinds and strategies')}")
+        for part in (built.budget, built.transform, built.codec):
+            if isinstance(part, NeedsCalibration):
+                return part.calibration
+        raise ConfigError(f"strategy={what} needs nothing measured. Kinds: {', '.join(KINDS)}.")
+    raise ConfigError(
+        f"nothing called {what} is measured. {hint(what, [*KINDS, *strategies], label='Kinds and strategies')}"
+    )
 
 
 def place(found: Calibrated, out: str) -> Path:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from tests.support.codebook_files import folder
 from tests.support.settings import Setting
+from tests.support.tuned import folder as bits
 
 _GROUPS = ("codec.key_quantiser.group=4", "codec.value_quantiser.group=4", "codec.residual=8")
 
 
 _CODEBOOKS = f"codec.codebooks='{folder()}'"
+_BITS = f"codec.errors='{bits()}'"
 
 
 def _packed(*overrides: str, like: str = "") -> Setting:
@@ -37,5 +39,6 @@ SETTINGS: dict[str, Setting] = {
     "kvquant3": _packed(_CODEBOOKS, "codec.num_sink=3"),
     "kvquant4": _packed(_CODEBOOKS, like="kvquant3"),
     "kivi2": _packed(*_GROUPS),
+    "kvtuner": _packed(*(f"codec.like.{each.removeprefix('codec.')}" for each in _GROUPS), _BITS),
     "kivi4": _packed(*_GROUPS, like="kivi2"),
 }

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kvbench.cache.codecs.codebooks import BITS, Table, tables
+from kvbench.cache.codecs.codebooks import BITS, KIND, Table, tables
 from kvbench.cache.codecs.kernel import ReadByKernel
 from kvbench.cache.codecs.nonuniform import nearest, of_each, unit
 from kvbench.cache.rotary import turn
@@ -39,6 +39,7 @@ class KVQuant(ReadByKernel):
         kernel: as in ReadByKernel.
     """
 
+    calibration: ClassVar[str] = KIND
     is_exact: ClassVar[bool] = False
     writes_each_token_alone: ClassVar[bool] = True
     joins_heads: ClassVar[bool] = False

@@ -31,7 +31,7 @@ class HeadBudget(ABC):
     limits: ClassVar[bool] = True
     data_dependent: ClassVar[bool] = False
     sharer: ClassVar[Sharer | None] = None
-    kind: ClassVar[str]  # of scores
+    calibration: ClassVar[str]  # kind of scores
 
     scores: str
 
@@ -58,7 +58,7 @@ class HeadBudget(ABC):
         Raises:
             ValueError: if there are none, or only another model's.
         """
-        return find(self.kind, self.scores, view)
+        return find(self.calibration, self.scores, view)
 
     @abstractmethod
     def counts(
@@ -92,7 +92,7 @@ class ScoredHeads(HeadBudget, Uniform):
         temperature: exponent of the scores; 0 makes all heads equal.
     """
 
-    kind: ClassVar[str] = "retrieval"
+    calibration: ClassVar[str] = "retrieval"
 
     beta: float
     temperature: float
@@ -212,7 +212,7 @@ class GatedHeads(FullOrStreaming):
         sparsity: quantile, the share of heads that stream; 0 for none, 1 for all.
     """
 
-    kind: ClassVar[str] = "gate"
+    calibration: ClassVar[str] = "gate"
 
     sparsity: float
 
@@ -249,7 +249,7 @@ class EchoAndInduction(FullOrStreaming):
         echo_share: of all heads, those with the highest echo scores.
     """
 
-    kind: ClassVar[str] = "repetition"
+    calibration: ClassVar[str] = "repetition"
 
     induction_share: float
     echo_share: float

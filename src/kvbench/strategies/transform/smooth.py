@@ -13,7 +13,7 @@ from kvbench.models.norms import is_linear, linear_layers, weight_of
 from kvbench.models.view import view_of
 from kvbench.strategies.transform.base import Transform, with_modules
 from kvbench.strategies.transform.int8_linear import Int8Linear
-from kvbench.strategies.transform.maxima import ChannelMaxima, find
+from kvbench.strategies.transform.maxima import KIND, ChannelMaxima, find
 from kvbench.types import ModelView
 
 LEAST = 1e-5  # of a scale, and of the largest weight of a channel
@@ -32,6 +32,7 @@ class Smooth(Transform):
         maxima: file or folder of channel maxima; "" for where `kvbench calibrate smooth` leaves them.
     """
 
+    calibration: ClassVar[str] = KIND
     is_exact: ClassVar[bool] = False
 
     alpha: float
