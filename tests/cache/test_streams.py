@@ -43,6 +43,17 @@ def test_native_attention_reads_what_is_held() -> None:
     streams.attention_reads_what_is_held("native")
 
 
+@pytest.mark.parametrize("rotary", [0, 24])
+def test_a_step_needs_little_room(rotary: int) -> None:
+    streams.a_step_needs_little_room("reference", rotary)
+
+
+@pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("rotary", [0, 24])
+def test_a_native_step_needs_little_room(rotary: int) -> None:
+    streams.a_step_needs_little_room("native", rotary)
+
+
 @each_of(MUTANTS)
 def test_the_oracle_fails_on_the_mutant(mutant: Mutant, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant.dies(check, monkeypatch)
@@ -57,4 +68,5 @@ def test_every_oracle_is_seen_to_fail() -> None:
         streams.what_does_not_change_has_no_outliers,
         streams.bytes_count_the_outliers_there_are,
         streams.attention_reads_what_is_held,
+        streams.a_step_needs_little_room,
     } == seen_to_fail(MUTANTS)

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kvbench.cache import rotary
+from kvbench.cache.codecs import chunks
 from kvbench.cache.codecs.chunks import Outliers, Streamed, StreamPayload
 from kvbench.cache.codecs.streaming import StreamFormat
 from tests.mutants.core_mutant import Mutant
 from tests.support import streams
 
-pack, unrotated, outliers, of_groups = (
+pack, outliers, of_groups, pack_first = (
     StreamPayload._pack,
-    StreamPayload._unrotated,
     StreamPayload._outliers,
     StreamPayload._of_groups,
-)
-pack_first, chunks, outlier_bytes, stream_logits = (
     StreamPayload._pack_first,
-    Streamed._chunks,
-    StreamFormat.outlier_bytes,
-    Streamed.logits,
 )
+each_chunk, outlier_bytes, stream_logits = Streamed._chunks, StreamFormat.outlier_bytes, Streamed.logits
+products = rotary.channel_products
 
 
 def one_scale_for_all(self: StreamPayload, entries: Tensor, position: Any) -> None:
@@ -36,7 +35,7 @@ def one_scale_for_all(self: StreamPayload, entries: Tensor, position: Any) -> No
 
 def average_first(self: StreamPayload, entries: Tensor, position: Any) -> None:
     """Compare with an average that the chunk is already part of."""
-    numbers = unrotated(self, entries, position)
+    numbers = rotary.turned_back(entries, position, self.how.rotary)
     largest = of_groups(self, numbers.abs().amax(dim=2))
     if self.chunks > 0:
         decay = self.how.rule.decay
@@ -47,7 +46,7 @@ def average_first(self: StreamPayload, entries: Tensor, position: Any) -> None:
 def forgetful(self: StreamPayload, entries: Tensor, position: Any) -> None:
     """Begin each chunk with a new average."""
     before = self.chunks
-    largest = of_groups(self, unrotated(self, entries, position).abs().amax(dim=2))
+    largest = of_groups(self, rotary.turned_back(entries, position, self.how.rotary).abs().amax(dim=2))
     if before > 0:
         self.average.copy_(largest)
     pack(self, entries, position)
@@ -59,7 +58,7 @@ def fading(self: StreamPayload, entries: Tensor, position: Any) -> None:
     self.average *= 0.5
 
 
-def as_they_come(self: StreamPayload, entries: Tensor, position: Any) -> Tensor:
+def as_they_come(entries: Tensor, position: Any, rotary: Any) -> Tensor:
     """Pack keys with their rotation."""
     return entries.float()
 
@@ -81,8 +80,8 @@ def alone(self: StreamPayload, largest: Tensor) -> Tensor:
 
 def one_chunk_late(self: Streamed, dtype: torch.dtype) -> Any:
     """Read the outliers of the chunk before."""
-    for first, each, numbers in chunks(self, dtype):
-        yield first + self.how.rule.chunk if first == self.sinks else first, each, numbers
+    for first, each, numbers in each_chunk(self, dtype):
+        yield first + numbers.shape[1] if first == self.sink_entries else first, each, numbers
 
 
 def free_index(self: StreamFormat, channels: int) -> int:
@@ -95,6 +94,32 @@ def exact_ones_first(self: Streamed, rows: Tensor) -> Tensor:
     return stream_logits(self, rows).roll(self.exact, dims=-1)
 
 
+def as_if_unrotated(rows: Tensor, index: Tensor, position: Tensor, inverse_frequency: Tensor) -> Tensor:
+    """Read outliers without their rotation."""
+    return products(rows, index, torch.zeros_like(position), inverse_frequency)
+
+
+def turned_forward(rows: Tensor, index: Tensor, position: Tensor, inverse_frequency: Tensor) -> Tensor:
+    """Turn queries the way of the keys."""
+    return products(rows, index, -position, inverse_frequency)
+
+
+def all_rotated(rows: Tensor, index: Tensor, position: Tensor, inverse_frequency: Tensor) -> Tensor:
+    """Rotate channels past the rotary ones."""
+    missing = rows.shape[3] // 2 - len(inverse_frequency)
+    return products(rows, index, position, torch.cat([inverse_frequency, inverse_frequency[:1].expand(missing)]))
+
+
+def first_heads_positions(rows: Tensor, index: Tensor, position: Tensor, inverse_frequency: Tensor) -> Tensor:
+    """Take the positions of the first head for all."""
+    return products(rows, index, position[:, :1], inverse_frequency)
+
+
+def whole_copy(self: Streamed, rows: Tensor) -> Tensor:
+    """Unpack everything at once."""
+    return torch.matmul(rows, self.numbers().to(rows.dtype).transpose(-1, -2))
+
+
 def clipped(self: StreamPayload, entries: Tensor, position: Any) -> None:
     """Scale by the average alone."""
     how = self.how
@@ -103,7 +128,7 @@ def clipped(self: StreamPayload, entries: Tensor, position: Any) -> None:
     self.how = how
 
 
-_LOOPS = streams.chunks_equal_plain_loops
+_LOOPS, _ROOM = streams.chunks_equal_plain_loops, streams.a_step_needs_little_room
 
 MUTANTS = (
     Mutant(
@@ -119,7 +144,7 @@ MUTANTS = (
     Mutant(name="the average forgets", patches=((StreamPayload, "_pack", forgetful),), killed_by=(_LOOPS,)),
     Mutant(
         name="keys are packed with their rotation",
-        patches=((StreamPayload, "_unrotated", as_they_come),),
+        patches=((chunks, "turned_back", as_they_come),),
         killed_by=(streams.keys_are_packed_as_they_were_before_rotation,),
     ),
     Mutant(
@@ -147,6 +172,24 @@ MUTANTS = (
         name="exact entries come first",
         patches=((Streamed, "logits", exact_ones_first),),
         killed_by=(streams.attention_reads_what_is_held,),
+    ),
+    *(
+        Mutant(
+            name=name,
+            patches=((chunks, "channel_products", broken),),
+            killed_by=(streams.attention_reads_what_is_held,),
+        )
+        for name, broken in (
+            ("outliers are not rotated", as_if_unrotated),
+            ("queries turn as keys do", turned_forward),
+            ("all channels are rotated", all_rotated),
+            ("outliers of all heads have the first one's positions", first_heads_positions),
+        )
+    ),
+    Mutant(
+        name="a dense copy is read",
+        patches=((Streamed, "logits", whole_copy),),
+        killed_by=(partial(_ROOM, "reference", 0), partial(_ROOM, "reference", 24)),
     ),
     Mutant(
         name="an outlier's place costs nothing",

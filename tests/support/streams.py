@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor
 from kvbench.cache.codecs.chunks import Streamed, StreamPayload
 from kvbench.cache.codecs.quantiser import Quantiser
 from kvbench.cache.codecs.streaming import StreamFormat, Streaming
-from kvbench.kernels.packed import Packed
+from kvbench.kernels.attend import Tile, attend_one
+from kvbench.kernels.packed import Kernel, Packed
 from tests.support.checks import assert_close
+from tests.support.codecs import Weigher, rand
 
 ROTARY = torch.tensor([1.0, 0.3, 0.05])  # of 8 channels, two of which are not rotated
 HEADS, DIM, CHUNK, SINKS = 2, 8, 8, 3
@@ -67,14 +69,15 @@ def rotated(entries: Tensor, sign: int = 1) -> Tensor:
     return torch.cat([pairs.real, pairs.imag, entries[..., 2 * half :]], dim=-1)
 
 
-def filled(how: StreamFormat, entries: Tensor, prompt: int) -> StreamPayload:
+def filled(how: StreamFormat, entries: Tensor, prompt: int, position: Tensor | None = None) -> StreamPayload:
     """Return a payload after a prompt and the tokens that follow it."""
     tokens = entries.shape[2]
+    position = where(tokens) if position is None else position
     payload = how.empty(entries, tokens)
-    payload.write(0, entries[:, :, :prompt], where(tokens)[:, :, :prompt])
+    payload.write(0, entries[:, :, :prompt], position[:, :, :prompt])
     for at in range(prompt, tokens):
         payload.write(at, entries[:, :, at : at + 1], at)
-        payload.settle(where(tokens))
+        payload.settle(position)
     return payload
 
 
@@ -205,24 +208,38 @@ def bytes_count_the_outliers_there_are() -> None:
             assert used == how.used_bytes(HEADS, DIM, length, torch.float64) - payload.unused_bytes()
 
 
-def attention_reads_what_is_held(kernel: Literal["reference", "native"] = "reference") -> None:
+def attention_reads_what_is_held(kernel: Kernel = "reference") -> None:
     """Products with the entries, and sums of them, are those of what they stand for."""
-    entries = text(45, seed=6)
-    for rotary in (None, ROTARY):
-        how = side(rotary=rotary, kernel=kernel)
-        given = entries if rotary is None else rotated(entries)
-        payload = filled(how, given.float() if kernel == "native" else given, 30)
-        made = payload.entries(45, where(45))
+    dtype, tolerance = (torch.float32, 1e-4) if kernel == "native" else (torch.float64, 1e-6)
+    entries = torch.cat([text(45, seed=6), text(45, seed=9)]).to(dtype)
+    entries[:, 0, :, 7] *= 8  # is not rotated
+    by_head = torch.randint(0, 2**17, (2, HEADS, 45), generator=torch.Generator().manual_seed(10), dtype=torch.int32)
+    rows = torch.randn(2, HEADS, 3, DIM, generator=torch.Generator().manual_seed(7), dtype=dtype)
+    weights = torch.rand(2, HEADS, 3, 45, generator=torch.Generator().manual_seed(8), dtype=dtype)
+    for rotary, position in ((None, where(45)), (ROTARY, where(45).expand(2, -1, -1)), (ROTARY, by_head)):
+        payload = filled(side(rotary=rotary, kernel=kernel), entries, 30, position)
+        made = payload.entries(45, position)
         assert isinstance(made, Streamed)
-        whole = payload.read(45, where(45)).double()
-        rows = torch.randn(1, HEADS, 3, DIM, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
-        weights = torch.rand(1, HEADS, 3, 45, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
-        tolerance = 1e-4 if kernel == "native" else 1e-6
-        dtype = torch.float32 if kernel == "native" else torch.float64
-        torch.testing.assert_close(
-            made.logits(rows.to(dtype)).double(), rows @ whole.transpose(-1, -2), rtol=0, atol=tolerance
-        )
+        whole = payload.read(45, position).double()
+        want = rows.double() @ whole.transpose(-1, -2)
+        torch.testing.assert_close(made.logits(rows).double(), want, rtol=0, atol=tolerance)
         if rotary is None:
-            torch.testing.assert_close(
-                made.weighted(weights.to(dtype)).double(), weights @ whole, rtol=0, atol=tolerance
-            )
+            want = weights.double() @ whole
+            torch.testing.assert_close(made.weighted(weights).double(), want, rtol=0, atol=tolerance)
+
+
+def a_step_needs_little_room(kernel: Kernel, rotary: int) -> None:
+    """What a step that packs nothing makes beside 4,096 tokens is below a tenth of the layer's cache in float16."""
+    frequency = 1e4 ** -(torch.arange(rotary) / rotary) if rotary else None
+    rules = rule(chunk=256, num_sink=8, kernel=kernel)
+    keys, values = rand(2, 1, 4, 4096, 64, seed=11)
+    key_side, value_side = (replace(side(rotary=each), rule=rules) for each in (frequency, None))
+    stored = [filled(key_side, keys, 4096), filled(value_side, values, 4096)]
+    assert all(len(each.index) > 3 for payload in stored for each in payload.outliers)
+    query, newest = rand(1, 8, 1, 64, seed=12) / 30, rand(1, 4, 1, 64, seed=13)
+    with Weigher() as weigher:
+        for payload in stored:
+            payload.write(4096, newest, 4096)
+        tiles = [Tile(stored[0].entries(4097, where(4097)), stored[1].entries(4097, where(4097)))]
+        attend_one(query, tiles, 0.1, with_weights=False)
+    assert 0 < weigher.most < 0.1 * (2 * keys.numel() * torch.float16.itemsize)

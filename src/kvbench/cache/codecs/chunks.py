@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from kvbench.cache.codecs.quantiser import Quantiser
-from kvbench.cache.rotary import turn
-from kvbench.kernels.packed import Packed, Rows
+from kvbench.cache.rotary import channel_products, turn, turned_back
+from kvbench.kernels.packed import Packed, Rows, Turned
 from kvbench.kernels.packing import packed_width
 
 if TYPE_CHECKING:
     from kvbench.cache.codecs.streaming import StreamFormat
 
-BLOCK = 32  # keys that are unpacked and rotated at once
 INDEX_BYTES = torch.int32.itemsize
 
 
@@ -101,18 +100,11 @@ class StreamPayload:
         if self.filled - self.packed == size:
             self._pack(self.exact, position[:, :, self.packed : self.packed + size])
 
-    def _unrotated(self, entries: Tensor, position: Tensor | int | None) -> Tensor:
-        wide: Tensor = entries.float()
-        if self.how.rotary is None:
-            return wide
-        assert position is not None
-        return turn(wide, -position, self.how.rotary)
-
     def _pack_first(self, entries: Tensor, position: Tensor | int | None) -> None:
         if self.sinks == 0:
             return
         at = position[:, :, : self.sinks] if isinstance(position, Tensor) else position
-        numbers = self._unrotated(entries, at)
+        numbers = turned_back(entries, at, self.how.rotary)
         missing = self.first.tokens - self.sinks  # a prompt shorter than that, or a single first token
         padded = torch.cat([numbers, numbers[:, :, :1].expand(-1, -1, missing, -1)], dim=2)
         codes, scale, _ = self.first.encode(padded)
@@ -122,7 +114,7 @@ class StreamPayload:
     def _pack(self, entries: Tensor, position: Tensor | int | None) -> None:
         """Pack a chunk [B, G, chunk, D], and let the average follow."""
         rule = self.how.rule
-        numbers = self._unrotated(entries, position)
+        numbers = turned_back(entries, position, self.how.rotary)
         largest = self._of_groups(numbers.abs().amax(dim=2))
         before = self.average if self.chunks > 0 else largest
         average = rule.decay * before + (1 - rule.decay) * largest
@@ -157,34 +149,40 @@ class StreamPayload:
 
     def entries(self, stop: int, position: Tensor) -> Streamed:
         """Return what attention reads of slots 0 .. stop."""
-        dim, size = self.exact.shape[3], self.how.rule.chunk
+        batch, heads, size, dim = self.exact.shape
         runs: list[Tensor | Packed] = []
         if self.sinks > 0:
-            form = self.first.form(dim)
-            runs.append(Packed(form, self.first_codes[:, :, : self.sinks], self.first_scale, None, self.kernel))
+            codes, turned = self.first_codes.narrow(2, 0, self.sinks), self._turned(position[:, :, : self.sinks])
+            runs.append(Packed(self.first.form(dim), codes, self.first_scale, None, self.kernel, turned=turned))
         if self.chunks > 0:
             codes, scale = self.codes.narrow(2, 0, self.chunks * size), self.scale.narrow(2, 0, self.chunks)
-            runs.append(Packed(self.normal.form(dim), codes, scale, None, self.kernel))
+            turned = self._turned(position[:, :, self.sinks : self.packed])
+            runs.append(Packed(self.normal.form(dim), codes, scale, None, self.kernel, turned=turned))
         return Streamed(
-            packed=Rows(runs, self.dtype),
+            rows=Rows([*runs, self.exact.narrow(2, 0, stop - self.packed)], self.dtype),
             outliers=self.outliers,
-            sinks=self.sinks,
-            how=self.how,
-            rest=self.exact.narrow(2, 0, stop - self.packed),
-            position=position[:, :, :stop],
+            turned=self._turned(position[:, :, : self.packed]),
+            sink_entries=self.sinks,
+            outlier_entries=self._outlier_channels * size / (batch * heads * dim),
         )
+
+    def _turned(self, position: Tensor) -> Turned | None:
+        rotary = self.how.rotary
+        return None if rotary is None else Turned(position=position, inverse_frequency=rotary)
 
     def read(self, stop: int, position: Tensor | None = None) -> Tensor:
         """Return a copy of slots 0 .. stop as numbers [B, G, stop, D]."""
         assert position is not None
-        made = self.entries(stop, position)
-        return torch.cat([made.numbers(0, self.packed).to(self.dtype), made.rest], dim=2)
+        return self.entries(stop, position).numbers().to(self.dtype)
+
+    @property
+    def _outlier_channels(self) -> int:
+        return sum(len(each.index) for each in self.outliers)
 
     def unused_bytes(self) -> int:
         """Return the bytes that the closed forms count for outliers that are none."""
         batch, heads, _, dim = self.exact.shape
-        found = sum(len(each.index) for each in self.outliers)
-        return self.how.outlier_bytes(self.chunks * batch * heads * dim - found)
+        return self.how.outlier_bytes(self.chunks * batch * heads * dim - self._outlier_channels)
 
     def grow(self, capacity: int, used: int) -> None:
         """Move to storage for `capacity` slots; the old storage is freed."""
@@ -218,100 +216,74 @@ class Streamed:
     """Keys or values as attention reads them.
 
     Args:
-        packed: first tokens and chunks, outlier channels empty.
+        rows: first tokens and chunks, outlier channels empty, and exact entries.
         outliers: of each chunk.
-        sinks: how many first tokens there are.
-        how: they are written.
-        rest: exact entries [B, G, r, D].
-        position: of all entries [B, 1 or G, m].
+        turned: how first tokens and chunks are rotated, or None.
+        sink_entries: how many first tokens there are.
+        outlier_entries: as many entries as outliers would fill.
     """
 
-    packed: Rows
+    rows: Rows
     outliers: Sequence[Outliers]
-    sinks: int
-    how: StreamFormat
-    rest: Tensor
-    position: Tensor
+    turned: Turned | None
+    sink_entries: int
+    outlier_entries: float
 
     @property
     def exact(self) -> int:
         """Entries that are as the model made them."""
-        return self.rest.shape[2]
-
-    @property
-    def outlier_entries(self) -> float:
-        """As many entries as outliers would fill."""
-        batch, heads, _, dim = self.rest.shape
-        return sum(len(each.index) for each in self.outliers) * self.how.rule.chunk / (batch * heads * dim)
-
-    @property
-    def sink_entries(self) -> int:
-        """First entries."""
-        return self.sinks
+        return self.rows.exact
 
     @property
     def groups(self) -> int:
         """KV heads."""
-        return self.rest.shape[1]
+        return self.rows.groups
 
-    def numbers(self, start: int, stop: int) -> Tensor:
-        """Return packed entries start .. stop, rotated as the model had them [B, G, stop - start, D]."""
-        wide = torch.promote_types(self.rest.dtype, torch.float32)
-        if start == stop:
-            return self.rest[:, :, :0].to(wide)
-        out = self.packed.numbers(start, stop, wide)
-        channels = out.transpose(2, 3).contiguous()
+    def numbers(self) -> Tensor:
+        """Return all entries as the model had them [B, G, m, D], float32 or wider."""
+        wide = torch.promote_types(self.rows.dtype, torch.float32)
+        runs = [part if isinstance(part, Tensor) else replace(part, turned=None) for part in self.rows.parts]
+        length = sum(self.rows.lengths)
+        channels = Rows(runs, self.rows.dtype).numbers(0, length, wide).transpose(2, 3).contiguous()
         for first, each, numbers in self._chunks(wide):
-            low, high = max(first, start), min(first + numbers.shape[1], stop)
-            if low < high and len(each.index) > 0:
-                flat = channels[..., low - start : high - start].flatten(0, 2)
-                flat[each.index] = numbers[:, low - first : high - first]
-                channels[..., low - start : high - start] = flat.view(*channels.shape[:3], -1)
+            channels.flatten(0, 2)[each.index.long(), first : first + numbers.shape[1]] = numbers
         out = channels.transpose(2, 3)
-        if self.how.rotary is None:
-            return out
-        return turn(out, self.position[:, :, start:stop], self.how.rotary)
+        if self.turned is not None:
+            packed = out[:, :, : length - self.exact]
+            packed.copy_(turn(packed, self.turned.position, self.turned.inverse_frequency))
+        return out
 
     def _chunks(self, dtype: torch.dtype) -> Iterator[tuple[int, Outliers, Tensor]]:
         """Yield where each chunk begins, its outliers, and their numbers [n, chunk]."""
-        size = self.how.rule.chunk
         for at, each in enumerate(self.outliers):
             if len(each.index) > 0:
-                yield self.sinks + at * size, each, each.numbers(dtype)
+                yield self.sink_entries + at * each.rows.form.dim, each, each.numbers(dtype)
 
     def logits(self, rows: Tensor) -> Tensor:
         """Return the products of rows [B, G, g, D] with every entry [B, G, g, m], float32 or wider."""
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        packed = sum(self.packed.lengths)
-        out = rows.new_empty((*rows.shape[:3], packed + self.exact))
-        if self.how.rotary is not None:
-            for start in range(0, packed, BLOCK):
-                stop = min(packed, start + BLOCK)
-                out[..., start:stop] = torch.matmul(rows, self.numbers(start, stop).transpose(-1, -2))
-        elif packed > 0:
-            out[..., :packed] = self.packed.logits(rows)
-            channels, heads = rows.transpose(2, 3).flatten(0, 2), out.flatten(0, 1)
-            for first, each, numbers in self._chunks(rows.dtype):
-                index = each.index.long()
-                mine = channels[index][:, :, None] * numbers[:, None]
-                heads[:, :, first : first + numbers.shape[1]].index_add_(0, index // rows.shape[3], mine)
-        out[..., packed:] = torch.matmul(rows, self.rest.to(rows.dtype).transpose(-1, -2))
+        out = self.rows.logits(rows)
+        rows, heads = rows.to(out.dtype), out.flatten(0, 1)
+        channels = rows.transpose(2, 3).flatten(0, 2)
+        for first, each, numbers in self._chunks(out.dtype):
+            index, chunk = each.index.long(), slice(first, first + numbers.shape[1])
+            if self.turned is None:
+                made = channels[index][:, :, None]
+            else:
+                position = self.turned.position[:, :, chunk]
+                made = channel_products(rows, index, position, self.turned.inverse_frequency)
+            heads[:, :, chunk].index_add_(0, index // rows.shape[3], made * numbers[:, None])
         return out
 
     def weighted(self, weights: Tensor) -> Tensor:
         """Return the sum of the entries by weights [B, G, g, m], as [B, G, g, D]; not for what is rotated."""
-        packed = sum(self.packed.lengths)
-        out = torch.matmul(weights[..., packed:].to(self.rest.dtype), self.rest)
-        if packed == 0:
-            return out
-        summed = self.packed.weighted(weights[..., :packed]).to(weights.dtype)
+        summed = self.rows.weighted(weights).to(weights.dtype)
         width = summed.shape[3]
         channels, heads = summed.transpose(2, 3).flatten(0, 2), weights.flatten(0, 1)
         for first, each, numbers in self._chunks(weights.dtype):
-            index = each.index.long()
-            mine = heads[index // width][:, :, first : first + numbers.shape[1]]
+            index, chunk = each.index.long(), slice(first, first + numbers.shape[1])
+            mine = heads[:, :, chunk][index // width]
             channels.index_add_(0, index, torch.einsum("ngt,nt->ng", mine, numbers))
-        return out + channels.view(*summed.shape[:2], width, -1).transpose(2, 3).to(out.dtype)
+        return channels.view(*summed.shape[:2], width, -1).transpose(2, 3).to(self.rows.dtype)
 
 
 def _symmetric(bits: int, along: Literal["channels", "tokens"], group: int) -> Quantiser:

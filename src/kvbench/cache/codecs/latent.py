@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.codecs.base import Codec, Format
-from kvbench.cache.rotary import turn
+from kvbench.cache.rotary import turn, turned_back
 from kvbench.kernels.packed import Rows
 from kvbench.types import ModelView, Projection
 
@@ -190,10 +190,7 @@ class LatentPayload:
 
     def _coordinates(self, entries: Tensor, position: Tensor | int | None) -> Tensor:
         basis = self.how.basis
-        wide = entries.to(torch.promote_types(self.dtype, torch.float32))
-        if basis.rotary is not None:
-            assert position is not None
-            wide = turn(wide, -position, basis.rotary)
+        wide = turned_back(entries, position, basis.rotary)
         if basis.bias is not None:
             wide = wide - basis.bias.to(wide.dtype)[:, None]
         return torch.einsum("bgtd,gdr->btr", wide, basis.directions.to(wide.dtype))[:, None].to(self.dtype)
