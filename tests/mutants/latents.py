@@ -9,30 +9,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvbench.cache.codecs import latent
-from kvbench.cache.codecs.latent import Basis, Latent, LatentPayload
+from kvbench.cache.codecs import lorc
+from kvbench.cache.codecs.basis import Basis
+from kvbench.cache.codecs.latent import Latent, LatentPayload
 from kvbench.types import Projection
 from tests.mutants.core_mutant import Mutant
 from tests.support import latents
 
 basis, coordinates, numbers, weighted, ranks = (
-    latent._basis,
+    lorc._basis,
     LatentPayload._coordinates,
     Latent.numbers,
     Latent.weighted,
-    latent.ranks,
+    lorc.ranks,
 )
 
 
 def least_first(made: Projection, rank: int) -> Basis:
     """Take the directions that matter least."""
     full = basis(made, made.weight.flatten(0, 1).shape[0])
+    assert full.directions is not None
     return replace(full, directions=full.directions[..., -rank:])
 
 
 def one_short(made: Projection, rank: int) -> Basis:
     """Lose the direction that matters most."""
     found = basis(made, rank)
+    assert found.directions is not None
     return replace(found, directions=torch.cat([found.directions[..., 1:], 0 * found.directions[..., :1]], dim=-1))
 
 
@@ -78,12 +81,12 @@ _FULL, _GOING = latents.a_full_rank_is_the_baseline, latents.going_to_the_coordi
 MUTANTS = (
     Mutant(
         name="the least directions are kept",
-        patches=((latent, "_basis", least_first),),
+        patches=((lorc, "_basis", least_first),),
         killed_by=(partial(latents.coordinates_lose_no_more_than_the_next_singular_value, "gpt2"),),
     ),
     Mutant(
         name="a direction is forgotten whatever the rank",
-        patches=((latent, "_basis", one_short),),
+        patches=((lorc, "_basis", one_short),),
         killed_by=(partial(latents.errors_fall_with_the_rank, "llama_gqa"), partial(_FULL, "lorc", "llama_mha")),
     ),
     Mutant(

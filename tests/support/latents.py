@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvbench.cache.codecs.latent import Latent, LatentPayload, LowRank, ranks
+from kvbench.cache.codecs.latent import Latent, LatentPayload
+from kvbench.cache.codecs.lorc import LowRank, ranks
 from kvbench.cache.rotary import turn
 from kvbench.models.view import view_of
 from kvbench.types import LayerShape, Projection, RunShape

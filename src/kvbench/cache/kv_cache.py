@@ -178,7 +178,8 @@ class KVCache(Cache):
 
     def allocated_bytes(self) -> int:
         """Return the bytes of every storage the cache holds: payload, metadata, working rows."""
-        return sum({t.data_ptr(): t.untyped_storage().nbytes() for t in self.tensors() if t.numel() > 0}.values())
+        storages = [t.untyped_storage() for t in self.tensors() if t.numel() > 0]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     def tensors(self) -> list[Tensor]:
         """Return everything the cache holds."""

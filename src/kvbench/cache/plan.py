@@ -186,6 +186,7 @@ class LayerPlan:
             self,
             selector=selector,
             shape=self.shape.of_heads(heads),
+            codec=self.codec.of_heads(heads),
             budget=known or None,
             counts=None,
             sharer=None,

@@ -97,6 +97,9 @@ class LayerCodec(Protocol):
     def value_format(self) -> Format:
         """How values are written."""
 
+    def of_heads(self, heads: slice) -> LayerCodec:
+        """Return how the entries of some of the heads are written; itself where heads do not differ."""
+
 
 class Codec(Protocol):
     """How entries are written, whatever the model."""

@@ -76,6 +76,10 @@ class PackedCodec(ReadByKernel):
         """Return the codec itself."""
         return self
 
+    def of_heads(self, heads: slice) -> PackedCodec:
+        """Return the codec itself."""
+        return self
+
 
 @dataclass(frozen=True, kw_only=True)
 class PackedFormat:

@@ -128,6 +128,10 @@ class StreamingLayer:
         """Tokens that are packed at once while decoding."""
         return self.key_format.rule.chunk
 
+    def of_heads(self, heads: slice) -> StreamingLayer:
+        """Return the codec itself."""
+        return self
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StreamFormat:
