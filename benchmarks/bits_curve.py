@@ -34,13 +34,14 @@ from kvbench.runner import job_of
 from kvbench.types import RunShape
 
 ATTENTION = "rounded"
+LATENT = "strategy/codec@strategy.codec.latent={}"  # how coordinates are written
 LIMIT = 1.5  # times the reference's loss
 OUTLIERS, FIRST = 0.01, 1  # of KVQuant: share of a token's numbers, and first tokens, that stay
 Rounding = Callable[[Tensor, int], Tensor]  # of keys or values [B, G, T, D] of a layer
 
 
-def by_token(bits: int, group: int, *, symmetric: bool = False) -> Rounding:
-    """Return what rounds neighbouring channels of a token together."""
+def by_token(bits: int, group: int, *, symmetric: bool = False, clip: float = 1.0) -> Rounding:
+    """Return what rounds neighbouring channels of a token together, to a share of how far they reach."""
 
     def rounded(numbers: Tensor, layer: int) -> Tensor:
         parts = numbers.unflatten(-1, (-1, group))
@@ -48,9 +49,9 @@ def by_token(bits: int, group: int, *, symmetric: bool = False) -> Rounding:
             step = parts.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
             made: Tensor = (torch.round(parts / step) * step).flatten(-2)
             return made
-        low, high = parts.amin(-1, keepdim=True), parts.amax(-1, keepdim=True)
+        low, high = clip * parts.amin(-1, keepdim=True), clip * parts.amax(-1, keepdim=True)
         step = ((high - low) / (2**bits - 1)).clamp(min=1e-9)
-        made = torch.round((parts - low) / step) * step
+        made = torch.round((parts.clamp(low, high) - low) / step) * step
         made += low
         return made.flatten(-2)
 
@@ -107,6 +108,18 @@ def to_table(side: str, bits: int) -> Rounding:
         made = torch.where(stays, tokens, levels.expand(-1, *tokens.shape).gather(0, nearest)[0])
         made = made.unflatten(2, (numbers.shape[1], -1)).transpose(1, 2)
         return turned(made, 1) if is_key else made
+
+    return rounded
+
+
+def by_hadamard(rounding: Rounding, size: int) -> Rounding:
+    """Return what rounds heads of a power of two that were multiplied by a Hadamard matrix, and turns them back."""
+    signs = [[(-1.0) ** (row & column).bit_count() for column in range(size)] for row in range(size)]
+    matrix = torch.tensor(signs) / size**0.5
+
+    def rounded(numbers: Tensor, layer: int) -> Tensor:
+        made: Tensor = rounding(numbers @ matrix, layer) @ matrix.mT
+        return made
 
     return rounded
 
@@ -179,6 +192,12 @@ CASES = (
     Case(label="streaming_kvquant, chunk 64", overrides=("strategy=streaming_kvquant", "strategy.codec.chunk=64")),
     Case(label="lorc", overrides=("strategy=lorc",)),
     Case(label="lorc_fp16", overrides=("strategy=lorc_fp16",)),
+    Case(
+        label="quarot",
+        overrides=("strategy=quarot",),
+        reference=(by_hadamard(by_token(4, 32, clip=0.95), 32), by_hadamard(by_token(4, 32, clip=0.95), 32)),
+    ),
+    Case(label="quarot, not clipped", overrides=("strategy=quarot", LATENT.format("int4"))),
     Case(label="smoothquant", overrides=("strategy=smoothquant",)),
     Case(
         label="snapkv at half, kivi4",

@@ -35,6 +35,7 @@ FORMS = (  # each is compiled: registers and plain loops, every plane of bits, a
     (quantiser(16, symmetric=True, levels="float16"), 64, 2),
 )
 ENCODED = [(how, dim) for how, dim, _ in FORMS if how.tokens == 1 and how.bits < 16]
+ENCODED.append((quantiser(4, group=32, clip=0.95), 64))
 CASES = (  # each is compiled too
     Case(codebook=True, outliers=7, rotary=32, tokens=ALL, expanded=True, share=4),
     Case(bits=3, codebook=True, outliers=19, expanded=True),

@@ -43,9 +43,10 @@ def quantiser(
     *,
     symmetric: bool = False,
     levels: Literal["integers", "e4m3", "float16"] = "integers",
+    clip: float = 1.0,
 ) -> Quantiser:
     """Return a quantiser."""
-    return Quantiser(bits=bits, along=along, group=group, symmetric=symmetric, levels=levels)
+    return Quantiser(bits=bits, along=along, group=group, symmetric=symmetric, levels=levels, clip=clip)
 
 
 QUANTISERS = (

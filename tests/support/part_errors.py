@@ -431,6 +431,14 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
     ),
     "kernel": (changed("kivi2", "codec", kernel="fast"), r"kernel must be auto, native or reference; got 'fast'"),
     "a compiler that fails": (uncompiled, r"did not compile; set strategy\.codec\.kernel=reference, or CXX to another"),
+    "clipping beyond the largest": (
+        asked("quarot", "codec.latent.key_quantiser.clip=1.5"),
+        r"clip must be above 0 and at most 1, and below 1 needs strategy\.codec\.\*\.symmetric=false; got 1\.5",
+    ),
+    "clipping both ways": (
+        asked("quarot", "codec.latent.value_quantiser.symmetric=true"),
+        r"clip must be above 0.*needs strategy\.codec\.\*\.symmetric=false; got 0\.95",
+    ),
     "directions": (
         asked("lorc", "codec.least=0"),
         r"codec\.least must be above 0, at most strategy\.codec\.most.*got 0",

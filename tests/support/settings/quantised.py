@@ -38,6 +38,7 @@ SETTINGS: dict[str, Setting] = {
     "kvquant2": _packed(_CODEBOOKS, like="kvquant3"),
     "kvquant3": _packed(_CODEBOOKS, "codec.num_sink=3"),
     "kvquant4": _packed(_CODEBOOKS, like="kvquant3"),
+    "quarot": _packed(),
     "kivi2": _packed(*_GROUPS),
     "kvtuner": _packed(*(f"codec.like.{each.removeprefix('codec.')}" for each in _GROUPS), _BITS),
     "kivi4": _packed(*_GROUPS, like="kivi2"),

@@ -102,6 +102,10 @@ class KVQuantLayer:
     key_format: CodebookFormat
     value_format: CodebookFormat
 
+    def of_heads(self, heads: slice) -> KVQuantLayer:
+        """Return the codec itself: heads that are written together stay together."""
+        return self
+
     @property
     def num_sink(self) -> int:
         """First slots of a row, which are written another way than the others."""

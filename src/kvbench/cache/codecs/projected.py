@@ -42,6 +42,11 @@ class Projected(ABC):
     def joins_heads(self) -> bool:
         """Whether heads of a token share coordinates."""
 
+    @property
+    def joins_slots(self) -> bool:
+        """Whether the heads of a slot are written at once: where they share coordinates."""
+        return self.joins_heads
+
     @abstractmethod
     def bases(self, view: ModelView, layer: int) -> tuple[Basis, Basis]:
         """Return the coordinates of the keys and of the values of a layer."""

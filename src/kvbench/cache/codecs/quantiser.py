@@ -27,6 +27,7 @@ class Quantiser:
         symmetric: whether codes reach as far below 0 as above it; otherwise a group's least number is kept too.
         levels: what codes stand for: "integers", "e4m3", floating point numbers of 8 bits, or "float16", the numbers
             themselves, which have no scales.
+        clip: of a group's least and of its largest number, how far codes reach; what is beyond is cut off.
     """
 
     bits: int
@@ -34,6 +35,7 @@ class Quantiser:
     group: int
     symmetric: bool
     levels: Literal["integers", "e4m3", "float16"]
+    clip: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse codes and groups that mean nothing."""
@@ -48,6 +50,11 @@ class Quantiser:
         if self.group < least:
             raise ValueError(
                 f"strategy.codec.*.group with along={self.along} must be at least {least}; got {self.group}."
+            )
+        if not 0 < self.clip <= 1 or (self.clip < 1 and self.symmetric):
+            raise ValueError(
+                f"strategy.codec.*.clip must be above 0 and at most 1, and below 1 needs "
+                f"strategy.codec.*.symmetric=false; got {self.clip}."
             )
         bits = _BITS[self.levels]
         if bits and (self.bits != bits or not self.symmetric or self.along != "channels"):
@@ -98,16 +105,18 @@ class Quantiser:
         if kernel == "native" and self.tokens == 1 and reach is None:
             from kvbench.kernels.packed import native
 
-            return native.encode(entries.float(), form)
+            return native.encode(entries.float(), form, self.clip)
         numbers, size = entries.float(), self.tokens
         groups = numbers.unflatten(2, (-1, size)) if size > 1 else _by_channels(numbers, form.channels)
         over = 3 if size > 1 else 4
-        low = None if self.symmetric else groups.amin(dim=over)
-        if low is None:
+        low, high = None, None
+        if not self.symmetric:
+            low, high = (end * self.clip for end in (groups.amin(dim=over), groups.amax(dim=over)))
+        if low is None or high is None:
             largest = LARGEST_E4M3 if self.levels == "e4m3" else 2 ** (self.bits - 1) - 1
             scale = (groups.abs().amax(dim=over) if reach is None else reach) / largest
         else:
-            scale = (groups.amax(dim=over) - low) / (2**self.bits - 1)
+            scale = (high - low) / (2**self.bits - 1)
             low = low.half()
         scale = scale.half()
         scale = torch.where(scale == 0, 1.0, scale)  # all alike, as far as float16 can tell

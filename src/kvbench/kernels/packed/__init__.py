@@ -185,7 +185,7 @@ class Rows:
         for part, length in zip(self.parts, self.lengths, strict=True):
             here = out.narrow(3, start, length)
             if isinstance(part, Tensor):
-                here.copy_(torch.matmul(rows, part.transpose(-1, -2)))
+                here.copy_(torch.matmul(rows.to(part.dtype), part.transpose(-1, -2)))
             else:
                 part.logits(rows.to(wide), here)
             start += length

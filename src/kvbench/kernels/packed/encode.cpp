@@ -24,11 +24,15 @@ inline float clamped(float number, float least, float most) {
     return number < least ? least : number > most ? most : number;
 }
 
-inline void encode_group(const float* numbers, int count, Half* scale_out, Half* low_out, uint8_t* codes) {
+inline void encode_group(const float* numbers, int count, float clip, Half* scale_out, Half* low_out, uint8_t* codes) {
     float least = numbers[0], most = numbers[0];
     for (int at = 1; at < count; at++) {
         least = numbers[at] < least ? numbers[at] : least;
         most = numbers[at] > most ? numbers[at] : most;
+    }
+    if constexpr (!SYMMETRIC) {
+        least *= clip;
+        most *= clip;
     }
     const float largest = -least > most ? -least : most;
     const float reach = E4M3 ? largest / LARGEST_E4M3 : SYMMETRIC ? largest / MIDDLE : (most - least) / LEVELS;
@@ -67,7 +71,7 @@ inline void pack(const uint8_t* codes, int shift, uint8_t* out) {
 }  // namespace
 
 // Codes [rows, WIDTH], scales and least numbers [rows, SCALES] of numbers [rows, DIM].
-extern "C" void encode(const float* numbers, long rows, uint8_t* codes, void* scales, void* lows) {
+extern "C" void encode(const float* numbers, long rows, float clip, uint8_t* codes, void* scales, void* lows) {
     for (long row = 0; row < rows; row++) {
         const float* mine = numbers + row * DIM;
         uint8_t* out = codes + row * WIDTH;
@@ -75,7 +79,7 @@ extern "C" void encode(const float* numbers, long rows, uint8_t* codes, void* sc
         for (int group = 0; group < SCALES; group++) {
             const int first = group * CHANNELS, count = first + CHANNELS > DIM ? DIM - first : CHANNELS;
             const long at = row * SCALES + group;
-            encode_group(mine + first, count, (Half*)scales + at, (Half*)lows + at, each + first);
+            encode_group(mine + first, count, clip, (Half*)scales + at, (Half*)lows + at, each + first);
         }
         pack<FIRST>(each, 0, out);
         if constexpr (BITS == 3) pack<1>(each, 2, out + width(2));

@@ -63,14 +63,14 @@ def weighted(weights: Tensor, packed: Packed) -> Tensor:
     return out[0] if given.parts == 1 else out.sum(dim=0)
 
 
-def encode(rows: Tensor, form: Form) -> tuple[Tensor, Tensor, Tensor | None]:
+def encode(rows: Tensor, form: Form, clip: float) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return what `Quantiser.encode` does of rows float32 [B, G, T, D], each of which has scales of its own."""
     size, rows = rows.shape[:3], rows.contiguous()
     codes = torch.empty((*size, packed_width(form.dim, form.bits)), dtype=torch.uint8)
     scale = torch.empty((*size, form.scales), dtype=torch.float16)
     low = None if form.symmetric else torch.empty_like(scale)
     pointers = [codes.data_ptr(), scale.data_ptr(), scale.data_ptr() if low is None else low.data_ptr()]
-    _encoder(form).encode(rows.data_ptr(), size.numel(), *pointers)
+    _encoder(form).encode(rows.data_ptr(), size.numel(), clip, *pointers)
     return codes, scale, low
 
 
@@ -141,7 +141,7 @@ def _library(form: Form, **numbers: int) -> ctypes.CDLL:
 @cache
 def _encoder(form: Form) -> ctypes.CDLL:
     library = ctypes.CDLL(str(_compiled(ENCODER, _numbers(form))))
-    library.encode.argtypes = [_POINTER, _LONG, _POINTER, _POINTER, _POINTER]
+    library.encode.argtypes = [_POINTER, _LONG, ctypes.c_float, _POINTER, _POINTER, _POINTER]
     library.encode.restype = None
     return library
 

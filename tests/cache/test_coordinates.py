@@ -1,0 +1,65 @@
+"""Entries in coordinates that no weights are needed for: turned heads, scaled channels."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.mutants.coordinates import MUTANTS
+from tests.mutants.core_mutant import Check, Mutant, each_of, seen_to_fail
+from tests.support import coordinates
+from tests.support.models import MAIN
+
+on_main = pytest.mark.parametrize("model_name", MAIN)
+each_method = pytest.mark.parametrize("name", ["quarot"])
+
+
+@on_main
+@each_method
+def test_coordinates_alone_lose_nothing(name: str, model_name: str) -> None:
+    coordinates.coordinates_alone_lose_nothing(name, model_name)
+
+
+@on_main
+@each_method
+def test_coordinates_are_those_of_plain_products(name: str, model_name: str) -> None:
+    coordinates.coordinates_are_those_of_plain_products(name, model_name)
+
+
+@pytest.mark.parametrize("method", ["snapkv", "adakv", "h2o", "attention_sink"])
+@each_method
+def test_selection_composes_with_coordinates(name: str, method: str) -> None:
+    coordinates.coordinates_are_those_of_plain_products(name, "llama_mha", method)
+
+
+def test_bytes_are_those_of_the_numbers_and_one_rotation() -> None:
+    coordinates.bytes_are_those_of_the_numbers_and_one_rotation()
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 12, 64, 80, 96])
+def test_a_matrix_spreads_every_channel(size: int) -> None:
+    coordinates.a_matrix_spreads_every_channel(size)
+
+
+@pytest.mark.parametrize("size", [64, 96, 128])
+def test_a_rotation_spreads_what_stands_out(size: int) -> None:
+    coordinates.a_rotation_spreads_what_stands_out(size)
+
+
+def test_clipped_codes_equal_plain_loops() -> None:
+    coordinates.clipped_codes_equal_plain_loops()
+
+
+@each_of(MUTANTS)
+def test_the_oracle_fails_on_the_mutant(mutant: Mutant, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant.dies(check, monkeypatch)
+
+
+def test_every_oracle_is_seen_to_fail() -> None:
+    assert {
+        coordinates.coordinates_alone_lose_nothing,
+        coordinates.coordinates_are_those_of_plain_products,
+        coordinates.bytes_are_those_of_the_numbers_and_one_rotation,
+        coordinates.a_matrix_spreads_every_channel,
+        coordinates.a_rotation_spreads_what_stands_out,
+        coordinates.clipped_codes_equal_plain_loops,
+    } == seen_to_fail(MUTANTS)

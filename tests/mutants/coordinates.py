@@ -1,0 +1,97 @@
+"""Coordinates of heads with one thing wrong each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvbench.cache.codecs import rotated
+from kvbench.cache.codecs.basis import Basis
+from kvbench.cache.codecs.quantiser import Quantiser
+from kvbench.types import ModelView
+from tests.mutants.core_mutant import Mutant
+from tests.support import coordinates
+
+matrix, queries, rotation, encode = rotated.hadamard, Basis.queries, rotated._rotation, Quantiser.encode
+
+
+def nothing_turned(size: int) -> Tensor:
+    """Leave channels as they are."""
+    return torch.eye(size, dtype=torch.float64)
+
+
+def too_long(size: int) -> Tensor:
+    """Forget to divide by the root of the size."""
+    longer: Tensor = matrix(size) * size**0.5
+    return longer
+
+
+def queries_as_they_are(self: Basis, rows: Tensor) -> Tensor:
+    """Forget to turn the query."""
+    return rows
+
+
+def turned_twice(dim: int, view: ModelView) -> Basis:
+    """Turn every entry back again."""
+    made = rotation(dim, view)
+    assert made.directions is not None
+    return replace(made, directions=made.directions @ made.directions)
+
+
+def for_every_head(dim: int, view: ModelView) -> Basis:
+    """Hold a matrix for each head."""
+    made = rotation(dim, view)
+    assert made.directions is not None
+    return replace(made, directions=made.directions.repeat(view.layers[0].kv_heads, 1, 1, 1))
+
+
+_PRODUCTS, _LOSE = coordinates.coordinates_are_those_of_plain_products, coordinates.coordinates_alone_lose_nothing
+
+
+def as_far_as_it_goes(self: Quantiser, entries: Tensor, **given: Any) -> Any:
+    """Clip nothing."""
+    return encode(replace(self, clip=1.0), entries, **given)
+
+
+MUTANTS = (
+    Mutant(
+        name="nothing is turned",
+        patches=((rotated, "hadamard", nothing_turned),),
+        killed_by=(
+            partial(coordinates.a_rotation_spreads_what_stands_out, 64),
+            partial(_PRODUCTS, "quarot", "llama_gqa"),
+        ),
+    ),
+    Mutant(
+        name="what is turned is turned back",
+        patches=((rotated, "_rotation", turned_twice),),
+        killed_by=(partial(_PRODUCTS, "quarot", "gpt2"),),
+    ),
+    Mutant(
+        name="turned heads are longer",
+        patches=((rotated, "hadamard", too_long), (coordinates, "hadamard", too_long)),
+        killed_by=(
+            partial(_LOSE, "quarot", "llama_gqa"),
+            partial(coordinates.a_matrix_spreads_every_channel, 12),
+        ),
+    ),
+    Mutant(
+        name="the query is not turned",
+        patches=((Basis, "queries", queries_as_they_are),),
+        killed_by=(partial(_LOSE, "quarot", "gpt2"), partial(_PRODUCTS, "quarot", "llama_mha", "adakv")),
+    ),
+    Mutant(
+        name="every head has a matrix of its own",
+        patches=((rotated, "_rotation", for_every_head),),
+        killed_by=(coordinates.bytes_are_those_of_the_numbers_and_one_rotation,),
+    ),
+    Mutant(
+        name="nothing is clipped",
+        patches=((Quantiser, "encode", as_far_as_it_goes),),
+        killed_by=(coordinates.clipped_codes_equal_plain_loops,),
+    ),
+)
