@@ -35,6 +35,7 @@ from kvbench.types import RunShape
 
 ATTENTION = "rounded"
 LATENT = "strategy/codec@strategy.codec.latent={}"  # how coordinates are written
+HALF = ("strategy.codec.most=0.5", "strategy.codec.least=0.5")
 LIMIT = 1.5  # times the reference's loss
 OUTLIERS, FIRST = 0.01, 1  # of KVQuant: share of a token's numbers, and first tokens, that stay
 Rounding = Callable[[Tensor, int], Tensor]  # of keys or values [B, G, T, D] of a layer
@@ -124,6 +125,18 @@ def by_hadamard(rounding: Rounding, size: int) -> Rounding:
     return rounded
 
 
+def smoothed(rounding: Rounding) -> Rounding:
+    """Return what rounds rotated keys over the root of how large a channel, or its partner, gets in the same text."""
+
+    def rounded(numbers: Tensor, layer: int) -> Tensor:
+        largest = numbers.abs().amax(dim=-2, keepdim=True)
+        scale = torch.maximum(largest, largest.roll(numbers.shape[-1] // 2, dims=-1)).sqrt()
+        made: Tensor = rounding(numbers / scale, layer) * scale
+        return made
+
+    return rounded
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One row of the table.
@@ -198,6 +211,15 @@ CASES = (
         reference=(by_hadamard(by_token(4, 32, clip=0.95), 32), by_hadamard(by_token(4, 32, clip=0.95), 32)),
     ),
     Case(label="quarot, not clipped", overrides=("strategy=quarot", LATENT.format("int4"))),
+    Case(
+        label="qoq_kv4",
+        overrides=("strategy=qoq_kv4",),
+        reference=(smoothed(by_token(4, 32)), by_token(4, 32)),
+    ),
+    Case(label="palu", overrides=("strategy=palu",)),
+    Case(label="palu_fp16", overrides=("strategy=palu_fp16",)),
+    Case(label="palu at half", overrides=("strategy=palu", "strategy.codec.kept=0.5")),
+    Case(label="lorc at half", overrides=("strategy=lorc", *HALF)),
     Case(label="smoothquant", overrides=("strategy=smoothquant",)),
     Case(
         label="snapkv at half, kivi4",

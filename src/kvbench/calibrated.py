@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
+from safetensors import SafetensorError
 
 from kvbench.folders import cache_folder
 from kvbench.types import ModelView
@@ -35,6 +36,7 @@ class Calibrated(ABC):
     holds: ClassVar[str]  # what files of this kind hold, for their names and for messages
     lacks: ClassVar[str]  # what is said of a model that has none of a kind
     key: ClassVar[str]  # of the configuration, that names a file or a folder
+    suffix: ClassVar[str] = ".json"  # of files
 
     model: str
     revision: str
@@ -44,9 +46,14 @@ class Calibrated(ABC):
     tokens: int
 
     @classmethod
+    def read(cls, file: Path) -> Self:
+        """Return what a file holds."""
+        return cls.parsed(json.loads(file.read_text(encoding="utf-8")))
+
+    @classmethod
     @abstractmethod
     def parsed(cls, read: dict[str, Any]) -> Self:
-        """Return what a file holds."""
+        """Return what was read from a file."""
 
     @abstractmethod
     def misfit(self, kind: str, view: ModelView) -> str | None:
@@ -65,7 +72,7 @@ class Calibrated(ABC):
     def file_name(self) -> str:
         """What its file is called."""
         model = "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in self.model)
-        return f"{self.stem}_{model}_{self.weights}.json"
+        return f"{self.stem}_{model}_{self.weights}{self.suffix}"
 
     def write(self, file: Path) -> None:
         """Write it as json, each innermost list on a line of its own."""
@@ -105,7 +112,7 @@ def find(what: type[Found], where: str, view: ModelView, *, kind: str, stem: str
     if where and not Path(where).is_dir():
         return _checked(_read(what, Path(where), kind, view), kind, weights, view, Path(where))
     for folder in [Path(where)] if where else [cache_folder(), SHIPPED]:
-        files = sorted(folder.glob(f"{stem}_*_{weights}.json"))
+        files = sorted(folder.glob(f"{stem}_*_{weights}{what.suffix}"))
         if files:
             return _checked(_read(what, files[-1], kind, view), kind, weights, view, files[-1])
     lacks = what.lacks.format(kind=kind)
@@ -114,12 +121,12 @@ def find(what: type[Found], where: str, view: ModelView, *, kind: str, stem: str
 
 def _read(what: type[Found], file: Path, kind: str, view: ModelView) -> Found:
     try:
-        return what.parsed(json.loads(file.read_text(encoding="utf-8")))
+        return what.read(file)
     except OSError as error:
         raise ValueError(
             f"{what.key}={file} cannot be read: {error.strerror}. Make it with: {command(kind, view)} --out {file}"
         ) from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise ValueError(
             f"{file} holds no {what.holds} ({error}). Make it again with: {command(kind, view)} --out {file}"
         ) from error

@@ -1,4 +1,4 @@
-"""Entries in coordinates that no weights are needed for: turned heads, scaled channels."""
+"""Entries in coordinates: turned heads, scaled channels, directions of groups of heads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support import coordinates
 from tests.support.models import MAIN
 
 on_main = pytest.mark.parametrize("model_name", MAIN)
-each_method = pytest.mark.parametrize("name", ["quarot"])
+each_method = pytest.mark.parametrize("name", ["quarot", "qoq_kv4", "palu"])
 
 
 @on_main
@@ -28,7 +28,8 @@ def test_coordinates_are_those_of_plain_products(name: str, model_name: str) -> 
 @pytest.mark.parametrize("method", ["snapkv", "adakv", "h2o", "attention_sink"])
 @each_method
 def test_selection_composes_with_coordinates(name: str, method: str) -> None:
-    coordinates.coordinates_are_those_of_plain_products(name, "llama_mha", method)
+    overrides = ("codec.heads=1",) if name == "palu" else ()
+    coordinates.coordinates_are_those_of_plain_products(name, "llama_mha", method, overrides)
 
 
 def test_bytes_are_those_of_the_numbers_and_one_rotation() -> None:

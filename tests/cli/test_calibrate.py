@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
+from omegaconf import OmegaConf
 
+from kvbench.cache.codecs.moments import ABOUT, Moments
 from kvbench.calibrated import fingerprint
 from kvbench.cli import calibrate, main
 from kvbench.configuration import build_group, check, compose, resolved
@@ -17,6 +20,7 @@ from kvbench.models.load import load
 from kvbench.models.spec import TINY
 from kvbench.strategies.base import CacheStrategy
 from kvbench.strategies.budget.scores import HeadScores
+from kvbench.train import RECIPE, read_corpus
 from kvbench.types import ModelView, RunShape
 
 RUN = RunShape(prompt_lengths=(600,), new_tokens=8)
@@ -195,13 +199,58 @@ def test_what_is_shipped_for_methods_is_what_the_command_makes(kind: Kind, tmp_p
     assert got == want
 
 
+@pytest.mark.parametrize(("asked", "method"), [("moments", "palu"), ("qoq_kv4", "qoq_kv4")])
+def test_the_command_that_coordinates_name_makes_them_run(
+    asked: str, method: str, outside: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    view, made = view_of("model=mini", "seed=5", config_dir=outside), strategy(f"strategy={method}")
+    run = RunShape(prompt_lengths=(200,), new_tokens=8)
+    reason = made.unsupported(view, run)
+    assert reason is not None
+    assert reason.endswith("Run once: kvbench calibrate moments model=mini model.weights=random seed=5")
+    line = ["calibrate", asked, *reason.partition("calibrate moments ")[2].split(), "--config-dir", str(outside)]
+    assert main([*line, "--samples", "2", "--tokens", "32"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    (file,) = own_cache.iterdir()
+    assert file.name == f"moments_mini_{fingerprint(view)}.safetensors"
+    assert out[-1] == f"scores: {file}"
+    assert len(out) == 1 + len(view.layers)
+    assert made.unsupported(view, run) is None
+    other = view_of("model=mini", "seed=6", config_dir=outside)
+    assert made.unsupported(other, run) is not None, "moments of other weights were taken"
+
+
+@pytest.mark.parametrize("method", ["palu", "palu_fp16", "qoq_kv4"])
+def test_the_embedded_model_has_its_moments(method: str) -> None:
+    view = view_of("model=tiny")
+    assert strategy(f"strategy={method}").unsupported(view, RUN) is None
+    (file,) = TINY.glob("moments_*.safetensors")
+    assert file.stat().st_size < 200_000
+
+
+@pytest.mark.slow
+def test_the_moments_that_are_shipped_are_those_of_the_training_text(tmp_path: Path) -> None:
+    recipe = OmegaConf.load(RECIPE)
+    corpus = read_corpus(recipe.data.held_out_every, list(recipe.data.skip_folders))
+    if corpus.hashes() != json.loads((TINY / "corpus.json").read_text(encoding="utf-8")):
+        pytest.skip("the embedded model was trained on the text of another version of Python")
+    (tmp_path / "text").write_text("\n\n".join(corpus.train.values()), encoding="utf-8")
+    line = ["model=tiny", "model.device=cpu", "workload=text", f"workload.path={tmp_path / 'text'}"]
+    assert main(["calibrate", "moments", *line, "--out", str(tmp_path)]) == 0
+    (made,) = tmp_path.glob("moments_*.safetensors")
+    got, want = (Moments.read(file) for file in (made, TINY / made.name))
+    for name, tensor in want.tensors().items():
+        torch.testing.assert_close(got.tensors()[name], tensor, rtol=1e-3, atol=1e-4)
+    assert [getattr(got, name) for name in ABOUT] == [getattr(want, name) for name in ABOUT]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("calibrate headkw", "nothing called headkw is measured. Did you mean headkv"),
         (
             "calibrate h2o",
-            "strategy=h2o needs nothing measured. Kinds: retrieval, gate, repetition, smooth, codebooks, bits",
+            "strategy=h2o needs nothing measured. Kinds: retrieval, gate, repetition, smooth, codebooks, bits, moments",
         ),
         (
             "calibrate bits --tokens 100",
@@ -209,6 +258,7 @@ def test_what_is_shipped_for_methods_is_what_the_command_makes(kind: Kind, tmp_p
         ),
         ("calibrate codebooks --tokens 6", "--tokens from 7 to what the model reads, 2048; got 16 and 6"),
         ("calibrate smooth --tokens 4000", "what the model reads, 2048; got 64 and 4000"),
+        ("calibrate moments --tokens 1", "moments need --samples of at least 1 and --tokens from 2"),
         ("calibrate gate model=tinny", "Did you mean model=tiny"),
         ("calibrate gate --samples -1", "--samples of at least 1"),
         ("calibrate gate --tokens 4000", "what the model reads, 2048; got 50 and 4000"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kvbench.cache.codecs.dense import DensePayload
+from kvbench.cache.codecs.moments import find
 from kvbench.cache.codecs.packed import PackedCodec
 from kvbench.cache.codecs.projected import Projected
 from kvbench.cache.codecs.quantiser import Quantiser
@@ -20,11 +22,14 @@ from kvbench.types import ModelView, RunShape
 from tests.support.checks import NEW, uniform
 from tests.support.codecs import quantiser, rand, read_back, stand_ins
 from tests.support.drive import drive, padded
+from tests.support.latents import network
 from tests.support.models import ids, model
-from tests.support.strategies import composed, strategy
+from tests.support.moments import folder
+from tests.support.strategies import composed, settings, strategy
 
 EXACT_LATENT = "strategy/codec@strategy.codec.latent=dense"
 ROUNDED = "strategy/codec@strategy.codec.latent=int4"
+ALL = {"palu": ("codec.kept=1",), "palu_fp16": ("codec.kept=1",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,11 +142,14 @@ class PlainLayer:
 
     def of_heads(self, heads: slice) -> PlainLayer:
         """Return both sides of some of the heads, where each has matrices of its own."""
-        sides = [replace(s, into=s.into[heads], back=s.back[heads]) for s in (self.key_format, self.value_format)]
-        return PlainLayer(key_format=sides[0], value_format=sides[1])
+        keys, values = (
+            replace(s, into=s.into[heads], back=s.back[heads], bias=None if s.bias is None else s.bias[heads])
+            for s in (self.key_format, self.value_format)
+        )
+        return PlainLayer(key_format=keys, value_format=values)
 
 
-def rotations(view: ModelView, layer: int) -> tuple[Side, Side]:
+def rotations(rule: Projected, view: ModelView, layer: int) -> tuple[Side, Side]:
     """Return QuaRot's sides: each head times a matrix of signs, those of the bits that row and column share."""
     shape = view.layers[layer]
     width = shape.key_dim
@@ -151,7 +159,44 @@ def rotations(view: ModelView, layer: int) -> tuple[Side, Side]:
     return side, side
 
 
-PLAIN: dict[str, Sides] = {"quarot": rotations}
+def scales(rule: Projected, view: ModelView, layer: int) -> tuple[Side, Side]:
+    """Return QoQ's sides: keys over the root of the largest magnitude of a channel and of its partner."""
+    shape = view.layers[layer]
+    found = find(str(folder()), view)
+    assert found is not None
+    roots = torch.ones(shape.kv_heads, shape.key_dim, dtype=torch.float64)
+    half = 0 if shape.rotary is None else len(shape.rotary)
+    for head, largest in enumerate(found.largest[layer].tolist()):
+        for channel, own in enumerate(largest):
+            partner = channel + half if channel < half else channel - half
+            roots[head, channel] = max(own, largest[partner] if channel < 2 * half else own) ** 0.5
+    nothing = torch.eye(shape.value_dim, dtype=torch.float64).expand(shape.kv_heads, -1, -1)
+    values = Side(into=nothing, back=nothing, how=quantiser(4))
+    return Side(into=torch.diag_embed(1 / roots), back=torch.diag_embed(roots), how=quantiser(4)), values
+
+
+def directions(rule: Projected, view: ModelView, layer: int) -> tuple[Side, Side]:
+    """Return Palu's sides, along the directions that it says itself."""
+    shape, made = view.layers[layer], []
+    for basis, projection, rotary in zip(
+        rule.bases(view, layer),
+        (shape.key_projection, shape.value_projection),
+        (shape.rotary, None),
+        strict=True,
+    ):
+        assert basis is not None
+        assert basis.directions is not None
+        assert projection is not None
+        flat = basis.directions.flatten(1, 2)
+        made.append(Side(into=flat, back=flat.mT, bias=projection.bias, rotary=rotary, how=quantiser(4)))
+    return made[0], made[1]
+
+
+PLAIN: dict[str, Callable[[Projected, ModelView, int], tuple[Side, Side]]] = {
+    "quarot": rotations,
+    "qoq_kv4": scales,
+    "palu": directions,
+}
 
 
 # -- oracles --------------------------------------------------------------------------------------------------------
@@ -162,25 +207,28 @@ def coordinates_alone_lose_nothing(name: str, model_name: str) -> None:
     rows = [ids(1 + row, 1, length + NEW)[0] for row, length in enumerate((24, 17))]
     run = RunShape(prompt_lengths=(24, 17), new_tokens=NEW)
     for dtype, most in ((torch.float64, 1e-9), (torch.bfloat16, 0.03)):
-        network = model(model_name, dtype)
-        want = drive(network, strategy("baseline"), padded(rows), run)
-        got = drive(network, composed(name, EXACT_LATENT), padded(rows), run)
+        mine = model(model_name, dtype)
+        want = drive(mine, strategy("baseline"), padded(rows), run)
+        got = drive(mine, strategy(name, *ALL.get(name, ()), EXACT_LATENT), padded(rows), run)
         for row, length in enumerate((24, 17)):
             moved = (got.logits[row, 24 - length :] - want.logits[row, 24 - length :]).abs().max()
             assert moved <= most * want.logits.abs().max()
 
 
-def coordinates_are_those_of_plain_products(name: str, model_name: str, method: str = "baseline") -> None:
+def coordinates_are_those_of_plain_products(
+    name: str, model_name: str, method: str = "baseline", overrides: tuple[str, ...] = ()
+) -> None:
     """Logits are those of dense attention to what explicit matrices and plain loops make of every entry."""
-    tokens, limits = ids(2, 1, 24 + NEW), {} if method == "baseline" else {"tokens": 12}
-    made = strategy(method, f"strategy/codec={name}", ROUNDED, **limits)
+    tokens = ids(2, 1, 24 + NEW)
+    mine = (f"strategy/codec={name}", ROUNDED, *settings()[name].overrides, *overrides)
+    made = strategy(method, *mine, tokens=None if method == "baseline" else 12)
     codec = made.codec
     assert isinstance(codec, Projected)
-    plain = PlainCodec(sides=PLAIN[name], joins_heads=codec.joins_heads)
-    got = drive(model(model_name), made, tokens, uniform())
-    want = drive(model(model_name), replace(made, codec=plain), tokens, uniform())
+    plain = PlainCodec(sides=partial(PLAIN[name], codec), joins_heads=codec.joins_heads)
+    got = drive(network(model_name), made, tokens, uniform())
+    want = drive(network(model_name), replace(made, codec=plain), tokens, uniform())
     torch.testing.assert_close(got.logits, want.logits, rtol=0, atol=1e-9)
-    full = drive(model(model_name), replace(made, codec=composed("baseline").codec), tokens, uniform())
+    full = drive(network(model_name), replace(made, codec=composed("baseline").codec), tokens, uniform())
     assert (got.logits - full.logits).abs().max() > 1e-5, "rounding changes nothing: the comparison proves nothing"
 
 

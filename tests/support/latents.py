@@ -184,7 +184,8 @@ def a_step_needs_little_room() -> None:
     for payload in payloads:
         payload.write(0, keys, position)
     with Weigher() as weigher:
-        logits = payloads[0].entries(4096, position).logits(rand(1, 4, 2, 64, seed=8))
-        weights = logits.softmax(dim=-1)
-        payloads[1].entries(4096, position).weighted(weights)
+        read, summed = (payload.entries(4096, position) for payload in payloads)
+        assert isinstance(read, Latent)
+        assert isinstance(summed, Latent)
+        summed.weighted(read.logits(rand(1, 4, 2, 64, seed=8)).softmax(dim=-1))
     assert 0 < weigher.most < 0.1 * (2 * keys.numel() * torch.float16.itemsize)

@@ -11,8 +11,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
+from kvbench.cache.codecs.moments import Moments
 from kvbench.calibrated import fingerprint
 from kvbench.kernels.packed import native
 from kvbench.models.view import view_of
@@ -26,6 +28,7 @@ from tests.support.codebook_files import folder as codebook_files
 from tests.support.drive import drive
 from tests.support.generation import generate
 from tests.support.models import attention, ids, model
+from tests.support.moments import measured
 from tests.support.strategies import composed, strategy
 from tests.support.tuned import folder as bit_files
 from tests.support.wrappers import output_is_unknown
@@ -117,7 +120,7 @@ def maxima(change: Callable[[dict[str, Any]], object] | None, text: str = "") ->
     return prepare
 
 
-def measured(method: str, key: str, files: Callable[[], Path]) -> Callable[..., Callable[[], object]]:
+def of_file(method: str, key: str, files: Callable[[], Path]) -> Callable[..., Callable[[], object]]:
     """Return what takes a change of a file that a method reads, or a text instead, and returns what builds a cache."""
 
     def changed_file(change: Callable[[dict[str, Any]], object] | None, text: str = "") -> Callable[[], object]:
@@ -137,8 +140,8 @@ def measured(method: str, key: str, files: Callable[[], Path]) -> Callable[..., 
     return changed_file
 
 
-codebooks = measured("kvquant3", "codec.codebooks", codebook_files)
-bits = measured("kvtuner", "codec.errors", bit_files)
+codebooks = of_file("kvquant3", "codec.codebooks", codebook_files)
+bits = of_file("kvtuner", "codec.errors", bit_files)
 
 
 def too_many_channels() -> None:
@@ -152,6 +155,30 @@ def no_maxima() -> None:
     """Ask for channel maxima in a folder that has none."""
     with TemporaryDirectory() as folder:
         composed("smoothquant", f"transform.maxima={folder}").build(view_of(model("llama_gqa")), uniform())
+
+
+def moments(change: Callable[[Moments], Moments], *, spoilt: bool = False) -> Callable[[], object]:
+    """Return what builds Palu's cache by a file of moments that was changed, or cut off."""
+
+    def build() -> object:
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "some.safetensors"
+            change(measured(model("llama_gqa"), samples=2, tokens=20)).write(file)
+            if spoilt:
+                file.write_bytes(file.read_bytes()[:100])
+            return composed("palu", f"codec.moments={file}").build(view_of(model("llama_gqa")), uniform())
+
+    return build
+
+
+def no_moments(name: str) -> Callable[[], object]:
+    """Return what asks for moments in a folder that has none."""
+
+    def build() -> object:
+        with TemporaryDirectory() as folder:
+            return composed(name, f"codec.moments={folder}").build(view_of(model("llama_gqa")), uniform())
+
+    return build
 
 
 def _shares(name: str, key: str, *, wrong: str = "1.5") -> tuple[Callable[[], object], str]:
@@ -438,6 +465,42 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
     "clipping both ways": (
         asked("quarot", "codec.latent.value_quantiser.symmetric=true"),
         r"clip must be above 0.*needs strategy\.codec\.\*\.symmetric=false; got 0\.95",
+    ),
+    "heads of a group": (asked("palu", "codec.heads=5"), r"codec\.heads must be from 1 to 4; got 5"),
+    "no directions kept": (asked("palu", "codec.kept=0"), r"codec\.kept must be above 0 and at most 1; got 0"),
+    "how directions are shared": (
+        changed("palu", "codec", ranks="even"),
+        r"codec\.ranks must be fisher or uniform; got 'even'",
+    ),
+    "coordinates of coordinates": (
+        asked("palu", "strategy/codec@strategy.codec.latent=quarot"),
+        r"codec\.latent must write each token alone, along directions of no other codec",
+    ),
+    "how much of keys is scaled": (
+        asked("qoq_kv4", "codec.alpha=2"),
+        r"codec\.alpha must be between 0 and 1; got 2",
+    ),
+    "no moments": (no_moments("palu"), r"have no moments in .*Run once: kvbench calibrate moments"),
+    "no moments for scales": (no_moments("qoq_kv4"), r"have no moments in .*Run once: kvbench calibrate moments"),
+    "moments of other weights": (
+        moments(lambda made: replace(made, weights="0" * 12)),
+        r"was made for other weights: small \(0{12}\), this model is .*Run: kvbench calibrate moments",
+    ),
+    "moments of other layers": (
+        moments(lambda made: replace(made, keys=made.keys[:1], values=made.values[:1], largest=made.largest[:1])),
+        r"has moments of 1 layers with heads of a group, groups, and .*this model has 2 with \[\(2, 1, 16, 16\)",
+    ),
+    "moments in no file": (
+        asked("palu", "codec.moments=nowhere.safetensors"),
+        r"codec\.moments=nowhere\.safetensors cannot be read: No such.*calibrate moments .* --out nowhere",
+    ),
+    "moments that are none": (
+        moments(lambda made: made, spoilt=True),
+        r"holds no moments \(.*again with: kvbench calibrate moments",
+    ),
+    "moments that are no numbers": (
+        lambda: replace(measured(model("llama_gqa"), samples=1, tokens=4), largest=[torch.tensor([torch.nan])]),
+        r"moments must be finite numbers",
     ),
     "directions": (
         asked("lorc", "codec.least=0"),

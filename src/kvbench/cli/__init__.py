@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "measure a model once: kvbench calibrate headkv model=tiny",
     )
     calibrate.add_argument(
-        "what", help="a strategy, or what to measure: retrieval, gate, repetition, smooth, codebooks, bits"
+        "what", help="a strategy, or what to measure: retrieval, gate, repetition, smooth, codebooks, bits, moments"
     )
     calibrate.add_argument("overrides", nargs="*", help="as for run; model= and seed= matter")
     calibrate.add_argument("--config-dir", help="folder with more configurations")

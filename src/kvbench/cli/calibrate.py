@@ -12,11 +12,13 @@ from rich.progress import Progress
 from kvbench.bench import source_of
 from kvbench.cache.codecs.bits import KIND as BITS
 from kvbench.cache.codecs.codebooks import KIND as CODEBOOKS
+from kvbench.cache.codecs.moments import KIND as MOMENTS
 from kvbench.calibrated import Calibrated, NeedsCalibration
 from kvbench.calibration.bits import bit_errors
 from kvbench.calibration.codebooks import codebooks
 from kvbench.calibration.maxima import channel_maxima
 from kvbench.calibration.measures import MEASURES, measure
+from kvbench.calibration.moments import moments
 from kvbench.calibration.watching import ATTENTION
 from kvbench.cli.catalogue import catalogue
 from kvbench.configuration import build_group, check, compose, resolved
@@ -32,11 +34,12 @@ KINDS: Mapping[str, Callable[..., Calibrated]] = {
     SMOOTH: channel_maxima,
     CODEBOOKS: codebooks,
     BITS: bit_errors,
+    MOMENTS: moments,
 }
 
 
 def main(what: str, overrides: Sequence[str], *, config_dir: str | None, samples: int, tokens: int, out: str) -> None:
-    """Measure a model's heads, channels or numbers and keep the numbers in a file.
+    """Measure a model's heads, channels or numbers and keep what is found in a file.
 
     Args:
         what: a strategy that needs it, or what to measure.
@@ -44,7 +47,7 @@ def main(what: str, overrides: Sequence[str], *, config_dir: str | None, samples
         config_dir: folder with more configurations, or None.
         samples: texts; 0 for the kind's own number.
         tokens: per text; 0 for the kind's own number.
-        out: json file or folder to write; "" for the cache folder.
+        out: file or folder to write; "" for the cache folder.
     """
     elsewhere = search_path(config_dir)
     kind = kind_of(what, elsewhere)
@@ -92,4 +95,4 @@ def place(found: Calibrated, out: str) -> Path:
     """Return the file they go to: their own name in a folder, or the file asked for."""
     if not out:
         return cache_folder() / found.file_name
-    return Path(out) if out.endswith(".json") else Path(out) / found.file_name
+    return Path(out) if out.endswith(found.suffix) else Path(out) / found.file_name

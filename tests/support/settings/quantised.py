@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.support.codebook_files import folder
+from tests.support.moments import where
 from tests.support.settings import Setting
 from tests.support.tuned import folder as bits
 
@@ -38,7 +39,10 @@ SETTINGS: dict[str, Setting] = {
     "kvquant2": _packed(_CODEBOOKS, like="kvquant3"),
     "kvquant3": _packed(_CODEBOOKS, "codec.num_sink=3"),
     "kvquant4": _packed(_CODEBOOKS, like="kvquant3"),
+    "palu": _packed(where()),
+    "palu_fp16": _packed(where(), like="palu"),
     "quarot": _packed(),
+    "qoq_kv4": _packed(where()),
     "kivi2": _packed(*_GROUPS),
     "kvtuner": _packed(*(f"codec.like.{each.removeprefix('codec.')}" for each in _GROUPS), _BITS),
     "kivi4": _packed(*_GROUPS, like="kivi2"),

@@ -22,7 +22,7 @@ class LatentCodec:
 
     Args:
         key_format: of keys.
-        value_format: of values.
+        value_format: of values, which may be written as they are.
     """
 
     is_exact: ClassVar[bool] = False
@@ -31,18 +31,21 @@ class LatentCodec:
     flush_tokens: ClassVar[int] = 1
 
     key_format: LatentFormat
-    value_format: LatentFormat
+    value_format: Format
 
     @property
     def fixed_bytes(self) -> int:
         """Bytes of the directions and scales; keys and values may share them."""
-        held = [t for side in (self.key_format, self.value_format) for t in side.basis.tensors()]
-        return sum({id(t): t.nbytes for t in held}.values())
+        sides = [side for side in (self.key_format, self.value_format) if isinstance(side, LatentFormat)]
+        return sum({id(t): t.nbytes for side in sides for t in side.basis.tensors()}.values())
 
     def of_heads(self, heads: slice) -> LatentCodec:
         """Return how the entries of some of the heads are written."""
-        sides = (replace(side, basis=side.basis.of_heads(heads)) for side in (self.key_format, self.value_format))
-        return LatentCodec(key_format=next(sides), value_format=next(sides))
+        values = self.value_format
+        return LatentCodec(
+            key_format=self.key_format.of_heads(heads),
+            value_format=values.of_heads(heads) if isinstance(values, LatentFormat) else values,
+        )
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,10 @@ class LatentFormat:
 
     basis: Basis
     inner: Format
+
+    def of_heads(self, heads: slice) -> LatentFormat:
+        """Return how the entries of some of the heads are written."""
+        return replace(self, basis=self.basis.of_heads(heads))
 
     def empty(self, like: Tensor, capacity: int) -> LatentPayload:
         """Return room for `capacity` entries shaped as `like` [B, G, T, D]."""

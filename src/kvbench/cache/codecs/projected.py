@@ -48,15 +48,14 @@ class Projected(ABC):
         return self.joins_heads
 
     @abstractmethod
-    def bases(self, view: ModelView, layer: int) -> tuple[Basis, Basis]:
-        """Return the coordinates of the keys and of the values of a layer."""
+    def bases(self, view: ModelView, layer: int) -> tuple[Basis, Basis | None]:
+        """Return the coordinates of the keys and of the values of a layer; None for values as they are."""
 
     def of_layer(self, view: ModelView, layer: int) -> LatentCodec:
         """Return the codec of a layer, with its coordinates."""
         (keys, values), inner = self.bases(view, layer), self.latent.of_layer(view, layer)
-        return LatentCodec(
-            key_format=LatentFormat(keys, inner.key_format), value_format=LatentFormat(values, inner.value_format)
-        )
+        value_format = inner.value_format if values is None else LatentFormat(values, inner.value_format)
+        return LatentCodec(key_format=LatentFormat(keys, inner.key_format), value_format=value_format)
 
     def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Return what reads the coordinates of a model with this dtype on this device."""

@@ -1,0 +1,106 @@
+"""Files of moments of the tests' random models, in a folder that goes with the process, and what must hold of them."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kvbench.cache.codecs.moments import ABOUT, Moments, find
+from kvbench.calibration import watching
+from kvbench.calibration.moments import moments
+from kvbench.models.load import Loaded
+from kvbench.models.view import view_of
+from tests.support.channel_maxima import SOURCE
+from tests.support.models import MAIN, attention, model
+
+
+@functools.cache
+def folder() -> Path:
+    """Return a folder with the moments of the main models."""
+    path = Path(tempfile.mkdtemp(prefix="kvbench-moments-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    for name in MAIN:
+        found = measured(model(name), samples=4, tokens=40)
+        found.write(path / found.file_name)
+    return path
+
+
+def where() -> str:
+    """Return the override that names the folder."""
+    return f"codec.moments='{folder()}'"
+
+
+def measured(network: PreTrainedModel, *, samples: int, tokens: int) -> Moments:
+    """Return the moments of a model over random ids."""
+    loaded = Loaded(model=network, tokenizer=None, view=view_of(network), weights="random", revision="seed-0")
+    with attention(network, watching.ATTENTION):
+        return moments("small", loaded, SOURCE, samples=samples, tokens=tokens, report=lambda share: None)
+
+
+def moments_are_those_of_the_numbers(network: PreTrainedModel) -> None:
+    """Moments are means of products of what weights make of hidden states, and gradients those of nudged biases."""
+    view, found = view_of(network), measured(network, samples=2, tokens=12)
+    inputs: dict[int, list[Tensor]] = {}
+    norms = [network.get_submodule(norm.norm) for norm in view.norms[::2]]
+    handles = [
+        norm.register_forward_hook(lambda *seen, at=at: inputs.setdefault(at, []).append(seen[-1][0]))
+        for at, norm in enumerate(norms)
+    ]
+    texts = [torch.tensor([window]) for window in SOURCE.windows(2, 12)]
+    with attention(network, "eager"):
+        kept = [network(text, use_cache=True).past_key_values for text in texts]
+    for handle in handles:
+        handle.remove()
+    for layer, shape in enumerate(view.layers):
+        rows = torch.cat(inputs[layer])
+        for got, made in ((found.keys, shape.key_projection), (found.values, shape.value_projection)):
+            assert made is not None
+            made_here = rows @ made.weight.flatten(0, 1).mT
+            torch.testing.assert_close(got[layer], (made_here.mT @ made_here / 24)[None].float(), rtol=1e-5, atol=1e-6)
+        keys = torch.stack([each.layers[layer].keys[0].abs().amax(dim=1) for each in kept]).amax(dim=0)
+        torch.testing.assert_close(found.largest[layer], keys.float())
+
+
+def gradients_are_those_of_nudges(network: PreTrainedModel) -> None:
+    """A layer's squared gradients are those of the loss by what is added to its keys or values, channel by channel."""
+    found = measured(network, samples=1, tokens=3)
+    ids = torch.tensor(SOURCE.windows(1, 3))
+
+    def loss(layer: int, side: int, at: tuple[int, int, int], by: float) -> float:
+        def watch(index: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int) -> None:
+            if index == layer:
+                (key, value)[side][0][at] += by
+
+        logits = watching.forward(network, ids, watch).logits[0, :-1]
+        return float(torch.nn.functional.cross_entropy(logits.double(), ids[0, 1:], reduction="sum"))
+
+    with attention(network, watching.ATTENTION):
+        for layer, shape in enumerate(view_of(network).layers):
+            for side in (0, 1):
+                total = 0.0
+                for head in range(shape.kv_heads):
+                    for token in range(3):
+                        for channel in range(shape.key_dim):
+                            at = (head, token, channel)
+                            slope = (loss(layer, side, at, 1e-4) - loss(layer, side, at, -1e-4)) / 2e-4
+                            total += slope**2
+                assert abs(total / 3 / float(found.gradients[layer][side]) - 1) < 1e-3
+
+
+def moments_are_kept_as_they_are() -> None:
+    """What is written is what is read, and what it was measured on."""
+    view = view_of(model("llama_mha"))
+    made, found = measured(model("llama_mha"), samples=4, tokens=40), find(str(folder()), view)
+    assert found is not None
+    assert {name: getattr(found, name) for name in ABOUT} == {name: getattr(made, name) for name in ABOUT}
+    assert found.tensors().keys() == made.tensors().keys()
+    for name, tensor in made.tensors().items():
+        torch.testing.assert_close(found.tensors()[name], tensor)
+    assert len(found.drawn()) == len(view.layers)
