@@ -94,8 +94,8 @@ class CacheStrategy:
         fills_apart = self.scorer.per_head and self.trigger.period > 0
         if self.budget.limits and self.codec.joins_slots and (differs or fills_apart):
             raise ValueError(
-                "this strategy/codec writes all heads of a slot at once, and here heads keep different numbers of "
-                "entries, or fill different slots while decoding; use strategy/trigger=prefill_end with "
+                "this strategy/codec writes all heads of a slot at once, and here heads or layers divide a budget, "
+                "or heads fill different slots while decoding; use strategy/trigger=prefill_end with "
                 "strategy/budget=uniform, a strategy/scorer that treats heads alike, or another strategy/codec."
             )
         if isinstance(self.budget, ChoosyBudget):
