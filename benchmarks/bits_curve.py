@@ -125,6 +125,24 @@ def by_hadamard(rounding: Rounding, size: int) -> Rounding:
     return rounded
 
 
+def spread(bits: int, size: int) -> Rounding:
+    """Return what rounds heads that were turned at random to the means of 2^bits cells of equally likely numbers."""
+    normal = torch.special.ndtri((torch.arange(2**12) + 0.5) / 2**12)
+    levels = normal.unflatten(0, (2**bits, -1)).mean(1)
+    for _ in range(500):
+        cells = torch.bucketize(normal, (levels[1:] + levels[:-1]) / 2)
+        levels = torch.zeros(2**bits).index_add(0, cells, normal) / cells.bincount(minlength=2**bits)
+    matrix = torch.linalg.svd(torch.randn(size, size, generator=torch.Generator().manual_seed(1))).U
+
+    def rounded(numbers: Tensor, layer: int) -> Tensor:
+        length = numbers.norm(dim=-1, keepdim=True) / size**0.5
+        nearest = (numbers @ matrix / length)[..., None].sub(levels).abs().argmin(-1)
+        made: Tensor = levels[nearest] * length @ matrix.mT
+        return made
+
+    return rounded
+
+
 def smoothed(rounding: Rounding) -> Rounding:
     """Return what rounds rotated keys over the root of how large a channel, or its partner, gets in the same text."""
 
@@ -211,6 +229,14 @@ CASES = (
         reference=(by_hadamard(by_token(4, 32, clip=0.95), 32), by_hadamard(by_token(4, 32, clip=0.95), 32)),
     ),
     Case(label="quarot, not clipped", overrides=("strategy=quarot", LATENT.format("int4"))),
+    *(
+        Case(
+            label=f"turboquant{bits}",
+            overrides=(f"strategy=turboquant{bits}",),
+            reference=(spread(bits, 32), spread(bits, 32)),
+        )
+        for bits in (4, 3, 2)
+    ),
     Case(
         label="qoq_kv4",
         overrides=("strategy=qoq_kv4",),

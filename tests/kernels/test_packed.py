@@ -33,8 +33,9 @@ FORMS = (  # each is compiled: registers and plain loops, every plane of bits, a
     (quantiser(4, group=5), 12, 3),
     (quantiser(8, symmetric=True, levels="e4m3"), 64, 1),
     (quantiser(16, symmetric=True, levels="float16"), 64, 2),
+    (quantiser(4, symmetric=True, levels="normal"), 64, 2),
 )
-ENCODED = [(how, dim) for how, dim, _ in FORMS if how.tokens == 1 and how.bits < 16]
+ENCODED = [(how, dim) for how, dim, _ in FORMS if how.tokens == 1 and how.levels in ("integers", "e4m3")]
 ENCODED.append((quantiser(4, group=32, clip=0.95), 64))
 CASES = (  # each is compiled too
     Case(codebook=True, outliers=7, rotary=32, tokens=ALL, expanded=True, share=4),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kvbench.cache.codecs import normal
 from kvbench.cache.codecs.dense import DensePayload
 from kvbench.cache.codecs.packed import PackedCodec, PackedFormat, PackedPayload
 from kvbench.cache.codecs.quantiser import Quantiser
@@ -42,7 +43,7 @@ def quantiser(
     group: int = 0,
     *,
     symmetric: bool = False,
-    levels: Literal["integers", "e4m3", "float16"] = "integers",
+    levels: Literal["integers", "e4m3", "float16", "normal"] = "integers",
     clip: float = 1.0,
 ) -> Quantiser:
     """Return a quantiser."""
@@ -55,6 +56,7 @@ QUANTISERS = (
     *(quantiser(bits, "tokens", 4, symmetric=symmetric) for bits in BITS for symmetric in (False, True)),
     quantiser(8, symmetric=True, levels="e4m3"),
     quantiser(16, symmetric=True, levels="float16"),
+    *(quantiser(bits, symmetric=True, levels="normal") for bits in (2, 3, 4)),
 )
 
 
@@ -101,6 +103,11 @@ def plain(numbers: Sequence[float], how: Quantiser) -> list[float]:
     given = np.array(numbers, dtype=np.float32)
     if how.levels == "float16":
         return [float(np.float16(number)) for number in given]
+    if how.levels == "normal":
+        scale = np.float16(np.sqrt(np.square(given).mean()))
+        levels = normal.levels(how.bits).numpy().astype(np.float32)
+        parts = given / (np.float32(scale) or np.float32(1))
+        return [float(levels[np.abs(levels - part).argmin()]) * float(scale) for part in parts]
     if how.symmetric:
         most = 448 if how.levels == "e4m3" else 2 ** (how.bits - 1) - 1
         scale = np.float16(np.abs(given).max() / np.float32(most))
@@ -141,7 +148,7 @@ def stand_ins(entries: Tensor, how: Quantiser) -> Tensor:
 def read_back(entries: Tensor, how: Quantiser, kernel: Literal["native", "reference"] = "reference") -> Tensor:
     """Return entries [B, G, T, D] as they come back from their codes, in float64."""
     codes, scale, low = how.encode(entries)
-    packed = Packed(how.form(entries.shape[3]), codes, scale, low, kernel)
+    packed = Packed(how.form(entries.shape[3]), codes, scale, low, kernel, how.table(codes.device))
     return packed.dense(0, entries.shape[2], torch.float64)
 
 
@@ -182,6 +189,9 @@ def rounding_stays_within_its_bound() -> None:
             bound = entries.abs() * 2**-11 + 2**-25
         elif how.levels == "e4m3":
             bound = torch.maximum(entries.abs() * 2**-4, step * 2**-10) + entries.abs() * 2**-11
+        elif how.levels == "normal":
+            there = normal.levels(how.bits) * step[..., None]
+            bound = (entries[..., None] - there).abs().amin(dim=-1) + step * 1e-6
         else:
             bound = step / 2 + (2**how.bits - 1) * step * 2**-11 + least.abs() * 2**-11
         assert (error <= bound * (1 + 1e-6)).all(), f"{how}: {(error - bound).max()} too much"
@@ -219,9 +229,8 @@ def packed_rows(how: Quantiser, dim: int, tokens: int, kernel: Literal["native",
     entries = rand(2, 3, tokens + how.tokens, dim, seed=seed)
     codes, scale, low = how.encode(entries)
     some = slice(0, tokens // how.tokens)
-    return Packed(
-        how.form(dim), codes[:, :, :tokens], scale[:, :, some], None if low is None else low[:, :, some], kernel
-    )
+    least = None if low is None else low[:, :, some]
+    return Packed(how.form(dim), codes[:, :, :tokens], scale[:, :, some], least, kernel, how.table(codes.device))
 
 
 def products_equal_dense_ones(how: Quantiser, dim: int, share: int, kernel: Literal["native", "reference"]) -> None:

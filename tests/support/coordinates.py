@@ -16,6 +16,7 @@ from kvbench.cache.codecs.packed import PackedCodec
 from kvbench.cache.codecs.projected import Projected
 from kvbench.cache.codecs.quantiser import Quantiser
 from kvbench.cache.codecs.rotated import Rotated, hadamard
+from kvbench.cache.codecs.turboquant import random_rotation
 from kvbench.cache.rotary import turn
 from kvbench.models.view import view_of
 from kvbench.types import ModelView, RunShape
@@ -192,10 +193,19 @@ def directions(rule: Projected, view: ModelView, layer: int) -> tuple[Side, Side
     return made[0], made[1]
 
 
+def random_rotations(rule: Projected, view: ModelView, layer: int) -> tuple[Side, Side]:
+    """Return TurboQuant's sides: each head times the matrix that it says itself, to levels of normal numbers."""
+    shape = view.layers[layer]
+    matrix = random_rotation(shape.key_dim, getattr(rule, "seed")).expand(shape.kv_heads, -1, -1)  # noqa: B009
+    side = Side(into=matrix, back=matrix.mT, how=quantiser(3, symmetric=True, levels="normal"))
+    return side, side
+
+
 PLAIN: dict[str, Callable[[Projected, ModelView, int], tuple[Side, Side]]] = {
     "quarot": rotations,
     "qoq_kv4": scales,
     "palu": directions,
+    "turboquant3": random_rotations,
 }
 
 
@@ -220,7 +230,8 @@ def coordinates_are_those_of_plain_products(
 ) -> None:
     """Logits are those of dense attention to what explicit matrices and plain loops make of every entry."""
     tokens = ids(2, 1, 24 + NEW)
-    mine = (f"strategy/codec={name}", ROUNDED, *settings()[name].overrides, *overrides)
+    rounded = () if name == "turboquant3" else (ROUNDED,)
+    mine = (f"strategy/codec={name}", *rounded, *settings()[name].overrides, *overrides)
     made = strategy(method, *mine, tokens=None if method == "baseline" else 12)
     codec = made.codec
     assert isinstance(codec, Projected)

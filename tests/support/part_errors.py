@@ -437,7 +437,10 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         asked("d2o", "strategy/codec=int8"),
         r"entries that are packed never change.*use strategy/codec=dense, or strategy/trigger=prefill_end",
     ),
-    "bits": (asked("kivi2", "codec.key_quantiser.bits=5"), r"bits must be one of \[2, 3, 4, 8\]; got 5"),
+    "bits": (
+        asked("kivi2", "codec.key_quantiser.bits=5"),
+        r"bits with levels=integers must be one of \[2, 3, 4, 8\]; got 5",
+    ),
     "axis": (
         changed_quantiser(along="heads"),
         r"along must be channels or tokens; got 'heads'",
@@ -446,10 +449,18 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         asked("kivi2", "codec.key_quantiser.group=1"),
         r"group with along=tokens must be at least 2; got 1",
     ),
-    "levels": (changed_quantiser(levels="steps"), r"levels must be integers, e4m3, float16; got 'steps'"),
+    "levels": (changed_quantiser(levels="steps"), r"levels must be integers, e4m3, float16, normal; got 'steps'"),
     "short floats": (
         asked("fp8", "codec.key_quantiser.bits=4"),
-        r"levels=e4m3 needs strategy\.codec\.\*\.bits=8, strategy\.codec\.\*\.symmetric=true and",
+        r"bits with levels=e4m3 must be one of \[8\]; got 4",
+    ),
+    "floats with a least number": (
+        asked("fp8", "codec.key_quantiser.symmetric=false"),
+        r"levels=e4m3 needs strategy\.codec\.\*\.symmetric=true and strategy\.codec\.\*\.along=channels",
+    ),
+    "normal numbers in groups": (
+        asked("turboquant4", "codec.latent.key_quantiser.group=32"),
+        r"levels=normal needs strategy\.codec\.\*\.group=0; got 32",
     ),
     "residual": (asked("kivi2", "codec.residual=-1"), r"codec\.residual must be 0 or more; got -1"),
     "residual of part of a group": (

@@ -210,7 +210,8 @@ class PackedPayload:
             shared = packed // self.form.tokens
             low = None if self.low is None else self.low.narrow(2, 0, shared)
             codes, scale = self.codes.narrow(2, 0, packed), self.scale.narrow(2, 0, shared)
-            parts.append(Packed(self.form, codes, scale, low, self.kernel))
+            levels = self.how.quantiser.table(codes.device)
+            parts.append(Packed(self.form, codes, scale, low, self.kernel, levels))
         if packed < stop:
             first = packed % rows
             parts.append(self.exact.narrow(2, first, min(stop - packed, rows - first)))

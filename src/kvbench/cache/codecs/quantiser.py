@@ -8,11 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kvbench.cache.codecs import normal
 from kvbench.kernels.packed import Form, Kernel
-from kvbench.kernels.packing import PLANES, pack, packed_width
+from kvbench.kernels.packing import pack, packed_width
 
 LARGEST_E4M3 = 448.0
-_BITS = {"integers": 0, "e4m3": 8, "float16": 16}  # 0: any
+_BITS = {"integers": (2, 3, 4, 8), "e4m3": (8,), "float16": (16,), "normal": (2, 3, 4)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +21,14 @@ class Quantiser:
     """Rounds numbers to codes; scales and least numbers are kept in float16, and codes are made with what is kept.
 
     Args:
-        bits: of a code: 2, 3, 4 or 8; 16 for levels=float16.
+        bits: of a code: 2, 3, 4 or 8; 16 for levels=float16, not 8 for levels=normal.
         along: whose numbers share a scale: "channels", neighbouring ones of a token, or "tokens", neighbouring ones
             of a channel.
         group: how many numbers share a scale; with "channels" 0 stands for all of a token and head.
         symmetric: whether codes reach as far below 0 as above it; otherwise a group's least number is kept too.
-        levels: what codes stand for: "integers", "e4m3", floating point numbers of 8 bits, or "float16", the numbers
-            themselves, which have no scales.
+        levels: what codes stand for: "integers", "e4m3", floating point numbers of 8 bits, "float16", the numbers
+            themselves, which have no scales, or "normal", the levels that are best for normal numbers, times the root
+            of the mean square of a token and head.
         clip: of a group's least and of its largest number, how far codes reach; what is beyond is cut off.
     """
 
@@ -34,16 +36,18 @@ class Quantiser:
     along: Literal["channels", "tokens"]
     group: int
     symmetric: bool
-    levels: Literal["integers", "e4m3", "float16"]
+    levels: Literal["integers", "e4m3", "float16", "normal"]
     clip: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse codes and groups that mean nothing."""
-        possible = sorted(PLANES.keys() - {1, 16})
         if self.levels not in _BITS:
             raise ValueError(f"strategy.codec.*.levels must be {', '.join(_BITS)}; got {self.levels!r}.")
-        if self.levels == "integers" and self.bits not in possible:
-            raise ValueError(f"strategy.codec.*.bits must be one of {possible}; got {self.bits}.")
+        possible = _BITS[self.levels]
+        if self.bits not in possible:
+            raise ValueError(
+                f"strategy.codec.*.bits with levels={self.levels} must be one of {list(possible)}; got {self.bits}."
+            )
         if self.along not in ("channels", "tokens"):
             raise ValueError(f"strategy.codec.*.along must be channels or tokens; got {self.along!r}.")
         least = 0 if self.along == "channels" else 2
@@ -56,12 +60,13 @@ class Quantiser:
                 f"strategy.codec.*.clip must be above 0 and at most 1, and below 1 needs "
                 f"strategy.codec.*.symmetric=false; got {self.clip}."
             )
-        bits = _BITS[self.levels]
-        if bits and (self.bits != bits or not self.symmetric or self.along != "channels"):
+        if self.levels != "integers" and (not self.symmetric or self.along != "channels"):
             raise ValueError(
-                f"strategy.codec.*.levels={self.levels} needs strategy.codec.*.bits={bits}, "
-                f"strategy.codec.*.symmetric=true and strategy.codec.*.along=channels."
+                f"strategy.codec.*.levels={self.levels} needs strategy.codec.*.symmetric=true and "
+                f"strategy.codec.*.along=channels."
             )
+        if self.levels == "normal" and self.group:
+            raise ValueError(f"strategy.codec.*.levels=normal needs strategy.codec.*.group=0; got {self.group}.")
 
     @property
     def tokens(self) -> int:
@@ -77,8 +82,12 @@ class Quantiser:
             tokens=self.tokens,
             channels=channels,
             symmetric=self.symmetric,
-            levels=self.levels,
+            levels="codebook" if self.levels == "normal" else self.levels,
         )
+
+    def table(self, device: torch.device) -> Tensor | None:
+        """Return what the codes of a codebook stand for, float32 [2^bits]."""
+        return normal.table(self.bits, device) if self.levels == "normal" else None
 
     def bytes(self, dim: int, entries: int) -> int:
         """Return the bytes of so many entries of one head, a multiple of `tokens`: codes, scales, least numbers."""
@@ -102,6 +111,9 @@ class Quantiser:
         if self.levels == "float16":
             codes = entries.half().contiguous().view(torch.uint8)
             return codes, codes.new_empty((*codes.shape[:3], 0), dtype=torch.float16), None
+        if self.levels == "normal":
+            codes, scale = normal.encode(entries.float(), self.bits)
+            return pack(codes, self.bits), scale, None
         if kernel == "native" and self.tokens == 1 and reach is None:
             from kvbench.kernels.packed import native
 

@@ -28,19 +28,23 @@ class Rotated(Projected):
 
     def bases(self, view: ModelView, layer: int) -> tuple[Basis, Basis]:
         """Return the rotation of a layer's heads."""
-        return _bases(view, layer)
+        return _bases(self, view, layer)
+
+    def matrix(self, dim: int) -> Tensor:
+        """Return what a head is multiplied by, orthonormal, in float64 [D, D]."""
+        return hadamard(dim)
 
 
 @lru_cache(maxsize=256)  # each layer holds its own
-def _bases(view: ModelView, layer: int) -> tuple[Basis, Basis]:
+def _bases(rule: Rotated, view: ModelView, layer: int) -> tuple[Basis, Basis]:
     shape = view.layers[layer]
-    keys = _rotation(shape.key_dim, view)
-    return keys, keys if shape.value_dim == shape.key_dim else _rotation(shape.value_dim, view)
+    keys = _rotation(rule.matrix(shape.key_dim), view)
+    return keys, keys if shape.value_dim == shape.key_dim else _rotation(rule.matrix(shape.value_dim), view)
 
 
-def _rotation(dim: int, view: ModelView) -> Basis:
+def _rotation(matrix: Tensor, view: ModelView) -> Basis:
     wide = torch.promote_types(view.dtype, torch.float32)
-    return Basis(hadamard(dim).to(device=view.device, dtype=wide)[None, None], None, None, None)
+    return Basis(matrix.to(device=view.device, dtype=wide, copy=True)[None, None], None, None, None)
 
 
 def hadamard(size: int) -> Tensor:
