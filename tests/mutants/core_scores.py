@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvbench.cache import protocols
+from kvbench.cache import views
 from kvbench.cache.views import Observation, PromptView
 from kvbench.kernels import column_sums as kernel
 from kvbench.kernels.attend import visible_to
@@ -154,7 +154,7 @@ class Leak:
 
 
 def _everywhere(broken: object) -> tuple[tuple[object, str, object], ...]:
-    return ((protocols, "column_sums", broken), (kernel, "column_sums", broken))
+    return ((views, "column_sums", broken), (kernel, "column_sums", broken))
 
 
 MUTANTS = (

@@ -16,7 +16,7 @@ from kvbench.kernels.packed import Packed
 from kvbench.models.load import Loaded
 from kvbench.workloads.source import TokenSource
 
-SAMPLES = 8  # unless the user says otherwise
+SAMPLES = 3  # unless the user says otherwise
 TOKENS = 1024  # of each, or as many as the model reads
 READING = 128  # last tokens of each, whose predictions count and which are exact; all before them are rounded
 GROUP = 32  # numbers that share a scale, tokens of a channel or channels of a token
@@ -96,7 +96,7 @@ def rounding(layer: int, side: Side, bits: int) -> Watch:
 
 def rounded(entries: Tensor, bits: int, along: Literal["tokens", "channels"]) -> Tensor:
     """Return entries [B, G, T, D] as the codes of so many bits stand for."""
-    how = Quantiser(bits=bits, along=along, group=GROUP, symmetric=False, levels="integers")
+    how = Quantiser(bits=bits, along=along, group=GROUP, symmetric=False, levels="integers", clip=1.0)
     packed = Packed(how.form(entries.shape[3]), *how.encode(entries), "reference")
     return packed.dense(0, entries.shape[2], entries.dtype)
 

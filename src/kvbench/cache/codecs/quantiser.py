@@ -37,7 +37,7 @@ class Quantiser:
     group: int
     symmetric: bool
     levels: Literal["integers", "e4m3", "float16", "normal"]
-    clip: float = 1.0
+    clip: float
 
     def __post_init__(self) -> None:
         """Refuse codes and groups that mean nothing."""
