@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
 
 from kvbench.cli.catalogue import CONF
 from kvbench.compositions import PARTS, options, refused_alone, refused_pairs
 from kvbench.configuration import build_group, compose, compose_all, resolved
 from kvbench.strategies.base import CacheStrategy
+
+Option = tuple[str, str]  # of a part
 
 _HEADS = ("Category", "Deviates", "Proof", "Parity", "Survey")
 _PAPER = re.compile(r"\((arXiv:[^)]+|[\w-]+/[\w.-]+)\)")
@@ -83,9 +85,20 @@ def compositions() -> Iterator[str]:
     yield from (f"- {part}: {', '.join(options(part))}" for part in PARTS)
     yield "\n## What needs other parts to change as well\n\n| option | why |\n| --- | --- |"
     yield from (f"| `{part}={option}` | {reason} |" for part, option, reason in refused_alone())
-    yield "\n## Refused, with a limited budget\n\n| one | with | why |\n| --- | --- | --- |"
-    for (first, one), (second, other), reason in refused_pairs():
-        yield f"| `{first}={one}` | `{second}={other}` | {reason} |"
+    yield "\n## Refused, with a limited budget\n\n| any of | with any of | why |\n| --- | --- | --- |"
+    yield from (f"| {ones} | {others} | {reason} |" for ones, others, reason in together(refused_pairs()))
+
+
+def together(pairs: Iterable[tuple[Option, Option, str]]) -> Iterator[tuple[str, str, str]]:
+    """Yield options of two parts that refuse each other for the same reason, each with all of the others."""
+    others: dict[tuple[Option, str, str], list[str]] = {}
+    for one, (part, other), reason in pairs:
+        others.setdefault((one, part, reason), []).append(f"`{part}={other}`")
+    ones: dict[tuple[str, str, str], list[str]] = {}
+    for ((part, one), _, reason), with_these in others.items():
+        ones.setdefault((part, ", ".join(with_these), reason), []).append(f"`{part}={one}`")
+    for (_, with_these, reason), these in ones.items():
+        yield ", ".join(these), with_these, reason
 
 
 def main() -> None:
