@@ -66,7 +66,7 @@ inline void padded(const float* from, Floats to[N]) {
 }
 
 struct Scales {
-    alignas(64) float scale[N * LANES], low[N * LANES];  // of every channel, where rows share them
+    alignas(64) float scale[N * LANES] = {}, low[N * LANES] = {};  // of every channel, where rows share them
 
     void read(const Half* scales, const Half* lows) {
         for (int channel = 0; channel < DIM; channel++) {
