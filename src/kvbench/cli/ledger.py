@@ -95,10 +95,10 @@ def together(pairs: Iterable[tuple[Option, Option, str]]) -> Iterator[tuple[str,
     for one, (part, other), reason in pairs:
         others.setdefault((one, part, reason), []).append(f"`{part}={other}`")
     ones: dict[tuple[str, str, str], list[str]] = {}
-    for ((part, one), _, reason), with_these in others.items():
-        ones.setdefault((part, ", ".join(with_these), reason), []).append(f"`{part}={one}`")
-    for (_, with_these, reason), these in ones.items():
-        yield ", ".join(these), with_these, reason
+    for ((own, mine), _, why), found in others.items():
+        ones.setdefault((own, ", ".join(found), why), []).append(f"`{own}={mine}`")
+    for (_, with_these, why), these in ones.items():
+        yield ", ".join(these), with_these, why
 
 
 def main() -> None:
