@@ -254,7 +254,7 @@ def test_the_moments_that_are_shipped_are_those_of_the_training_text(tmp_path: P
         ),
         (
             "calibrate bits --tokens 100",
-            "--tokens that are a multiple of 32, above 128 and at most what the model reads",
+            "--tokens from 160 to what the model reads, 2048; got 3 and 100",
         ),
         ("calibrate codebooks --tokens 6", "--tokens from 7 to what the model reads, 2048; got 16 and 6"),
         ("calibrate smooth --tokens 4000", "what the model reads, 2048; got 64 and 4000"),

@@ -38,7 +38,7 @@ def with_bias(entries: Tensor, made: Projection | None, groups: int) -> Tensor:
     return products(entries, None, groups)
 
 
-def still_rotated(keys: Tensor, shift: Any, frequency: Tensor) -> Tensor:
+def still_rotated(keys: Tensor, position: Any, rotary: Any) -> Tensor:
     """Measure keys as the model rotated them."""
     return keys
 
@@ -117,7 +117,7 @@ MUTANTS = (
     ),
     Mutant(
         name="keys are measured with their rotation",
-        patches=((measures, "turn", still_rotated),),
+        patches=((measures, "turned_back", still_rotated),),
         killed_by=(partial(moments.moments_are_those_of_the_numbers, network("llama_gqa")),),
     ),
     Mutant(

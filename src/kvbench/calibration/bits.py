@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from kvbench.cache.codecs.bits import BITS, BitErrors
 from kvbench.cache.codecs.quantiser import Quantiser
-from kvbench.calibrated import fingerprint
+from kvbench.calibration.reading import Report, about, how_much
 from kvbench.calibration.watching import Watch, attend, forward
 from kvbench.kernels.packed import Packed
 from kvbench.models.load import Loaded
@@ -18,13 +17,12 @@ from kvbench.workloads.source import TokenSource
 
 SAMPLES = 3  # unless the user says otherwise
 TOKENS = 1024  # of each, or as many as the model reads
-READING = 128  # last tokens of each, whose predictions count and which are exact; all before them are rounded
+READING = 128  # last tokens of each, whose predictions count and which are exact; whole groups before them are rounded
 GROUP = 32  # numbers that share a scale, tokens of a channel or channels of a token
 DIGITS = 4  # that count, of an error
 
 Side = Literal["tokens", "channels", "values"]
 SIDES: tuple[Side, ...] = ("tokens", "channels", "values")  # keys by tokens and by channels, values by channels
-Report = Callable[[float], None]
 
 
 def bit_errors(
@@ -39,21 +37,15 @@ def bit_errors(
         loaded: the model, switched to the watched attention.
         source: of texts, or of random ids.
         samples: 0 for the usual number.
-        tokens: per sample, a multiple of `GROUP`; 0 for the usual number.
+        tokens: per sample; 0 for the usual number.
         report: told how much is done.
 
     Raises:
         ValueError: if the samples make no sense.
     """
     view = loaded.view
-    count, length = samples or SAMPLES, tokens or min(TOKENS, view.max_positions // GROUP * GROUP)
-    if count < 1 or length <= READING or length % GROUP or length > view.max_positions:
-        raise ValueError(
-            f"errors by bits need --samples of at least 1 and --tokens that are a multiple of {GROUP}, above {READING} "
-            f"and at most what the model reads, {view.max_positions}; got {count} and {length}."
-        )
-    weights = fingerprint(view)
-    assert weights is not None
+    usual = (SAMPLES, TOKENS)
+    count, length = how_much("errors by bits", view, samples, tokens, usual=usual, least=GROUP + READING)
     errors = {side: torch.zeros(len(view.layers), len(BITS), dtype=torch.float64) for side in SIDES}
     with torch.no_grad():
         for index, ids in enumerate(source.windows(count, length)):
@@ -66,12 +58,7 @@ def bit_errors(
                         errors[side][layer, at] += divergence(want, got) / count
                 report((index + (layer + 1) / len(view.layers)) / count)
     return BitErrors(
-        model=name,
-        revision=loaded.revision,
-        weights=weights,
-        seed=source.seed,
-        samples=count,
-        tokens=length,
+        **about(name, loaded, source, count, length),
         group=GROUP,
         errors={side: _short(found) for side, found in errors.items()},
     )
@@ -83,7 +70,7 @@ def rounding(layer: int, side: Side, bits: int) -> Watch:
     def watch(at: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int) -> Tensor | None:
         if at != layer:
             return None
-        packed = key.shape[2] - READING
+        packed = (key.shape[2] - READING) // GROUP * GROUP
         before = attend(query[:, :, :packed], key[:, :, :packed], value[:, :, :packed], scale, window)
         if side == "values":
             value = torch.cat([rounded(value[:, :, :packed], bits, "channels"), value[:, :, packed:]], dim=2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +11,8 @@ from torch import Tensor
 
 from kvbench.cache.codecs.codebooks import BITS, Codebooks, Rows
 from kvbench.cache.codecs.nonuniform import between, of_each, unit
-from kvbench.cache.rotary import turn
-from kvbench.calibrated import fingerprint
-from kvbench.calibration.watching import forward
+from kvbench.cache.rotary import turned_back
+from kvbench.calibration.reading import Report, about, how_much, with_gradients
 from kvbench.models.load import Loaded
 from kvbench.workloads.source import TokenSource
 
@@ -25,9 +24,6 @@ SKIPPED = 5  # first tokens, whose keys are like no others
 ROUNDS = 1000  # at most, of fitting a table
 LEAST = 1e-9  # of all weight, below which a level has none
 DIGITS = 5  # that count, of a number in the file
-
-Report = Callable[[float], None]
-Sides = dict[int, tuple[Tensor, Tensor]]  # keys and values of layers [1, G, T, D]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,14 +58,8 @@ def codebooks(
     Raises:
         ValueError: if the samples make no sense.
     """
-    count, length = samples or SAMPLES, tokens or min(TOKENS, loaded.view.max_positions)
-    if count < 1 or not SKIPPED + 2 <= length <= loaded.view.max_positions:
-        raise ValueError(
-            f"codebooks need --samples of at least 1 and --tokens from {SKIPPED + 2} to what the model reads, "
-            f"{loaded.view.max_positions}; got {count} and {length}."
-        )
-    weights = fingerprint(loaded.view)
-    assert weights is not None
+    usual = (SAMPLES, TOKENS)
+    count, length = how_much("codebooks", loaded.view, samples, tokens, usual=usual, least=SKIPPED + 2)
     layers = seen(loaded, source.windows(count, length), max(1, count * length // KEPT), report)
     limits = [np.quantile(keys.numbers.numpy(), (OUTLIERS / 2, 1 - OUTLIERS / 2), axis=0) for keys, _ in layers]
     lower, upper = (tuple(_short(both[side]) for both in limits) for side in (0, 1))
@@ -79,12 +69,7 @@ def codebooks(
     ]
     keys, values = ({str(bits): _fitted([side[at] for side in found], bits) for bits in BITS} for at in (0, 1))
     return Codebooks(
-        model=name,
-        revision=loaded.revision,
-        weights=weights,
-        seed=source.seed,
-        samples=count,
-        tokens=length,
+        **about(name, loaded, source, count, length),
         outliers=OUTLIERS,
         skipped=SKIPPED,
         lower=lower,
@@ -99,30 +84,13 @@ def seen(loaded: Loaded, texts: Sequence[Sequence[int]], step: int, report: Repo
     shapes = loaded.view.layers
     gathered: list[list[list[Tensor]]] = [[[], [], [], []] for _ in shapes]
     for index, ids in enumerate(texts):
-        sides: Sides = {}
-
-        def watch(
-            layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int, sides: Sides = sides
-        ) -> None:
-            for side in (key, value):
-                if not side.requires_grad:  # nothing before it has a gradient
-                    side.requires_grad_()
-            sides[layer] = (key, value)
-
         row = torch.tensor([ids], device=loaded.view.device)
         position = torch.arange(len(ids), device=loaded.view.device)[None, None]
-        with torch.enable_grad():
-            logits = forward(loaded.model, row, watch).logits
-            loss = torch.nn.functional.cross_entropy(logits[0, :-1].float(), row[0, 1:], reduction="sum")
-            flat = torch.autograd.grad(loss, [side for layer in range(len(shapes)) for side in sides[layer]])
-        for layer, shape in enumerate(shapes):
-            key, value = sides[layer]
-            numbers = [key.detach().float(), flat[2 * layer].float()]
-            if shape.rotary is not None:
-                numbers = [turn(each, -position, shape.rotary) for each in numbers]
-            numbers += [value.detach().float(), flat[2 * layer + 1].float()]
-            for kept, each in zip(gathered[layer], numbers, strict=True):
-                kept.append(each[0, :, SKIPPED::step].transpose(0, 1).flatten(1).cpu())
+        layers = zip(shapes, gathered, with_gradients(loaded, row), strict=True)
+        for shape, mine, (key, value, of_key, of_value) in layers:
+            keys = (turned_back(each, position, shape.rotary) for each in (key, of_key))
+            for kept, each in zip(mine, (*keys, value, of_value), strict=True):
+                kept.append(each[0, :, SKIPPED::step].transpose(0, 1).flatten(1).float().cpu())
         report((index + 1) / len(texts))
     joined = [[torch.cat(kept) for kept in layer] for layer in gathered]
     return [

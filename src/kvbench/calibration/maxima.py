@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kvbench.calibrated import fingerprint
+from kvbench.calibration.reading import Report, about, how_much
 from kvbench.calibration.watching import forward
 from kvbench.models.load import Loaded
 from kvbench.strategies.transform.maxima import ChannelMaxima
@@ -18,8 +18,6 @@ from kvbench.workloads.source import TokenSource
 SAMPLES = 64  # unless the user says otherwise
 TOKENS = 512  # of each, or as many as the model reads
 DIGITS = 6  # that count, of a maximum
-
-Report = Callable[[float], None]
 
 
 def channel_maxima(
@@ -38,27 +36,15 @@ def channel_maxima(
     Raises:
         ValueError: if the norms of the model cannot be told, or the samples make no sense.
     """
-    count, length = samples or SAMPLES, tokens or min(TOKENS, loaded.view.max_positions)
     if not loaded.view.norms:
         raise ValueError(f"which norms of {name} only linear layers read cannot be told: it cannot be smoothed.")
-    if count < 1 or not 1 <= length <= loaded.view.max_positions:
-        raise ValueError(
-            f"channel maxima need --samples of at least 1 and --tokens from 1 to what the model reads, "
-            f"{loaded.view.max_positions}; got {count} and {length}."
-        )
-    weights = fingerprint(loaded.view)
-    assert weights is not None
+    count, length = how_much("channel maxima", loaded.view, samples, tokens, usual=(SAMPLES, TOKENS), least=1)
     with torch.no_grad(), _noted(loaded) as found:
         for index, ids in enumerate(source.windows(count, length)):
             forward(loaded.model.base_model, torch.tensor([ids], device=loaded.view.device), lambda *seen: None)  # type: ignore[arg-type]
             report((index + 1) / count)
     return ChannelMaxima(
-        model=name,
-        revision=loaded.revision,
-        weights=weights,
-        seed=source.seed,
-        samples=count,
-        tokens=length,
+        **about(name, loaded, source, count, length),
         maxima=tuple(tuple(float(f"{value:.{DIGITS}g}") for value in row.tolist()) for row in found),
     )
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.rotary import turn
-from kvbench.calibrated import fingerprint
+from kvbench.calibration.reading import Report, about, how_much
 from kvbench.calibration.samples import Marked, needles, repetitions
 from kvbench.calibration.watching import forward
 from kvbench.kernels.column_sums import attention_blocks
@@ -23,7 +23,6 @@ DIGITS = 6  # kept of a score
 GATE_POSITIONS = 500  # at which a head's mean query and key are compared
 
 Scores = dict[str, list[Tensor]]  # by name, per layer [G, H / G], summed over samples
-Report = Callable[[float], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,14 +175,8 @@ def measure(
         ValueError: if the model or the samples do not fit the measure.
     """
     chosen = MEASURES[kind]
-    count, length = samples or chosen.samples, tokens or min(chosen.tokens, loaded.view.max_positions)
-    if count < 1 or not chosen.least <= length <= loaded.view.max_positions:
-        raise ValueError(
-            f"{kind} scores need --samples of at least 1 and --tokens from {chosen.least} to what the model reads, "
-            f"{loaded.view.max_positions}; got {count} and {length}."
-        )
-    weights = fingerprint(loaded.view)
-    assert weights is not None
+    usual = (chosen.samples, chosen.tokens)
+    count, length = how_much(f"{kind} scores", loaded.view, samples, tokens, usual=usual, least=chosen.least)
     with torch.no_grad():
         sums = chosen.sums(loaded, source, count, length, report)
     tables = {}
@@ -193,11 +186,6 @@ def measure(
         tables[title] = tuple(tuple(round(score, DIGITS) for score in row.clamp(0, 1).tolist()) for row in grouped)
     return HeadScores(
         kind=kind,
-        model=name,
-        revision=loaded.revision,
-        weights=weights,
-        seed=source.seed,
-        samples=count,
-        tokens=length,
+        **about(name, loaded, source, count, length),
         scores=tables,
     )
