@@ -63,16 +63,15 @@ class Calibrated(ABC):
     def drawn(self) -> list[str]:
         """Return lines that show it."""
 
-    @property
-    def stem(self) -> str:
-        """What names of files of its kind begin with."""
-        return self.holds.replace(" ", "_")
+    @classmethod
+    def stem(cls, kind: str) -> str:
+        """Return what names of files of a kind begin with."""
+        return cls.holds.replace(" ", "_")
 
-    @property
-    def file_name(self) -> str:
-        """What its file is called."""
+    def file_name(self, kind: str) -> str:
+        """Return what its file is called."""
         model = "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in self.model)
-        return f"{self.stem}_{model}_{self.weights}{self.suffix}"
+        return f"{self.stem(kind)}_{model}_{self.weights}{self.suffix}"
 
     def write(self, file: Path) -> None:
         """Write it as json, each innermost list on a line of its own."""
@@ -93,7 +92,7 @@ class NeedsCalibration(Protocol):
 Found = TypeVar("Found", bound=Calibrated)
 
 
-def find(what: type[Found], where: str, view: ModelView, *, kind: str, stem: str) -> Found | None:
+def find(what: type[Found], where: str, view: ModelView, *, kind: str) -> Found | None:
     """Return what was measured on a model, or None for a model without weights.
 
     Args:
@@ -101,7 +100,6 @@ def find(what: type[Found], where: str, view: ModelView, *, kind: str, stem: str
         where: file, or folder of files; "" for the cache folder and what is shipped.
         view: of the model.
         kind: as `kvbench calibrate` calls it.
-        stem: what names of its files begin with.
 
     Raises:
         ValueError: if there is nothing, with the command that makes it, or if it is another model's.
@@ -112,7 +110,7 @@ def find(what: type[Found], where: str, view: ModelView, *, kind: str, stem: str
     if where and not Path(where).is_dir():
         return _checked(_read(what, Path(where), kind, view), kind, weights, view, Path(where))
     for folder in [Path(where)] if where else [cache_folder(), SHIPPED]:
-        files = sorted(folder.glob(f"{stem}_*_{weights}{what.suffix}"))
+        files = sorted(folder.glob(f"{what.stem(kind)}_*_{weights}{what.suffix}"))
         if files:
             return _checked(_read(what, files[-1], kind, view), kind, weights, view, files[-1])
     lacks = what.lacks.format(kind=kind)

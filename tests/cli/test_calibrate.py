@@ -300,8 +300,8 @@ def test_names_of_models_make_names_of_files() -> None:
     made = HeadScores(
         kind="gate", model="a/b c", revision="", weights="12", seed=0, samples=1, tokens=1, scores={"gate": ((0.5,),)}
     )
-    assert made.file_name == "head_scores_gate_a-b-c_12.json"
-    assert calibrate.place(made, "there") == Path("there") / made.file_name
+    assert made.file_name("gate") == "head_scores_gate_a-b-c_12.json"
+    assert calibrate.place("gate", made, "there") == Path("there") / made.file_name("gate")
 
 
 NEOX = "intermediate_size: 48, num_attention_heads: 2, num_hidden_layers: 2, max_position_embeddings: 256"

@@ -12,7 +12,8 @@ from torch import Tensor
 from kvbench.cache.codecs import codebooks as books
 from kvbench.cache.codecs import kvquant as codec
 from kvbench.cache.codecs import nonuniform
-from kvbench.cache.codecs.kvquant import CodebookFormat, CodebookPayload, KVQuantLayer
+from kvbench.cache.codecs.kvquant import CodebookFormat, CodebookPayload, KVQuant
+from kvbench.cache.codecs.sides import LayerSides
 from kvbench.cache.rotary import turn
 from kvbench.cache.store import Store
 from kvbench.calibration import codebooks as calibration
@@ -112,9 +113,12 @@ def one_late(self: CodebookPayload, stop: int, position: Tensor) -> Rows:
     return entries_of(self, stop, position + 1)
 
 
-def together(self: KVQuantLayer) -> int:
+of_layer = KVQuant.of_layer
+
+
+def together(self: KVQuant, view: Any, layer: int) -> LayerSides:
     """Store rows of different lengths together."""
-    return 0
+    return replace(of_layer(self, view, layer), num_sink=0)
 
 
 def without_positions(self: Store) -> None:
@@ -124,9 +128,9 @@ def without_positions(self: Store) -> None:
     self.slots.keys.write(0, turn(self._sinks, self._dropped(), self.plan.shape.rotary))
 
 
-def no_tables(self: KVQuantLayer) -> int:
+def no_tables(self: KVQuant, view: Any, layer: int) -> LayerSides:
     """Forget the tables."""
-    return 0
+    return replace(of_layer(self, view, layer), fixed_bytes=0)
 
 
 def coarse_even(view: Any, where: str, bits: int) -> Any:
@@ -227,7 +231,7 @@ MUTANTS = (
     ),
     Mutant(
         name="tables cost nothing",
-        patches=((KVQuantLayer, "fixed_bytes", property(no_tables)),),
+        patches=((KVQuant, "of_layer", no_tables),),
         killed_by=(kvquant.bytes_are_counted_to_the_last,),
     ),
     Mutant(
@@ -247,7 +251,7 @@ MUTANTS = (
     ),
     Mutant(
         name="rows of different lengths lie together",
-        patches=((KVQuantLayer, "num_sink", property(together)),),
+        patches=((KVQuant, "of_layer", together),),
         killed_by=(kvquant.rows_begin_with_their_first_tokens,),
     ),
     Mutant(

@@ -22,8 +22,7 @@ from kvbench.models.load import Loaded, load
 from kvbench.models.spec import TINY
 from kvbench.models.view import view_of
 from tests.models.test_tiny import spec
-from tests.support.channel_maxima import SOURCE
-from tests.support.codebook_files import fitted
+from tests.support.measured import SOURCE, measured
 from tests.support.models import attention, ids, model
 from tests.support.strategies import composed
 
@@ -131,7 +130,7 @@ def a_table_is_plain_lloyd_and_loses_no_more_than_even_steps() -> None:
 
 def tables_go_by_what_an_error_costs() -> None:
     """By squares of scaled gradients tables cost less than those that count all numbers alike."""
-    found, ratios = fitted(model("llama_gqa"), samples=8, tokens=150), []
+    found, ratios = measured("codebooks", model("llama_gqa"), samples=8, tokens=150), []
     for layer, (keys, values) in enumerate(layers_of("llama_gqa", calibration_ids(8, 150))):
         lower, upper = (torch.tensor(rows[layer]) for rows in (found.lower, found.upper))
         for side, tables, (scale, low), kept in (
@@ -176,7 +175,7 @@ def calibration_ids(count: int, tokens: int) -> Tensor:
 
 def thresholds_are_percentiles() -> None:
     """Limits of a channel lie where half a percent of its keys, before rotation, are below and above."""
-    found = fitted(model("llama_gqa"), samples=8, tokens=150)
+    found = measured("codebooks", model("llama_gqa"), samples=8, tokens=150)
     for layer, (keys, _) in enumerate(layers_of("llama_gqa", calibration_ids(8, 150))):
         for channel, numbers in enumerate(keys.numbers.t().tolist()):
             for limit, share in ((found.lower, OUTLIERS / 2), (found.upper, 1 - OUTLIERS / 2)):

@@ -24,8 +24,8 @@ from tests.support.checks import NEW, uniform
 from tests.support.codecs import quantiser, rand, read_back, stand_ins
 from tests.support.drive import drive, padded
 from tests.support.latents import network
+from tests.support.measured import folder
 from tests.support.models import ids, model
-from tests.support.moments import folder
 from tests.support.strategies import composed, settings, strategy
 
 EXACT_LATENT = "strategy/codec@strategy.codec.latent=dense"
@@ -163,7 +163,7 @@ def rotations(rule: Projected, view: ModelView, layer: int) -> tuple[Side, Side]
 def scales(rule: Projected, view: ModelView, layer: int) -> tuple[Side, Side]:
     """Return QoQ's sides: keys over the root of the largest magnitude of a channel and of its partner."""
     shape = view.layers[layer]
-    found = find(str(folder()), view)
+    found = find(str(folder("moments")), view)
     assert found is not None
     roots = torch.ones(shape.kv_heads, shape.key_dim, dtype=torch.float64)
     half = 0 if shape.rotary is None else len(shape.rotary)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import random
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +11,7 @@ from kvbench.calibrated import fingerprint
 from kvbench.models.view import view_of
 from kvbench.strategies.budget.scores import HeadScores
 from kvbench.types import ModelView
+from tests.support.measured import temporary
 from tests.support.models import LAYERS, MAIN, model
 
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -26,8 +24,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 @functools.cache
 def folder() -> Path:
     """Return a folder with scores of every kind for the main models, drawn by lot; no two heads have the same."""
-    path = Path(tempfile.mkdtemp(prefix="kvbench-heads-"))
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    path = temporary("heads")
     for name in MAIN:
         heads = view_of(model(name)).layers[0].kv_heads
         for kind, titles in NAMES.items():
@@ -57,5 +54,5 @@ def write(
         tokens=1,
         scores={title: tuple(map(tuple, table)) for title, table in tables.items()},
     )
-    made.write(path / made.file_name)
-    return path / made.file_name
+    made.write(path / made.file_name(kind))
+    return path / made.file_name(kind)

@@ -18,9 +18,9 @@ from kvbench.kernels.packed import Kernel, Rows
 from kvbench.models.view import view_of
 from kvbench.types import RunShape
 from tests.support.checks import NEW, uniform
-from tests.support.codebook_files import folder
 from tests.support.codecs import Weigher
 from tests.support.drive import drive, padded, slots_of
+from tests.support.measured import folder
 from tests.support.models import ids, model
 from tests.support.strategies import composed, strategy
 
@@ -240,7 +240,7 @@ def selection_composes(name: str) -> None:
     tokens, run = ids(2, 2, 24 + NEW), RunShape(prompt_lengths=(24, 17), new_tokens=NEW)
     mine = (
         "strategy/codec=kvquant4",
-        f"codec.codebooks='{folder()}'",
+        f"codec.codebooks='{folder('codebooks')}'",
         "codec.num_sink=2",
         "strategy/position=original",
     )
@@ -266,7 +266,7 @@ def selection_composes(name: str) -> None:
 
 def sinks_that_move_along_compose() -> None:
     """Sinks that are turned at every step are written anew, exact ones and packed ones, as the full ones are."""
-    codec = ("strategy/codec=kvquant4", f"codec.codebooks='{folder()}'", "codec.num_sink=2")
+    codec = ("strategy/codec=kvquant4", f"codec.codebooks='{folder('codebooks')}'", "codec.num_sink=2")
     made = [strategy("attention_sink", *more, tokens=12) for more in (codec, ())]
     caches = [drive(model("llama_gqa"), each, ids(3, 1, 24 + NEW), uniform()).cache for each in made]
     got, want = (slots_of(cache.layers[0]) for cache in caches)

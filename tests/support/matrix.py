@@ -23,9 +23,9 @@ from kvbench.strategies.base import CacheStrategy
 from kvbench.types import RunShape
 from tests.support import generic
 from tests.support.checks import assert_close
-from tests.support.codebook_files import folder as codebooks
 from tests.support.drive import drive
 from tests.support.head_scores import folder
+from tests.support.measured import folder as measured
 from tests.support.models import LAYERS, ids, model
 from tests.support.storage import storages_are_exact_and_reported
 
@@ -91,7 +91,7 @@ def small(made: CacheStrategy) -> CacheStrategy:
         keys = replace(codec.key_quantiser, group=4)
         changes["codec"] = replace(codec, key_quantiser=keys, residual=8)
     elif isinstance(codec, KVQuant):
-        changes["codec"] = replace(codec, codebooks=str(codebooks()))
+        changes["codec"] = replace(codec, codebooks=str(measured("codebooks")))
     elif isinstance(codec, Streaming):
         changes["codec"] = replace(codec, chunk=8, num_sink=3, outlier_above=2.0)
     return replace(made, **changes)

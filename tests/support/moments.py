@@ -1,52 +1,26 @@
-"""Files of moments of the tests' random models, in a folder that goes with the process, and what must hold of them."""
+"""What must hold of the moments of the tests' random models."""
 
 from __future__ import annotations
-
-import atexit
-import functools
-import shutil
-import tempfile
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvbench.cache.codecs.moments import ABOUT, Moments, find
+from kvbench.cache.codecs.moments import ABOUT, find
 from kvbench.calibration import watching
-from kvbench.calibration.moments import moments
-from kvbench.models.load import Loaded
 from kvbench.models.view import view_of
-from tests.support.channel_maxima import SOURCE
-from tests.support.models import MAIN, attention, model
-
-
-@functools.cache
-def folder() -> Path:
-    """Return a folder with the moments of the main models."""
-    path = Path(tempfile.mkdtemp(prefix="kvbench-moments-"))
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
-    for name in MAIN:
-        found = measured(model(name), samples=4, tokens=40)
-        found.write(path / found.file_name)
-    return path
+from tests.support.measured import SOURCE, folder, measured
+from tests.support.models import attention, model
 
 
 def where() -> str:
     """Return the override that names the folder."""
-    return f"codec.moments='{folder()}'"
-
-
-def measured(network: PreTrainedModel, *, samples: int, tokens: int) -> Moments:
-    """Return the moments of a model over random ids."""
-    loaded = Loaded(model=network, tokenizer=None, view=view_of(network), weights="random", revision="seed-0")
-    with attention(network, watching.ATTENTION):
-        return moments("small", loaded, SOURCE, samples=samples, tokens=tokens, report=lambda share: None)
+    return f"codec.moments='{folder('moments')}'"
 
 
 def moments_are_those_of_the_numbers(network: PreTrainedModel) -> None:
     """Moments are means of products of what weights make of hidden states, and gradients those of nudged biases."""
-    view, found = view_of(network), measured(network, samples=2, tokens=12)
+    view, found = view_of(network), measured("moments", network, samples=2, tokens=12)
     inputs: dict[int, list[Tensor]] = {}
     norms = [network.get_submodule(norm.norm) for norm in view.norms[::2]]
     handles = [
@@ -70,7 +44,7 @@ def moments_are_those_of_the_numbers(network: PreTrainedModel) -> None:
 
 def gradients_are_those_of_nudges(network: PreTrainedModel) -> None:
     """A layer's squared gradients are those of the loss by what is added to its keys or values, channel by channel."""
-    found = measured(network, samples=1, tokens=3)
+    found = measured("moments", network, samples=1, tokens=3)
     ids = torch.tensor(SOURCE.windows(1, 3))
 
     def loss(layer: int, side: int, at: tuple[int, int, int], by: float) -> float:
@@ -97,7 +71,7 @@ def gradients_are_those_of_nudges(network: PreTrainedModel) -> None:
 def moments_are_kept_as_they_are() -> None:
     """What is written is what is read, and what it was measured on."""
     view = view_of(model("llama_mha"))
-    made, found = measured(model("llama_mha"), samples=4, tokens=40), find(str(folder()), view)
+    made, found = measured("moments", model("llama_mha"), samples=4, tokens=40), find(str(folder("moments")), view)
     assert found is not None
     assert {name: getattr(found, name) for name in ABOUT} == {name: getattr(made, name) for name in ABOUT}
     assert found.tensors().keys() == made.tensors().keys()

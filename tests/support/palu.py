@@ -21,13 +21,13 @@ from kvbench.engines.eager import Eager
 from kvbench.models.view import view_of
 from kvbench.quality.evaluate import likelihood
 from kvbench.runner import job_of
-from tests.support.channel_maxima import SOURCE
 from tests.support.checks import NEW, uniform
 from tests.support.coordinates import EXACT_LATENT, ROUNDED
 from tests.support.drive import drive
 from tests.support.latents import network
+from tests.support.measured import SOURCE, folder
 from tests.support.models import ids, model
-from tests.support.moments import folder, where
+from tests.support.moments import where
 from tests.support.smoothing import embedded
 from tests.support.strategies import composed, strategy
 
@@ -106,7 +106,7 @@ def whitening_loses_less() -> None:
 def errors_fall_with_the_directions_kept(model_name: str) -> None:
     """The more directions, the less of the moments is left out, side by side, and with all of them nothing is."""
     view = view_of(model(model_name))
-    moments = find(str(folder()), view)
+    moments = find(str(folder("moments")), view)
     assert moments is not None
     for layer, name in itertools.product(range(2), ("keys", "values")):
         left = []
@@ -144,7 +144,7 @@ def shares_follow_the_gradients() -> None:
     assert allotted([0, 5, 5], [9, 9, 9], 9) == [1, 4, 4]
     assert allotted([1, 1], [4, 4], 8) == [4, 4]
     view = view_of(model("llama_mha"))
-    moments = find(str(folder()), view)
+    moments = find(str(folder("moments")), view)
     assert moments is not None
     weights = [float(side) for layer in moments.gradients for side in layer]
     for kept in (0.5, 0.75):
@@ -157,7 +157,7 @@ def shares_follow_the_gradients() -> None:
 def groups_have_their_own_directions() -> None:
     """Groups of fewer heads lie along the directions of their own block of the moments, and hold what formulas say."""
     view = view_of(model("llama_mha"))
-    moments = find(str(folder()), view)
+    moments = find(str(folder("moments")), view)
     assert moments is not None
     for heads, groups in ((1, 4), (2, 2), (3, 2), (4, 1)):
         made, size = rule_of(f"codec.heads={heads}", UNIFORM, EXACT_LATENT), 32 // groups

@@ -22,13 +22,12 @@ from kvbench.strategies.position.policies import Rank
 from kvbench.strategies.selection.key_norm import KeyNorm
 from kvbench.strategies.selection.recency import Recency
 from kvbench.strategies.trigger import Every
-from tests.support.channel_maxima import folder as channel_maxima
 from tests.support.checks import BUDGET, PROMPT, uniform
-from tests.support.codebook_files import folder as codebook_files
 from tests.support.drive import drive
 from tests.support.generation import generate
+from tests.support.measured import folder as files_of
+from tests.support.measured import measured
 from tests.support.models import attention, ids, model
-from tests.support.moments import measured
 from tests.support.strategies import composed, strategy
 from tests.support.tuned import folder as bit_files
 from tests.support.wrappers import output_is_unknown
@@ -110,7 +109,7 @@ def maxima(change: Callable[[dict[str, Any]], object] | None, text: str = "") ->
     def prepare() -> object:
         with TemporaryDirectory() as folder:
             file = Path(folder) / "maxima.json"
-            (found,) = channel_maxima().glob(f"*_{fingerprint(view_of(model('llama_gqa')))}.json")
+            (found,) = files_of("smooth").glob(f"*_{fingerprint(view_of(model('llama_gqa')))}.json")
             made = json.loads(found.read_text(encoding="utf-8"))
             if change is not None:
                 change(made)
@@ -140,7 +139,7 @@ def of_file(method: str, key: str, files: Callable[[], Path]) -> Callable[..., C
     return changed_file
 
 
-codebooks = of_file("kvquant3", "codec.codebooks", codebook_files)
+codebooks = of_file("kvquant3", "codec.codebooks", lambda: files_of("codebooks"))
 bits = of_file("kvtuner", "codec.errors", bit_files)
 
 
@@ -163,7 +162,7 @@ def moments(change: Callable[[Moments], Moments], *, spoilt: bool = False) -> Ca
     def build() -> object:
         with TemporaryDirectory() as folder:
             file = Path(folder) / "some.safetensors"
-            change(measured(model("llama_gqa"), samples=2, tokens=20)).write(file)
+            change(measured("moments", model("llama_gqa"), samples=2, tokens=20)).write(file)
             if spoilt:
                 file.write_bytes(file.read_bytes()[:100])
             return composed("palu", f"codec.moments={file}").build(view_of(model("llama_gqa")), uniform())
@@ -510,7 +509,9 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         r"holds no moments \(.*again with: kvbench calibrate moments",
     ),
     "moments that are no numbers": (
-        lambda: replace(measured(model("llama_gqa"), samples=1, tokens=4), largest=[torch.tensor([torch.nan])]),
+        lambda: replace(
+            measured("moments", model("llama_gqa"), samples=1, tokens=4), largest=[torch.tensor([torch.nan])]
+        ),
         r"moments must be finite numbers",
     ),
     "directions": (

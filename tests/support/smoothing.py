@@ -28,8 +28,8 @@ from kvbench.strategies.transform.base import with_modules
 from kvbench.strategies.transform.int8_linear import Int8Linear, integer_product, tiled_product
 from kvbench.strategies.transform.maxima import ChannelMaxima
 from kvbench.strategies.transform.smooth import folded, in_eight_bits
-from tests.support.channel_maxima import SOURCE, measured
 from tests.support.codecs import rand
+from tests.support.measured import SOURCE, measured
 from tests.support.models import MAIN, ids, model
 from tests.support.strategies import composed, strategy
 
@@ -54,7 +54,9 @@ def fold(network: PreTrainedModel, found: ChannelMaxima, alpha: float) -> PreTra
 
 def few(network: PreTrainedModel) -> ChannelMaxima:
     """Return maxima over little text."""
-    return measured(network, samples=2, tokens=40)
+    found = measured("smooth", network, samples=2, tokens=40)
+    assert isinstance(found, ChannelMaxima)
+    return found
 
 
 # -- smoothing ------------------------------------------------------------------------------------------------------
@@ -99,7 +101,7 @@ def what_is_measured_comes_out_of_the_norms(name: str) -> None:
         network(torch.tensor([window]), use_cache=False)
     for handle in handles:
         handle.remove()
-    found = measured(network, samples=3, tokens=20).maxima
+    found = measured("smooth", network, samples=3, tokens=20).maxima
     assert len(found) == len(norms) == 4
     for norm, row in zip(norms, found, strict=True):
         want = [max(abs(number) for number in channel) for channel in seen[norm.norm].t().tolist()]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import itertools
 import random
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +23,9 @@ from kvbench.configuration import check, compose
 from kvbench.models.load import Loaded, load
 from kvbench.models.view import view_of
 from kvbench.runner import job_of
-from tests.support.channel_maxima import SOURCE
 from tests.support.checks import uniform
 from tests.support.drive import drive, slots_of
+from tests.support.measured import SOURCE, temporary
 from tests.support.models import LAYERS, NAMES, attention, ids, model
 from tests.support.strategies import composed
 
@@ -40,14 +37,13 @@ FOUND["values"] = ((0.3, 0.2, 0.1), (0.3, 0.2, 0.1))
 @functools.cache
 def folder() -> Path:
     """Return a folder with made-up errors of every model: the second layer's keys by tokens need more bits."""
-    path = Path(tempfile.mkdtemp(prefix="kvbench-bits-"))
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    path = temporary("bits")
     for name in NAMES:
         weights = fingerprint(view_of(model(name)))
         assert weights is not None
         about: dict[str, Any] = {"model": name, "revision": "", "weights": weights, "seed": 0, "samples": 1}
         made = BitErrors(tokens=160, group=32, errors=FOUND, **about)
-        made.write(path / made.file_name)
+        made.write(path / made.file_name("bits"))
     return path
 
 

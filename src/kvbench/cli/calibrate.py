@@ -64,7 +64,7 @@ def main(what: str, overrides: Sequence[str], *, config_dir: str | None, samples
             tokens=tokens,
             report=lambda share: bar.update(task, completed=share),
         )
-    file = place(found, out)
+    file = place(kind, found, out)
     found.write(file)
     for line in found.drawn():
         print(line)
@@ -91,8 +91,8 @@ def kind_of(what: str, elsewhere: Sequence[str] = ()) -> str:
     )
 
 
-def place(found: Calibrated, out: str) -> Path:
+def place(kind: str, found: Calibrated, out: str) -> Path:
     """Return the file they go to: their own name in a folder, or the file asked for."""
     if not out:
-        return cache_folder() / found.file_name
-    return Path(out) if out.endswith(found.suffix) else Path(out) / found.file_name
+        return cache_folder() / found.file_name(kind)
+    return Path(out) if out.endswith(found.suffix) else Path(out) / found.file_name(kind)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.codebook_files import folder
+from tests.support.measured import folder
 from tests.support.moments import where
 from tests.support.settings import Setting
 from tests.support.tuned import folder as bits
@@ -10,7 +10,7 @@ from tests.support.tuned import folder as bits
 _GROUPS = ("codec.key_quantiser.group=4", "codec.value_quantiser.group=4", "codec.residual=8")
 
 
-_CODEBOOKS = f"codec.codebooks='{folder()}'"
+_CODEBOOKS = f"codec.codebooks='{folder('codebooks')}'"
 _BITS = f"codec.errors='{bits()}'"
 
 

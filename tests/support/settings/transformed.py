@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.support.channel_maxima import folder
+from tests.support.measured import folder
 from tests.support.settings import Setting
 
-_SMOOTH = Setting(overrides=(f"transform.maxima='{folder()}'",), has_budget=False, merges=True)
+_SMOOTH = Setting(overrides=(f"transform.maxima='{folder('smooth')}'",), has_budget=False, merges=True)
 
 _AS_SMOOTHQUANT = replace(_SMOOTH, like="smoothquant")
 

@@ -84,7 +84,7 @@ def bits_of_layers(view: ModelView, where: str, along: str, mean: float) -> tupl
     Raises:
         ValueError: if there are no errors, with the command that makes them, or if they are another model's.
     """
-    found = calibrated.find(BitErrors, where, view, kind=KIND, stem="bit_errors")
+    found = calibrated.find(BitErrors, where, view, kind=KIND)
     if found is None:
         alike = [[2.0**-bits for bits in BITS]] * len(view.layers)
         return shared_out(alike, alike, mean)

@@ -121,7 +121,7 @@ def tables(view: ModelView, where: str, bits: int) -> tuple[tuple[Table, Table],
     Raises:
         ValueError: if there are none, with the command that makes them, or if they are another model's.
     """
-    found = calibrated.find(Codebooks, where, view, kind=KIND, stem="codebooks")
+    found = calibrated.find(Codebooks, where, view, kind=KIND)
     made = []
     for at, layer in enumerate(view.layers):
         size = (layer.kv_heads, layer.key_dim)

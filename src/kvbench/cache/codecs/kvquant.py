@@ -11,7 +11,8 @@ from torch import Tensor
 from kvbench.cache.codecs.codebooks import BITS, KIND, Table, tables
 from kvbench.cache.codecs.kernel import ReadByKernel
 from kvbench.cache.codecs.nonuniform import nearest, of_each, unit
-from kvbench.cache.rotary import turn
+from kvbench.cache.codecs.sides import LayerSides
+from kvbench.cache.rotary import turned_back
 from kvbench.kernels.packed import Form, Outliers, Packed, Rows, Turned
 from kvbench.kernels.packing import pack, packed_width
 from kvbench.types import ModelView
@@ -63,12 +64,16 @@ class KVQuant(ReadByKernel):
                 f"{self.outliers} and {self.num_sink}."
             )
 
-    def of_layer(self, view: ModelView, layer: int) -> KVQuantLayer:
-        """Return the codec of a layer, with its tables."""
+    def of_layer(self, view: ModelView, layer: int) -> LayerSides:
+        """Return the codec of a layer, with its tables, whose bytes include the channels' scales."""
         keys, values = tables(view, self.codebooks, self.bits)[layer]
-        return KVQuantLayer(
+        return LayerSides(
             key_format=CodebookFormat(rule=self, table=keys, rotary=view.layers[layer].rotary),
             value_format=CodebookFormat(rule=self, table=values, rotary=None),
+            writes_each_token_alone=self.writes_each_token_alone,
+            flush_tokens=self.flush_tokens,
+            num_sink=self.num_sink,
+            fixed_bytes=sum(tensor.nbytes for table in (keys, values) for tensor in table.tensors()),
         )
 
     def unsupported(self, view: ModelView) -> str | None:
@@ -84,37 +89,6 @@ class KVQuant(ReadByKernel):
         except ValueError as error:
             return str(error)
         return super().unsupported(view)
-
-
-@dataclass(frozen=True, kw_only=True)
-class KVQuantLayer:
-    """Both sides of a layer.
-
-    Args:
-        key_format: of keys.
-        value_format: of values.
-    """
-
-    is_exact: ClassVar[bool] = False
-    writes_each_token_alone: ClassVar[bool] = True
-    flush_tokens: ClassVar[int] = 1
-
-    key_format: CodebookFormat
-    value_format: CodebookFormat
-
-    def of_heads(self, heads: slice) -> KVQuantLayer:
-        """Return the codec itself: heads that are written together stay together."""
-        return self
-
-    @property
-    def num_sink(self) -> int:
-        """First slots of a row, which are written another way than the others."""
-        return self.key_format.rule.num_sink
-
-    @property
-    def fixed_bytes(self) -> int:
-        """Bytes of the tables, and of the channels' scales."""
-        return sum(t.nbytes for side in (self.key_format, self.value_format) for t in side.table.tensors())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -208,11 +182,7 @@ class CodebookPayload:
         """Return what is kept of entries [B, G, T, D], by name."""
         how, table = self.how, self.how.table
         heads = entries.shape[1]
-        wide = entries.to(torch.promote_types(self.dtype, torch.float32))
-        if how.rotary is not None:
-            assert position is not None
-            wide = turn(wide, -position, how.rotary)
-        tokens, made = wide.transpose(1, 2).flatten(2), {}
+        tokens, made = turned_back(entries, position, how.rotary).transpose(1, 2).flatten(2), {}
         outliers = how.outliers(tokens.shape[2])
         if table.scale is None:
             channel, scale, low = of_each(tokens, outliers)

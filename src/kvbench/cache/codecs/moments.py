@@ -111,7 +111,7 @@ def find(where: str, view: ModelView) -> Moments | None:
     Raises:
         ValueError: if there are none, with the command that makes them, or if they are another model's.
     """
-    return calibrated.find(Moments, where, view, kind=KIND, stem="moments")
+    return calibrated.find(Moments, where, view, kind=KIND)
 
 
 def joined(shape: LayerShape, most: int) -> int:

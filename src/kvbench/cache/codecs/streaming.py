@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvbench.cache.codecs.chunks import INDEX_BYTES, StreamPayload
 from kvbench.cache.codecs.kernel import ReadByKernel
+from kvbench.cache.codecs.sides import LayerSides
 from kvbench.kernels.packing import PLANES, packed_width
 from kvbench.types import ModelView
 
@@ -84,14 +85,18 @@ class Streaming(ReadByKernel):
         """Tokens that are packed at once while decoding."""
         return self.chunk
 
-    def of_layer(self, view: ModelView, layer: int) -> StreamingLayer:
+    def of_layer(self, view: ModelView, layer: int) -> LayerSides:
         """Return the codec of a layer, which knows how its keys are rotated."""
         rotary = view.layers[layer].rotary
-        return StreamingLayer(
+        return LayerSides(
             key_format=StreamFormat(rule=self, bits=self.key_bits, high=self.key_bits_high, groups=-1, rotary=rotary),
             value_format=StreamFormat(
                 rule=self, bits=self.value_bits, high=self.value_bits_high, groups=self.value_groups, rotary=None
             ),
+            writes_each_token_alone=self.writes_each_token_alone,
+            flush_tokens=self.flush_tokens,
+            num_sink=self.num_sink,
+            fixed_bytes=0,
         )
 
     def unsupported(self, view: ModelView) -> str | None:
@@ -100,37 +105,6 @@ class Streaming(ReadByKernel):
         if any(width % self.value_groups for width in widths):
             return f"strategy.codec.value_groups={self.value_groups} does not divide {max(widths)} channels of a value"
         return super().unsupported(view)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StreamingLayer:
-    """Both sides of a layer.
-
-    Args:
-        key_format: of keys.
-        value_format: of values.
-    """
-
-    is_exact: ClassVar[bool] = False
-    writes_each_token_alone: ClassVar[bool] = False
-    fixed_bytes: ClassVar[int] = 0
-
-    key_format: StreamFormat
-    value_format: StreamFormat
-
-    @property
-    def num_sink(self) -> int:
-        """First slots of a row, which are written another way than the others."""
-        return self.key_format.rule.num_sink
-
-    @property
-    def flush_tokens(self) -> int:
-        """Tokens that are packed at once while decoding."""
-        return self.key_format.rule.chunk
-
-    def of_heads(self, heads: slice) -> StreamingLayer:
-        """Return the codec itself."""
-        return self
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

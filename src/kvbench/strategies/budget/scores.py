@@ -38,10 +38,10 @@ class HeadScores(Calibrated):
             if not values or not all(math.isfinite(value) and 0 <= value <= 1 for value in values):
                 raise ValueError(f"head scores {name!r} must be numbers between 0 and 1.")
 
-    @property
-    def stem(self) -> str:
-        """What names of files of its kind begin with."""
-        return f"{super().stem}_{self.kind}"
+    @classmethod
+    def stem(cls, kind: str) -> str:
+        """Return what names of files of a kind begin with."""
+        return f"{super().stem(kind)}_{kind}"
 
     @classmethod
     def parsed(cls, read: dict[str, Any]) -> Self:
@@ -83,7 +83,7 @@ def find(kind: str, where: str, view: ModelView) -> HeadScores:
     Raises:
         ValueError: if there are none, with the command that makes them, or if they are another model's.
     """
-    found = calibrated.find(HeadScores, where, view, kind=kind, stem=f"head_scores_{kind}")
+    found = calibrated.find(HeadScores, where, view, kind=kind)
     return _any(kind, view) if found is None else found
 
 

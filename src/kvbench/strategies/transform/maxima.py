@@ -63,4 +63,4 @@ def find(where: str, view: ModelView) -> ChannelMaxima | None:
     Raises:
         ValueError: if there are none, with the command that makes them, or if they are another model's.
     """
-    return calibrated.find(ChannelMaxima, where, view, kind=KIND, stem="channel_maxima")
+    return calibrated.find(ChannelMaxima, where, view, kind=KIND)
