@@ -37,6 +37,7 @@ ATTENTION = "rounded"
 LATENT = "strategy/codec@strategy.codec.latent={}"  # how coordinates are written
 HALF = ("strategy.codec.most=0.5", "strategy.codec.least=0.5")
 LIMIT = 1.5  # times the reference's loss
+LEAST = 1e-5  # nats that are drawn
 OUTLIERS, FIRST = 0.01, 1  # of KVQuant: share of a token's numbers, and first tokens, that stay
 Rounding = Callable[[Tensor, int], Tensor]  # of keys or values [B, G, T, D] of a layer
 
@@ -305,26 +306,35 @@ def rounded_loss(bench: Bench, job: Job, rounding: tuple[Rounding, Rounding] | N
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Draw loss against bits, each row with its name."""
-    figure, ax = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    """Draw loss against bits, each row as its number in the list beside; those that no other row beats are orange."""
+    figure, (ax, names) = plt.subplots(
+        ncols=2, figsize=(11, 6.5), width_ratios=(1.0, 0.38), layout="constrained"
+    )
     place = ["bits_per_element", "nll_delta_nats"]
-    points = table.groupby(place, sort=False)["label"].agg(" = ".join).reset_index()  # equal ones share a name
-    for at, row in enumerate(points.itertuples()):
-        loss = max(row.nll_delta_nats, 1e-5)
-        ax.scatter(row.bits_per_element, loss, color="#0072B2", s=28, zorder=3)
-        above = at % 2 == 0
+    points = table.groupby(place)["label"].agg(" = ".join).reset_index()  # by bits; equal ones share a number
+    points["loss"] = points["nll_delta_nats"].clip(lower=LEAST)
+    points["is_best"] = points["loss"] < points["loss"].cummin().shift(fill_value=float("inf"))
+    best = points[points["is_best"]]
+    ax.step(best["bits_per_element"], best["loss"], where="post", color="#D55E00", linewidth=0.8, zorder=1)
+    for number, row in enumerate(points.itertuples(), start=1):
+        colour = "#D55E00" if row.is_best else "#0072B2"
+        ax.scatter(row.bits_per_element, row.loss, color=colour, s=110, linewidths=0.5, edgecolors="white", zorder=2)
         ax.annotate(
-            row.label,
-            (row.bits_per_element, loss),
-            xytext=(5, 4 if above else -11),
-            textcoords="offset points",
-            fontsize="small",
+            str(number),
+            (row.bits_per_element, row.loss),
+            color="white",
+            fontsize=6.5,
+            fontweight="bold",
+            ha="center",
+            va="center",
         )
+        names.text(0.0, 1 - number / (len(points) + 1), f"{number:2d}  {row.label}", color=colour, fontsize="small")
+    names.set_axis_off()
     ax.set_yscale("log")
     ax.set_xlabel(
         "bits per number of keys and values after 512 tokens, metadata and exact ones included (full cache: 32.5)"
     )
-    ax.set_ylabel("loss above the full cache (nats per token; 1e-5 or less at the bottom)")
+    ax.set_ylabel(f"loss above the full cache (nats per token; {LEAST:.0e} or less at the bottom)")
     ax.grid(color="0.92")
     ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
