@@ -307,9 +307,7 @@ def rounded_loss(bench: Bench, job: Job, rounding: tuple[Rounding, Rounding] | N
 
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw loss against bits, each row as its number in the list beside; those that no other row beats are orange."""
-    figure, (ax, names) = plt.subplots(
-        ncols=2, figsize=(11, 6.5), width_ratios=(1.0, 0.38), layout="constrained"
-    )
+    figure, (ax, names) = plt.subplots(ncols=2, figsize=(11, 6.5), width_ratios=(1.0, 0.38), layout="constrained")
     place = ["bits_per_element", "nll_delta_nats"]
     points = table.groupby(place)["label"].agg(" = ".join).reset_index()  # by bits; equal ones share a number
     points["loss"] = points["nll_delta_nats"].clip(lower=LEAST)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import pytest
@@ -100,9 +100,9 @@ class GroupMean(Wrapped):
 
     def prompt(self, view: PromptView) -> Tensor:
         """Return the same score for every copy."""
-        fields = {name: getattr(view, name) for name in PromptView.__dataclass_fields__}
-        fields |= {"keys": view.keys[:, :: self.share], "values": view.values[:, :: self.share]}
-        return self._repeat(self.inner.prompt(RepeatedView(**fields, full=view, share=self.share)))
+        given = {each.name: getattr(view, each.name) for each in fields(PromptView) if each.init}
+        given |= {"keys": view.keys[:, :: self.share], "values": view.values[:, :: self.share]}
+        return self._repeat(self.inner.prompt(RepeatedView(**given, full=view, share=self.share)))
 
     def entry(self, key: Tensor, position: Tensor, layer: int) -> Tensor:
         """Return the same score for every copy."""

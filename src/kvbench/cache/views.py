@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
@@ -46,6 +45,7 @@ class PromptView:
     scale: float
     budget: tuple[int, ...]
     similarity: Tensor | None = None
+    _found: dict[Callable[..., Any], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def attention(self, last: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield attention weights a block of queries at a time, never a [T, n] matrix of a long prompt.
@@ -65,12 +65,14 @@ class PromptView:
         Args:
             last: count only so many of the latest queries; 0 for all of this pass.
         """
-        return self._ask(column_sums, last) if last > 0 else self._received
+        return self._ask(column_sums, last) if last > 0 else self.once(_received)
 
-    @cached_property
-    def _received(self) -> Tensor:
-        """What scores and budgets both may ask for: as long a computation as attention itself."""
-        return self._ask(column_sums, 0)
+    def once(self, find: Callable[[PromptView], T]) -> T:
+        """Return what scores, budgets and memories may all ask for, found when the first of them does."""
+        if find not in self._found:
+            self._found[find] = find(self)
+        found: T = self._found[find]
+        return found
 
     def output(self, part: str) -> Tensor:
         """Return the layer's output projection [H, D_v, hidden].
@@ -97,6 +99,11 @@ class PromptView:
             query_position=self.query_position[:, -last:],
             window=self.shape.window,
         )
+
+
+def _received(view: PromptView) -> Tensor:
+    """Return the attention each entry receives from all queries: as long a computation as attention itself."""
+    return view._ask(column_sums, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,20 +53,23 @@ class Persistence(ScorerDefaults):
 
     def prompt(self, view: PromptView) -> Tensor:
         """Return minus the number of queries that paid less than average [B, G, n]."""
-        score = torch.zeros(view.keys.shape[:3], dtype=score_dtype(view.keys.dtype), device=view.keys.device)
-        for below in self._below(view):
-            score[..., : below.shape[-1]] -= below.sum(dim=2)
-        return score
+        return -_ones(view.once(self._rings)).to(score_dtype(view.keys.dtype))
 
     def memory(self, view: PromptView) -> Tensor:
         """Return the rings as the prompt leaves them [B, G, n, memory_bytes]."""
+        return view.once(self._rings)
+
+    def _rings(self, view: PromptView) -> Tensor:
         shape = (*view.keys.shape[:3], self.memory_bytes)
         memory = torch.zeros(shape, dtype=torch.uint8, device=view.keys.device)
-        step = -min(self.history, view.query.shape[2])  # the first decode step is step 0
+        slot = self.history - min(self.history, view.query.shape[2])  # the first decode step has slot 0
         for below in self._below(view):
-            for query in range(below.shape[2]):
-                self._note(memory[:, :, : below.shape[-1]], below[:, :, query], step)
-                step += 1
+            for first in range(min(_BYTE, below.shape[2])):
+                queries = below[:, :, first::_BYTE].transpose(2, 3)  # they have the same bit of neighbouring bytes
+                start, bit = divmod(slot + first, _BYTE)
+                bytes_ = memory[:, :, : queries.shape[2], start : start + queries.shape[3]]
+                bytes_.bitwise_or_(queries.to(torch.uint8) * (1 << bit))
+            slot += below.shape[2]
         return memory
 
     def observe(self, seen: Observation) -> None:
@@ -94,6 +97,13 @@ class Persistence(ScorerDefaults):
         forgotten = byte.bitwise_and(bit).ne(0)
         byte.bitwise_and_(255 - bit).bitwise_or_(below.to(torch.uint8) * bit)
         return forgotten
+
+
+def _ones(rings: Tensor) -> Tensor:
+    """Return how many bits of each ring [..., bytes] are set."""
+    pairs = rings - (rings >> 1 & 0x55)
+    fours = (pairs & 0x33) + (pairs >> 2 & 0x33)
+    return (fours + (fours >> 4) & 0x0F).sum(dim=-1)
 
 
 @dataclass(frozen=True, kw_only=True)
