@@ -137,7 +137,7 @@ def test_a_packed_cache_says_what_it_lost_and_what_read_it(tmp_path: Path) -> No
         "lossy_training_free",
         "mean",
     ]
-    assert done["kernel"] in ("native", "reference")
+    assert done["kernel"] in ("native", "triton", "reference")
     assert 5 < done["bits_per_element"] < 20
     assert 0 < done["key_error"] < 0.2
     assert 0 < done["value_error"] < 0.2

@@ -21,7 +21,7 @@ from kvbench.cache.codecs.quantiser import Quantiser
 from kvbench.cache.layer import CacheLayer
 from kvbench.cache.packing_error import squares
 from kvbench.kernels.attend import Tile, attend_one
-from kvbench.kernels.packed import Packed, Rows, native, reference
+from kvbench.kernels.packed import Kernel, Packed, Rows, native, on_gpu, reference
 from kvbench.kernels.packing import pack, packed_width, unpack
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
@@ -29,6 +29,7 @@ from kvbench.types import ModelView, RunShape
 from tests.support.checks import NEW, assert_close, uniform
 from tests.support.drive import drive, slots_of
 from tests.support.models import LAYERS, ids, model
+from tests.support.packed_rows import moved
 from tests.support.strategies import composed, strategy
 
 BITS = (2, 3, 4, 8)
@@ -145,7 +146,7 @@ def stand_ins(entries: Tensor, how: Quantiser) -> Tensor:
     return out
 
 
-def read_back(entries: Tensor, how: Quantiser, kernel: Literal["native", "reference"] = "reference") -> Tensor:
+def read_back(entries: Tensor, how: Quantiser, kernel: Kernel = "reference") -> Tensor:
     """Return entries [B, G, T, D] as they come back from their codes, in float64."""
     codes, scale, low = how.encode(entries)
     packed = Packed(how.form(entries.shape[3]), codes, scale, low, kernel, how.table(codes.device))
@@ -224,7 +225,7 @@ def keys_with_a_large_channel_want_scales_by_channel() -> None:
 # -- attention ------------------------------------------------------------------------------------------------------
 
 
-def packed_rows(how: Quantiser, dim: int, tokens: int, kernel: Literal["native", "reference"], seed: int = 4) -> Packed:
+def packed_rows(how: Quantiser, dim: int, tokens: int, kernel: Kernel, seed: int = 4) -> Packed:
     """Return rows [2, 3, tokens, dim] of a larger storage, packed."""
     entries = rand(2, 3, tokens + how.tokens, dim, seed=seed)
     codes, scale, low = how.encode(entries)
@@ -233,19 +234,19 @@ def packed_rows(how: Quantiser, dim: int, tokens: int, kernel: Literal["native",
     return Packed(how.form(dim), codes[:, :, :tokens], scale[:, :, some], least, kernel, how.table(codes.device))
 
 
-def products_equal_dense_ones(how: Quantiser, dim: int, share: int, kernel: Literal["native", "reference"]) -> None:
+def products_equal_dense_ones(how: Quantiser, dim: int, share: int, kernel: Kernel, device: str = "cpu") -> None:
     """Logits and sums of values over packed rows are those over the numbers that the codes stand for."""
     packed = packed_rows(how, dim, 132, kernel)
-    numbers = packed.dense(0, 132, torch.float64)
+    numbers, packed = packed.dense(0, 132, torch.float64), moved(packed, device)
     rows = rand(2, 3, share, dim, seed=5)
     weights = torch.rand(2, 3, share, 140, generator=torch.Generator().manual_seed(6))[..., 4:136]
-    out = torch.full((2, 3, share, 140), torch.nan)[..., 3:135]
-    run = native if kernel == "native" else reference
-    run.logits(rows, packed, out)
+    out = torch.full((2, 3, share, 140), torch.nan, device=device)[..., 3:135]
+    run = {"native": native, "triton": on_gpu, "reference": reference}[kernel]
+    run.logits(rows.to(device), packed, out)
     want = rows.double() @ numbers.transpose(-1, -2)
     size = rows.double().abs() @ numbers.abs().transpose(-1, -2)  # what errors of the sums are in proportion to
-    assert ((out - want).abs() <= 2e-6 * size).all()
-    got, want = run.weighted(weights, packed), weights.double() @ numbers
+    assert ((out.cpu() - want).abs() <= 2e-6 * size).all()
+    got, want = run.weighted(moved(weights, device), packed).cpu(), weights.double() @ numbers
     assert ((got - want).abs() <= 2e-6 * (weights.double() @ numbers.abs())).all()
 
 
@@ -285,20 +286,20 @@ class Weigher(TorchDispatchMode):
         return out
 
 
-def a_step_needs_little_room(name: str, kernel: Literal["native", "reference"]) -> None:
-    """What a decode step at 4,096 tokens makes beside the cache is below a tenth of the layer's cache in float16."""
+def a_step_needs_little_room(name: str, kernel: Kernel, tokens: int = 4096) -> None:
+    """What a decode step makes beside the cache is below a tenth of the layer's cache in float16."""
     codec = composed(name, f"codec.kernel={kernel}").codec
     assert isinstance(codec, PackedCodec)
-    sizes = {"batch": 1, "heads": 4, "tokens": 4096, "dim": 64}
+    sizes = {"batch": 1, "heads": 4, "tokens": tokens, "dim": 64}
     keys, values = (rand(*sizes.values(), seed=seed) for seed in (10, 11))
-    stored = [how.empty(keys, 4200) for how in (codec.key_format, codec.value_format)]
+    stored = [how.empty(keys, tokens + 100) for how in (codec.key_format, codec.value_format)]
     for payload, entries in zip(stored, (keys, values), strict=True):
         payload.write(0, entries)
     query, newest = rand(1, 8, 1, 64, seed=12) / 30, rand(1, 4, 1, 64, seed=13)
     with Weigher() as weigher:
         for payload in stored:
-            payload.write(4096, newest)
-        tile = Tile(stored[0].entries(4097, NOWHERE), stored[1].entries(4097, NOWHERE))
+            payload.write(tokens, newest)
+        tile = Tile(stored[0].entries(tokens + 1, NOWHERE), stored[1].entries(tokens + 1, NOWHERE))
         attend_one(query, [tile], 0.1, with_weights=False)
         del tile
         for payload in stored:

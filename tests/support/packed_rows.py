@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -58,6 +58,12 @@ class Case:
             symmetric=not self.low,
             levels="codebook" if self.codebook else "integers",
         )
+
+
+IN_BLOCKS = (  # rows that share scales, as many as are unpacked at once, or a multiple
+    Case(bits=1, dim=20, tokens=32, share=3),
+    Case(bits=2, dim=24, tokens=96, codebook=True),
+)
 
 
 def rows_of(case: Case, kernel: Kernel) -> tuple[Packed, Tensor]:
@@ -122,20 +128,31 @@ def _plain(packed: Packed, codes: Tensor) -> Tensor:
     return out
 
 
-def rows_are_what_they_stand_for(case: Case, kernel: Kernel = "reference") -> None:
+def moved(rows: Any, device: str) -> Any:
+    """Return rows on another device, with the strides they have."""
+    if isinstance(rows, Tensor):
+        storage = rows.as_strided((rows.untyped_storage().nbytes() // rows.itemsize,), (1,), 0)
+        return storage.to(device).as_strided(rows.shape, rows.stride(), rows.storage_offset())
+    if isinstance(rows, Packed | Outliers | Turned):
+        return replace(rows, **{field.name: moved(getattr(rows, field.name), device) for field in fields(rows)})
+    return rows
+
+
+def rows_are_what_they_stand_for(case: Case, kernel: Kernel = "reference", device: str = "cpu") -> None:
     """Numbers, logits and sums of values over rows are those over the numbers that the rows stand for."""
     packed, numbers = rows_of(case, kernel)
+    packed = moved(packed, device)
     largest = numbers.abs().amax()
-    dense = packed.dense(2, ROWS, torch.float32)
+    dense = packed.dense(2, ROWS, torch.float32).cpu()
     assert ((dense - numbers[:, :, 2:]).abs() <= 2e-6 * largest).all()
     random = torch.Generator().manual_seed(1)
     queries = torch.randn(BATCH, HEADS, case.share, case.dim, generator=random)
-    out = torch.full((BATCH, HEADS, case.share, ROWS + 8), torch.nan)[..., 3 : 3 + ROWS]
-    packed.logits(queries, out)
+    out = torch.full((BATCH, HEADS, case.share, ROWS + 8), torch.nan, device=device)[..., 3 : 3 + ROWS]
+    packed.logits(queries.to(device), out)
     want = queries.double() @ numbers.transpose(-1, -2)
     size = queries.double().norm(dim=-1)[..., None] * numbers.norm(dim=-1)[:, :, None]
-    assert ((out - want).abs() <= 1e-5 * size).all()
+    assert ((out.cpu() - want).abs() <= 1e-5 * size).all()
     if packed.turned is None:
         weights = torch.rand(BATCH, HEADS, case.share, ROWS + 8, generator=random)[..., 4 : 4 + ROWS]
-        got, want = packed.weighted(weights), weights.double() @ numbers
+        got, want = packed.weighted(moved(weights, device)).cpu(), weights.double() @ numbers
         assert ((got - want).abs() <= 2e-6 * (weights.double() @ numbers.abs())).all()

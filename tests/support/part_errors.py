@@ -466,7 +466,10 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         asked("kivi2", "codec.residual=100"),
         r"codec\.residual must be a multiple of the 32 tokens that share a scale.*got 100",
     ),
-    "kernel": (changed("kivi2", "codec", kernel="fast"), r"kernel must be auto, native or reference; got 'fast'"),
+    "kernel": (
+        changed("kivi2", "codec", kernel="fast"),
+        r"kernel must be auto, native, triton or reference; got 'fast'",
+    ),
     "a compiler that fails": (uncompiled, r"did not compile; set strategy\.codec\.kernel=reference, or CXX to another"),
     "clipping beyond the largest": (
         asked("quarot", "codec.latent.key_quantiser.clip=1.5"),
@@ -557,7 +560,7 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
     ),
     "kernel of a stream": (
         changed("streaming_kvquant", "codec", kernel="fast"),
-        r"kernel must be auto, native or reference; got 'fast'",
+        r"kernel must be auto, native, triton or reference; got 'fast'",
     ),
     "bits of a table": (asked("kvquant3", "codec.bits=8"), r"codec\.bits must be one of \[2, 3, 4\]; got 8"),
     "share of outliers": (
@@ -609,6 +612,10 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
     "errors below 0": (
         bits(lambda made: made["errors"]["values"][0].__setitem__(0, -1.0)),
         r"holds no bit errors \(bit errors must be 3 numbers of at least 0 for each layer and side",
+    ),
+    "triton in float64": (
+        asked("kivi2", "codec.kernel=triton"),
+        r"triton kernel .*the model .*; set strategy\.codec\.kernel=auto or reference",
     ),
     "native in float64": (
         asked("kivi2", "codec.kernel=native"),

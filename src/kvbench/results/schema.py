@@ -92,7 +92,7 @@ _WHAT: list[_Column] = [
     ("verdict", _WORD, "", "what may be claimed of the speed"),
     ("regime", _WORD, "", "what bounds a step of the baseline; overhead_bound: its bytes fit in the processor's cache"),
     ("statistic", _WORD, "", "of a block's steps that `ratio` is made of; the mean for strategies with periodic work"),
-    ("kernel", _WORD, "", "what attends to packed entries: native or reference; empty where none are packed"),
+    ("kernel", _WORD, "", "what attends to packed entries: native, triton or reference; empty where none are packed"),
     ("query_aware", _FLAG, "", "whether the question is in the cache when it is compressed"),
     ("data_dependent", _FLAG, "", "whether the bytes stored depend on the data"),
     ("decode_rule", _FLAG, "", "whether the budget also holds while decoding"),

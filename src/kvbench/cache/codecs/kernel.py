@@ -16,21 +16,23 @@ class ReadByKernel:
     """A codec whose packed entries a kernel reads.
 
     Args:
-        kernel: "native" (C++ on a CPU), "reference" (plain torch), or "auto", native where that is possible.
+        kernel: "native" (C++ on a CPU), "triton" (on a CUDA device), "reference" (plain torch), or "auto", the one for
+            the device where that is possible, and the reference elsewhere.
     """
 
-    kernel: Literal["auto", "native", "reference"]
+    kernel: Literal["auto", "native", "triton", "reference"]
 
     def __post_init__(self) -> None:
         """Refuse kernels that do not exist."""
-        if self.kernel not in ("auto", "native", "reference"):
-            raise ValueError(f"strategy.codec.kernel must be auto, native or reference; got {self.kernel!r}.")
+        if self.kernel not in ("auto", "native", "triton", "reference"):
+            raise ValueError(f"strategy.codec.kernel must be auto, native, triton or reference; got {self.kernel!r}.")
 
     def kernel_on(self, device: torch.device, dtype: torch.dtype) -> Kernel:
         """Return what reads packed entries of a model with this dtype on this device."""
         if self.kernel != "auto":
             return self.kernel
-        return "native" if why_not("native", device, dtype) is None else "reference"
+        wanted: Kernel = "triton" if device.type == "cuda" else "native"
+        return wanted if why_not(wanted, device, dtype) is None else "reference"
 
     def unsupported(self, view: ModelView) -> str | None:
         """Return why the kernel that was asked for cannot be had, or None."""

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-Kernel = Literal["native", "reference"]
+Kernel = Literal["native", "triton", "reference"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +125,10 @@ class Packed:
             from kvbench.kernels.packed import native
 
             return native
+        if self.kernel == "triton":
+            from kvbench.kernels.packed import on_gpu
+
+            return on_gpu
         from kvbench.kernels.packed import reference
 
         return reference
@@ -208,6 +212,17 @@ def why_not(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> str | N
     """Return why a kernel cannot read entries of a model with this dtype on this device, or None."""
     if kernel == "reference":
         return None
+    if kernel == "triton":
+        from kvbench.kernels.packed import on_gpu
+
+        return on_gpu.why_not(device, dtype)
     from kvbench.kernels.packed import native
 
     return native.why_not(device, dtype)
+
+
+def steps(of: Tensor) -> tuple[int, int]:
+    """Return how far it is from one batch row, and from one head, to the next; rows lie one behind the other."""
+    batch, head, row, _ = of.stride()
+    assert row == of.shape[3] or of.shape[2] == 1 or of.shape[3] == 0
+    return batch, head

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kvbench.folders import cache_folder
+from kvbench.kernels.packed import steps
 from kvbench.kernels.packing import packed_width
 
 if TYPE_CHECKING:
@@ -95,10 +96,10 @@ def _call(packed: Packed, share: int) -> tuple[ctypes.CDLL, _Rows]:
     given.batch, given.heads, given.entries, _ = codes.shape
     given.tokens, given.threads = form.tokens, torch.get_num_threads()
     given.parts = max(1, min(given.threads, given.entries // LEAST_ROWS))
-    given.codes, given.codes_step = codes.data_ptr(), _steps(codes)
-    given.scales, given.scales_step = scale.data_ptr(), _steps(scale)
+    given.codes, given.codes_step = codes.data_ptr(), steps(codes)
+    given.scales, given.scales_step = scale.data_ptr(), steps(scale)
     if low is not None:
-        given.lows, given.lows_step = low.data_ptr(), _steps(low)
+        given.lows, given.lows_step = low.data_ptr(), steps(low)
     if packed.levels is not None:
         assert packed.levels.dtype == torch.float32
         given.levels = packed.levels.data_ptr()
@@ -120,13 +121,6 @@ def _call(packed: Packed, share: int) -> tuple[ctypes.CDLL, _Rows]:
         SHARE=share,
     )
     return library, given
-
-
-def _steps(of: Tensor) -> tuple[int, int]:
-    """Return how far it is from one batch row, and from one head, to the next; rows lie one behind the other."""
-    batch, head, row, _ = of.stride()
-    assert row == of.shape[3] or of.shape[2] == 1 or of.shape[3] == 0
-    return batch, head
 
 
 @cache
