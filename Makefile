@@ -38,12 +38,13 @@ compat: $(COMPAT)/installed  ## the tests with the oldest transformers that is s
 matrix: install  ## every combination of a strategy's parts: what is legal runs, what is not says why
 	$(BIN)/python -m tests.support.matrix
 
-gpu-check:  ## device tests and one table on a GPU, with PYTHON's own packages; WHEELS=folder adds Hydra's
+gpu-check:  ## device tests and two tables on a GPU, with PYTHON's own packages; WHEELS=folder adds Hydra's
 	if [ -n "$(WHEELS)" ]; then \
 		$(PYTHON) -m pip install --quiet --no-index --find-links "$(WHEELS)" --no-deps --target build/gpu-check \
 			hydra-core omegaconf antlr4-python3-runtime; fi
 	PYTHONPATH=src:build/gpu-check $(PYTHON) -m pytest -m gpu -o addopts= -p no:cacheprovider
 	PYTHONPATH=src:build/gpu-check $(PYTHON) -m benchmarks.gpu_check --out $(RUNS)/gpu_check
+	PYTHONPATH=src:build/gpu-check $(PYTHON) -m benchmarks.gpu_packed
 
 docs: install  ## the pages that are made of the configuration
 	mkdir -p docs
