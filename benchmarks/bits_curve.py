@@ -243,6 +243,10 @@ CASES = (
         overrides=("strategy=qoq_kv4",),
         reference=(smoothed(by_token(4, 32)), by_token(4, 32)),
     ),
+    *(
+        Case(label=f"eigen_attention, {kept:g}", overrides=("strategy=eigen_attention", f"strategy.codec.kept={kept}"))
+        for kept in (0.8, 0.6)
+    ),
     Case(label="palu", overrides=("strategy=palu",)),
     Case(label="palu_fp16", overrides=("strategy=palu_fp16",)),
     Case(label="palu at half", overrides=("strategy=palu", "strategy.codec.kept=0.5")),

@@ -10,7 +10,7 @@ from tests.support import coordinates
 from tests.support.models import MAIN
 
 on_main = pytest.mark.parametrize("model_name", MAIN)
-each_method = pytest.mark.parametrize("name", ["quarot", "qoq_kv4", "palu", "turboquant3"])
+each_method = pytest.mark.parametrize("name", ["quarot", "qoq_kv4", "palu", "eigen_attention", "turboquant3"])
 
 
 @on_main

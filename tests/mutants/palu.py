@@ -121,6 +121,11 @@ MUTANTS = (
         killed_by=(partial(moments.moments_are_those_of_the_numbers, network("llama_gqa")),),
     ),
     Mutant(
+        name="query heads of a KV head add up",
+        patches=((Tensor, "mean", Tensor.sum),),
+        killed_by=(partial(moments.moments_are_those_of_the_numbers, network("llama_gqa")),),
+    ),
+    Mutant(
         name="gradients are halved",
         patches=((torch.autograd, "grad", half_a_gradient),),
         killed_by=(partial(moments.gradients_are_those_of_nudges, network("gpt2")),),

@@ -30,7 +30,7 @@ from tests.support.strategies import composed, settings, strategy
 
 EXACT_LATENT = "strategy/codec@strategy.codec.latent=dense"
 ROUNDED = "strategy/codec@strategy.codec.latent=int4"
-ALL = {"palu": ("codec.kept=1",), "palu_fp16": ("codec.kept=1",)}
+ALL = dict.fromkeys(("palu", "palu_fp16", "eigen_attention"), ("codec.kept=1",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,7 @@ def scales(rule: Projected, view: ModelView, layer: int) -> tuple[Side, Side]:
 
 
 def directions(rule: Projected, view: ModelView, layer: int) -> tuple[Side, Side]:
-    """Return Palu's sides, along the directions that it says itself."""
+    """Return the sides of Palu, or of Eigen Attention, along the directions that it says itself."""
     shape, made = view.layers[layer], []
     for basis, projection, rotary in zip(
         rule.bases(view, layer),
@@ -205,6 +205,7 @@ PLAIN: dict[str, Callable[[Projected, ModelView, int], tuple[Side, Side]]] = {
     "quarot": rotations,
     "qoq_kv4": scales,
     "palu": directions,
+    "eigen_attention": directions,
     "turboquant3": random_rotations,
 }
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -18,6 +22,28 @@ def where() -> str:
     return f"codec.moments='{folder('moments')}'"
 
 
+@contextmanager
+def asked(network: PreTrainedModel) -> Iterator[list[list[Tensor]]]:
+    """Yield what becomes the queries of every pass, layer by layer [T, H, D], before they are rotated."""
+    view = view_of(network)
+    found: list[list[Tensor]] = [[] for _ in view.layers]
+    handles = []
+    for layer, (norm, shape) in enumerate(zip(view.norms[::2], view.layers, strict=True)):
+        block: Any = network.get_submodule(norm.norm.rpartition(".")[0])
+        made = block.attn.c_attn if hasattr(block, "attn") else block.self_attn.q_proj
+        size = (shape.query_heads, shape.key_dim)
+
+        def note(*seen: Any, layer: int = layer, size: tuple[int, int] = size) -> None:
+            found[layer].append(seen[-1][0][:, : size[0] * size[1]].unflatten(1, size))
+
+        handles.append(made.register_forward_hook(note))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def moments_are_those_of_the_numbers(network: PreTrainedModel) -> None:
     """Moments are means of products of what weights make of hidden states, and gradients those of nudged biases."""
     view, found = view_of(network), measured("moments", network, samples=2, tokens=12)
@@ -28,7 +54,7 @@ def moments_are_those_of_the_numbers(network: PreTrainedModel) -> None:
         for at, norm in enumerate(norms)
     ]
     texts = [torch.tensor([window]) for window in SOURCE.windows(2, 12)]
-    with attention(network, "eager"):
+    with attention(network, "eager"), asked(network) as queries:
         kept = [network(text, use_cache=True).past_key_values for text in texts]
     for handle in handles:
         handle.remove()
@@ -38,6 +64,9 @@ def moments_are_those_of_the_numbers(network: PreTrainedModel) -> None:
             assert made is not None
             made_here = rows @ made.weight.flatten(0, 1).mT
             torch.testing.assert_close(got[layer], (made_here.mT @ made_here / 24)[None].float(), rtol=1e-5, atol=1e-6)
+        mine = torch.cat(queries[layer]).unflatten(1, (shape.kv_heads, -1))  # [N, G, H / G, D]
+        want = torch.einsum("ngsd,ngse->gde", mine, mine) / mine.shape[2] / 24
+        torch.testing.assert_close(found.queries[layer], want.float(), rtol=1e-5, atol=1e-6)
         keys = torch.stack([each.layers[layer].keys[0].abs().amax(dim=1) for each in kept]).amax(dim=0)
         torch.testing.assert_close(found.largest[layer], keys.float())
 

@@ -481,6 +481,10 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
     ),
     "heads of a group": (asked("palu", "codec.heads=5"), r"codec\.heads must be from 1 to 4; got 5"),
     "no directions kept": (asked("palu", "codec.kept=0"), r"codec\.kept must be above 0 and at most 1; got 0"),
+    "no shared directions kept": (
+        asked("eigen_attention", "codec.kept=1.1"),
+        r"codec\.kept must be above 0 and at most 1; got 1\.1",
+    ),
     "how directions are shared": (
         changed("palu", "codec", ranks="even"),
         r"codec\.ranks must be fisher or uniform; got 'even'",
@@ -494,6 +498,10 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         r"codec\.alpha must be between 0 and 1; got 2",
     ),
     "no moments": (no_moments("palu"), r"have no moments in .*Run once: kvbench calibrate moments"),
+    "no moments of queries": (
+        no_moments("eigen_attention"),
+        r"have no moments in .*Run once: kvbench calibrate moments",
+    ),
     "no moments for scales": (no_moments("qoq_kv4"), r"have no moments in .*Run once: kvbench calibrate moments"),
     "moments of other weights": (
         moments(lambda made: replace(made, weights="0" * 12)),

@@ -87,7 +87,7 @@ def seen(loaded: Loaded, texts: Sequence[Sequence[int]], step: int, report: Repo
         row = torch.tensor([ids], device=loaded.view.device)
         position = torch.arange(len(ids), device=loaded.view.device)[None, None]
         layers = zip(shapes, gathered, with_gradients(loaded, row), strict=True)
-        for shape, mine, (key, value, of_key, of_value) in layers:
+        for shape, mine, (_, key, value, of_key, of_value) in layers:
             keys = (turned_back(each, position, shape.rotary) for each in (key, of_key))
             for kept, each in zip(mine, (*keys, value, of_value), strict=True):
                 kept.append(each[0, :, SKIPPED::step].transpose(0, 1).flatten(1).float().cpu())

@@ -1,4 +1,4 @@
-"""How large keys and values get, along which directions, and how much the loss depends on them."""
+"""How large keys and values get, along which directions they and queries lie, and how much the loss depends on them."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def moments(name: str, loaded: Loaded, source: TokenSource, *, samples: int, tok
         **about(name, loaded, source, count, length),
         keys=[(each.keys / read).float() for each in sums],
         values=[(each.values / read).float() for each in sums],
+        queries=[(each.queries / read).float() for each in sums],
         largest=[each.largest.float() for each in sums],
         gradients=[(each.gradients / read).float() for each in sums],
     )
@@ -54,16 +55,20 @@ class _Sums:
         groups, width = shape.kv_heads // heads, heads * shape.key_dim
         self.keys = torch.zeros(groups, width, width, dtype=torch.float64)
         self.values = torch.zeros(groups, heads * shape.value_dim, heads * shape.value_dim, dtype=torch.float64)
+        self.queries = torch.zeros(shape.kv_heads, shape.key_dim, shape.key_dim, dtype=torch.float64)
         self.largest = torch.zeros(shape.kv_heads, shape.key_dim, dtype=torch.float64)
         self.gradients = torch.zeros(2, dtype=torch.float64)
 
-    def add(self, key: Tensor, value: Tensor, *gradients: Tensor) -> None:
-        """Take in the keys and values of a text [1, G, T, D], and their gradients."""
+    def add(self, query: Tensor, key: Tensor, value: Tensor, *gradients: Tensor) -> None:
+        """Take in the queries [1, H, T, D], keys [1, G, T, D] and values of a text, and gradients of the last two."""
         shape = self.shape
         self.largest = torch.maximum(self.largest, key[0].abs().amax(dim=1).double().cpu())
-        bare = turned_back(key, torch.arange(key.shape[2], device=key.device)[None, None], shape.rotary)
+        position = torch.arange(key.shape[2], device=key.device)[None, None]
+        bare, asking = (turned_back(rows, position, shape.rotary) for rows in (key, query))
         self.keys += _products(bare, shape.key_projection, len(self.keys))
         self.values += _products(value, shape.value_projection, len(self.values))
+        of_heads = _products(asking, None, shape.query_heads)
+        self.queries += of_heads.unflatten(0, (shape.kv_heads, -1)).mean(dim=1)
         self.gradients += torch.tensor([float(made.double().square().sum()) for made in gradients])
 
 

@@ -54,28 +54,28 @@ def about(name: str, loaded: Loaded, source: TokenSource, samples: int, tokens: 
     }
 
 
-def with_gradients(loaded: Loaded, ids: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Return each layer's keys and values, and the gradients by them of the loss of a text's own next tokens.
+def with_gradients(loaded: Loaded, ids: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    """Return each layer's queries, keys and values, and gradients by the last two of the loss of a text's next tokens.
 
     Args:
         loaded: the model, switched to the watched attention.
         ids: [1, T].
 
     Returns:
-        Keys [1, G, T, D], rotated, values, and the gradients of both, layer by layer.
+        Queries [1, H, T, D] and keys [1, G, T, D], rotated, values, and the gradients of these two, layer by layer.
     """
-    sides: dict[int, tuple[Tensor, Tensor]] = {}
+    sides: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def watch(layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int) -> None:
         for side in (key, value):
             if not side.requires_grad:  # nothing before it has a gradient
                 side.requires_grad_()
-        sides[layer] = (key, value)
+        sides[layer] = (query, key, value)
 
     with torch.enable_grad():
         logits = forward(loaded.model, ids, watch).logits
         loss = torch.nn.functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:], reduction="sum")
-        keys, values = zip(*(sides[layer] for layer in range(len(sides))), strict=True)
+        queries, keys, values = zip(*(sides[layer] for layer in range(len(sides))), strict=True)
         gradients = torch.autograd.grad(loss, [*keys, *values])
-    detached = ([side.detach() for side in both] for both in (keys, values))
+    detached = ([side.detach() for side in each] for each in (queries, keys, values))
     return list(zip(*detached, gradients[: len(keys)], gradients[len(keys) :], strict=True))

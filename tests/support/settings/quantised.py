@@ -39,6 +39,7 @@ SETTINGS: dict[str, Setting] = {
     "kvquant2": _packed(_CODEBOOKS, like="kvquant3"),
     "kvquant3": _packed(_CODEBOOKS, "codec.num_sink=3"),
     "kvquant4": _packed(_CODEBOOKS, like="kvquant3"),
+    "eigen_attention": _packed(where()),
     "palu": _packed(where()),
     "palu_fp16": _packed(where(), like="palu"),
     "quarot": _packed(),

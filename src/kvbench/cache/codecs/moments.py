@@ -1,4 +1,4 @@
-"""How large the keys and values of a model are, and along which directions; measured by `kvbench calibrate moments`."""
+"""How large keys, values and queries are, and along which directions; measured by `kvbench calibrate moments`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ class Moments(Calibrated):
         keys: products of every two channels of a group of heads, end to end, of keys as they were before their bias was
             added and they were rotated, float32 [n, h x D, h x D].
         values: of values as they were before their bias was added, as the keys.
+        queries: of queries as they were before they were rotated, a mean over the query heads of a KV head, float32
+            [G, D, D].
         largest: magnitude of each channel of keys, bias and rotation included [G, D].
         gradients: squares of the gradients of the loss, summed over channels: of keys and of values [2].
     """
@@ -40,6 +42,7 @@ class Moments(Calibrated):
 
     keys: Sequence[Tensor]
     values: Sequence[Tensor]
+    queries: Sequence[Tensor]
     largest: Sequence[Tensor]
     gradients: Sequence[Tensor]
 
@@ -98,7 +101,7 @@ class Moments(Calibrated):
         ]
 
 
-_MEASURED = ("keys", "values", "largest", "gradients")
+_MEASURED = ("keys", "values", "queries", "largest", "gradients")
 
 
 def find(where: str, view: ModelView) -> Moments | None:

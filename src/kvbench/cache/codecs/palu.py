@@ -91,8 +91,8 @@ def _bases(view: ModelView, rule: Palu) -> tuple[tuple[Basis, Basis], ...]:
         )
         made.append(
             (
-                Basis(keys, None, _bias(shape.key_projection), shape.rotary),
-                Basis(values, None, _bias(shape.value_projection), None),
+                Basis(keys, None, bias_of(shape.key_projection), shape.rotary),
+                Basis(values, None, bias_of(shape.value_projection), None),
             )
         )
     return tuple(made)
@@ -111,7 +111,8 @@ def _directions(
     return turned.to(device=view.device, dtype=wide).contiguous()
 
 
-def _bias(made: Projection | None) -> Tensor | None:
+def bias_of(made: Projection | None) -> Tensor | None:
+    """Return what was added to entries before they were cached [G, D], or None."""
     return None if made is None else made.bias
 
 
