@@ -247,6 +247,10 @@ CASES = (
         Case(label=f"eigen_attention, {kept:g}", overrides=("strategy=eigen_attention", f"strategy.codec.kept={kept}"))
         for kept in (0.8, 0.6)
     ),
+    *(
+        Case(label=f"think, {kept:g}", overrides=("strategy=think", f"strategy.codec.kept={kept}"))
+        for kept in (0.6, 0.5)
+    ),
     Case(label="palu", overrides=("strategy=palu",)),
     Case(label="palu_fp16", overrides=("strategy=palu_fp16",)),
     Case(label="palu at half", overrides=("strategy=palu", "strategy.codec.kept=0.5")),

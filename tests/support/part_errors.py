@@ -485,6 +485,11 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         asked("eigen_attention", "codec.kept=1.1"),
         r"codec\.kept must be above 0 and at most 1; got 1\.1",
     ),
+    "no channels kept": (asked("think", "codec.kept=0"), r"codec\.kept must be above 0 and at most 1; got 0"),
+    "no whole keys": (
+        asked("think", "codec.window=0"),
+        r"codec\.window and strategy\.codec\.num_queries must be at least 1; got 0 and 32",
+    ),
     "how directions are shared": (
         changed("palu", "codec", ranks="even"),
         r"codec\.ranks must be fisher or uniform; got 'even'",

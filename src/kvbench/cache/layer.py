@@ -50,6 +50,7 @@ class CacheLayer:
         self._chunks: Slots | None = None  # the prompt as far as it was read in pieces, where not all of it stays
         self._prompt_score: Tensor | None = None
         self._last_queries: Tensor | None = None
+        self._asking: Tensor | None = None  # the last queries so far, where the codec wants them [B, H, t, D]
         self.hidden: Tensor | None = None  # [B, T, hidden], what this pass brings to the layer, where a hook notes it
         self._similarity: Tensor | None = None  # summed over the prompt's tokens so far [B]
         if plan.stays:  # allocated before any prompt is read, so that nothing passing lies between the layers
@@ -151,6 +152,8 @@ class CacheLayer:
         self, query: Tensor, keys: Tensor, values: Tensor, position: Tensor, at: Tensor, scale: float, is_last: bool
     ) -> None:
         """Score the prompt and, at its end, leave what stays in its final storage and free everything else."""
+        if self.plan.num_queries > 0:
+            self._asking = latest(self._asking, query, self.plan.num_queries).clone()
         if self.meeting is not None:
             if is_last:
                 self.meeting.arrive(self, keys, values, position)
@@ -167,8 +170,7 @@ class CacheLayer:
             return
         voters, tokens = self.plan.scorer.voters(self.run.prompt_tokens), query.shape[2]
         if voters > 0:
-            earlier = [] if self._last_queries is None else [self._last_queries]
-            query = torch.cat([*earlier, query], dim=2)[:, :, -voters:]
+            query = latest(self._last_queries, query, voters)
             stop = self.seen + tokens
             at = positions(stop - query.shape[2], query.shape[2], len(query), self.padding, query.device)
             self._last_queries = None if is_last else query.clone()
@@ -244,7 +246,8 @@ class CacheLayer:
             self.barrier.arrive(sharer, scored, lambda counts: self._keep(view, score, counts))
 
     def _keep(self, view: PromptView, score: Tensor | None, counts: Sequence[Sequence[int | None]] | None) -> None:
-        self._prompt_score = self._chunks = self._similarity = None
+        asking = view.query if self._asking is None else self._asking
+        self._prompt_score = self._chunks = self._similarity = self._asking = None
         share = self.plan.shape.query_heads // self.plan.shape.kv_heads
         memory = self.plan.scorer.memory(view) if self.plan.evicts else None
         for region in self.plan.regions(self.run, counts):
@@ -254,7 +257,7 @@ class CacheLayer:
             keys, values = (t[rows, heads, skip:] for t in (view.keys, view.values))
             sets = heads if score is not None and score.shape[1] > 1 else slice(None)
             scores, mine = (t if t is None else t[rows, sets, skip:] for t in (score, memory))
-            queries = view.query[rows, heads.start * share : heads.stop * share]
+            queries = asking[rows, heads.start * share : heads.stop * share]
             store = Store(region.plan, region.run, self.padding if is_whole else None, keys, values)
             store.fill(keys, values, view.position[rows, :, skip:], scores, queries, mine)
             self.stores.append((region, store))
@@ -321,3 +324,9 @@ class CacheLayer:
         self.seen = snapshot["seen"]  # type: ignore[assignment]
         for (_, store), mine in zip(self.stores, snapshot["stores"], strict=True):  # type: ignore[call-overload]
             store.restore(mine)
+
+
+def latest(earlier: Tensor | None, query: Tensor, count: int) -> Tensor:
+    """Return the last `count` queries [B, H, t, D] of those before this pass, None for none, and its own."""
+    together = query if earlier is None else torch.cat([earlier, query], dim=2)
+    return together[:, :, -count:]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kvbench.cache.codecs.base import LayerCodec
+from kvbench.cache.codecs.base import LayerCodec, QueryDriven
 from kvbench.cache.protocols import Evicted, Fitted, Repeater, Scorer, Selector, Sharer
 from kvbench.types import LayerShape, RunShape
 
@@ -103,6 +103,12 @@ class LayerPlan:
     def one_by_one(self) -> bool:
         """Whether each of several new tokens must find what the one before it left."""
         return self.evicts or self.paging is not None or self.pair is not None or not self.codec.is_exact
+
+    @property
+    def num_queries(self) -> int:
+        """Last queries of a prompt that its entries are written by."""
+        how = self.codec.key_format
+        return how.num_queries if isinstance(how, QueryDriven) else 0
 
     @property
     def score_heads(self) -> int:

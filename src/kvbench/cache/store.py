@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from kvbench.cache.codecs.base import Asked
 from kvbench.cache.pages import Pages
 from kvbench.cache.plan import LayerPlan, grown, score_dtype
 from kvbench.cache.protocols import Reading
@@ -87,6 +88,8 @@ class Store:
         """
         plan, slots = self.plan, self.slots
         self.seen = self.run.prompt_tokens
+        if isinstance(slots.keys, Asked):
+            slots.keys.ask(queries[:, :, -self.run.prompt_tokens :])  # those before are padding
         if plan.budget is None:
             if slots.filled == 0:
                 slots.append(keys, values, position)

@@ -40,6 +40,7 @@ SETTINGS: dict[str, Setting] = {
     "kvquant3": _packed(_CODEBOOKS, "codec.num_sink=3"),
     "kvquant4": _packed(_CODEBOOKS, like="kvquant3"),
     "eigen_attention": _packed(where()),
+    "think": _packed("codec.window=4", "codec.num_queries=6"),
     "palu": _packed(where()),
     "palu_fp16": _packed(where(), like="palu"),
     "quarot": _packed(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -64,6 +64,23 @@ class Format(Protocol):
 
     def used_bytes(self, heads: int, dim: int, entries: int, dtype: torch.dtype) -> int:
         """Return the bytes of so many entries of so many heads, metadata included, once they have settled."""
+
+
+@runtime_checkable
+class QueryDriven(Protocol):
+    """A format that depends on the last queries of a prompt; it makes storage that is `Asked`."""
+
+    @property
+    def num_queries(self) -> int:
+        """Last queries of a prompt that are asked for."""
+
+
+@runtime_checkable
+class Asked(Protocol):
+    """Storage that is told the last queries of a prompt before it is written."""
+
+    def ask(self, queries: Tensor) -> None:
+        """Note the last queries [B, H, T, D] of the prompt that is written next."""
 
 
 class LayerCodec(Protocol):
