@@ -142,7 +142,14 @@ MEASURED = (
         10_000,
     ),
     Kind("bits", BitErrors, ("kvtuner",), 160, lambda view: 3 * len(view.layers), 2_000),
-    Kind("moments", Moments, ("palu", "palu_fp16", "eigen_attention", "qoq_kv4"), 32, lambda view: len(view.layers), 200_000),
+    Kind(
+        "moments",
+        Moments,
+        ("palu", "palu_fp16", "eigen_attention", "qoq_kv4"),
+        32,
+        lambda view: len(view.layers),
+        200_000,
+    ),
 )
 of_each_kind = pytest.mark.parametrize("kind", MEASURED, ids=[kind.name for kind in MEASURED])
 
