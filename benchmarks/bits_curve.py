@@ -251,6 +251,11 @@ CASES = (
         Case(label=f"think, {kept:g}", overrides=("strategy=think", f"strategy.codec.kept={kept}"))
         for kept in (0.6, 0.5)
     ),
+    Case(label="rotatekv", overrides=("strategy=rotatekv",)),
+    Case(
+        label="rotatekv, groups of 32", overrides=("strategy=rotatekv", "strategy.codec.latent.key_quantiser.group=32")
+    ),
+    Case(label="quarot in 2 bits", overrides=("strategy=quarot", LATENT.format("int2"))),
     Case(label="palu", overrides=("strategy=palu",)),
     Case(label="palu_fp16", overrides=("strategy=palu_fp16",)),
     Case(label="palu at half", overrides=("strategy=palu", "strategy.codec.kept=0.5")),

@@ -10,7 +10,7 @@ from tests.support import coordinates
 from tests.support.models import MAIN
 
 on_main = pytest.mark.parametrize("model_name", MAIN)
-each_method = pytest.mark.parametrize("name", ["quarot", "qoq_kv4", "palu", "eigen_attention", "turboquant3"])
+each_method = pytest.mark.parametrize("name", ["quarot", "qoq_kv4", "palu", "eigen_attention", "turboquant3", "rotatekv"])
 
 
 @on_main
@@ -28,7 +28,7 @@ def test_coordinates_are_those_of_plain_products(name: str, model_name: str) -> 
 @pytest.mark.parametrize("method", ["snapkv", "adakv", "h2o", "attention_sink"])
 @each_method
 def test_selection_composes_with_coordinates(name: str, method: str) -> None:
-    overrides = ("codec.heads=1",) if name == "palu" else ()
+    overrides = ("codec.heads=1",) if name in ("palu", "rotatekv") else ()
     coordinates.coordinates_are_those_of_plain_products(name, "llama_mha", method, overrides)
 
 
@@ -44,6 +44,10 @@ def test_a_matrix_spreads_every_channel(size: int) -> None:
 @pytest.mark.parametrize("size", [64, 96, 128])
 def test_a_rotation_spreads_what_stands_out(size: int) -> None:
     coordinates.a_rotation_spreads_what_stands_out(size)
+
+
+def test_sorting_brings_like_channels_together() -> None:
+    coordinates.sorting_brings_like_channels_together()
 
 
 def test_clipped_codes_equal_plain_loops() -> None:
@@ -62,5 +66,6 @@ def test_every_oracle_is_seen_to_fail() -> None:
         coordinates.bytes_are_those_of_the_numbers_and_one_rotation,
         coordinates.a_matrix_spreads_every_channel,
         coordinates.a_rotation_spreads_what_stands_out,
+        coordinates.sorting_brings_like_channels_together,
         coordinates.clipped_codes_equal_plain_loops,
     } == seen_to_fail(MUTANTS)

@@ -93,7 +93,7 @@ def whole_copy(self: Rows, rows: Tensor) -> Tensor:
 
 def everything(self: Rows, dtype: torch.dtype) -> Tensor:
     """Return all numbers."""
-    return torch.cat([p if isinstance(p, Tensor) else p.dense(0, p.codes.shape[2], dtype) for p in self.parts], dim=2)
+    return torch.cat([p if isinstance(p, Tensor) else p.dense(0, p.length, dtype) for p in self.parts], dim=2)
 
 
 def without_least_numbers(packed: Packed, start: int, stop: int, dtype: torch.dtype) -> Tensor:

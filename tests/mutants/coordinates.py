@@ -9,14 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvbench.cache.codecs import rotated
+from kvbench.cache.codecs import rotated, rotatekv
 from kvbench.cache.codecs.basis import Basis
+from kvbench.cache.codecs.moments import places
 from kvbench.cache.codecs.quantiser import Quantiser
+from kvbench.cache.codecs.rotatekv import RotateKV
 from kvbench.types import ModelView
 from tests.mutants.core_mutant import Mutant
 from tests.support import coordinates
 
 matrix, queries, rotation, encode = rotated.hadamard, Basis.queries, rotated._rotation, Quantiser.encode
+of_keys = RotateKV.of_keys
 
 
 def nothing_turned(size: int) -> Tensor:
@@ -57,7 +60,29 @@ def as_far_as_it_goes(self: Quantiser, entries: Tensor, **given: Any) -> Any:
     return encode(replace(self, clip=1.0), entries, **given)
 
 
+def not_in_order(moments: Tensor) -> Tensor:
+    """Leave channels where they are."""
+    return torch.arange(moments.shape[1]).expand(len(moments), -1)
+
+
+def before_it_is_turned(self: RotateKV, moments: Tensor, heads: int) -> Basis:
+    """Sort channels, and turn them then."""
+    made = of_keys(self, moments, heads)
+    into = torch.eye(moments.shape[1], dtype=torch.float64)[places(moments)] @ matrix(moments.shape[1])
+    return replace(made, directions=into.unflatten(1, (heads, -1)))
+
+
 MUTANTS = (
+    Mutant(
+        name="what is turned is not sorted",
+        patches=((rotatekv, "places", not_in_order),),
+        killed_by=(partial(_PRODUCTS, "rotatekv", "llama_gqa"), coordinates.sorting_brings_like_channels_together),
+    ),
+    Mutant(
+        name="channels are sorted before they are turned",
+        patches=((RotateKV, "of_keys", before_it_is_turned),),
+        killed_by=(partial(_PRODUCTS, "rotatekv", "gpt2"),),
+    ),
     Mutant(
         name="nothing is turned",
         patches=((rotated, "hadamard", nothing_turned),),

@@ -16,10 +16,10 @@ from kvbench.types import Projection
 from tests.mutants.core_mutant import Mutant
 from tests.support import latents
 
-basis, coordinates, numbers, weighted, ranks = (
+basis, coordinates, dense, weighted, ranks = (
     lorc._basis,
     LatentPayload._coordinates,
-    Latent.numbers,
+    Latent.dense,
     Latent.weighted,
     lorc.ranks,
 )
@@ -44,9 +44,9 @@ def still_rotated(self: LatentPayload, entries: Tensor, position: Any) -> Tensor
     return coordinates(self, entries, 0)
 
 
-def one_late(self: Latent, start: int, stop: int) -> Tensor:
+def one_late(self: Latent, start: int, stop: int, dtype: torch.dtype) -> Tensor:
     """Rotate keys to where their neighbours are."""
-    return numbers(replace(self, position=self.position + 1), start, stop)
+    return dense(replace(self, position=self.position + 1), start, stop, dtype)
 
 
 def without_bias(self: Latent, weights: Tensor) -> Tensor:
@@ -70,10 +70,9 @@ def own_condition(view: Any, most: float, least: float) -> tuple[int, ...]:
     return tuple(ranks(replace(view, layers=(shape,)), most, least)[0] for shape in view.layers)
 
 
-def everything_restored(self: Latent, rows: Tensor) -> Tensor:
+def everything_restored(self: Latent, rows: Tensor, out: Tensor) -> None:
     """Restore all keys at once."""
-    whole = self.numbers(0, self.position.shape[2])
-    return torch.matmul(rows.to(whole.dtype), whole.transpose(-1, -2))
+    out.copy_(torch.matmul(rows, self.dense(0, self.length, rows.dtype).transpose(-1, -2)))
 
 
 _FULL, _GOING = latents.a_full_rank_is_the_baseline, latents.going_to_the_coordinates_is_restoring
@@ -96,7 +95,7 @@ MUTANTS = (
     ),
     Mutant(
         name="keys are rotated to their neighbours' places",
-        patches=((Latent, "numbers", one_late),),
+        patches=((Latent, "dense", one_late),),
         killed_by=(partial(_FULL, "lorc", "llama_mha"),),
     ),
     Mutant(

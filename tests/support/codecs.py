@@ -482,6 +482,7 @@ def bytes_are_counted_to_the_last(name: str) -> None:
             parts = payload.entries(held, NOWHERE).parts
             used = 0
             for part in parts:
+                assert isinstance(part, Tensor | Packed)
                 given = [part] if isinstance(part, Tensor) else [part.codes, part.scale, part.low]
                 used += sum(t.numel() * t.element_size() for t in given if t is not None)
             assert used == how.used_bytes(heads, 8, held, entries.dtype)

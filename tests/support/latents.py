@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from kvbench.cache.codecs.latent import Latent, LatentPayload
 from kvbench.cache.codecs.lorc import LowRank, ranks
 from kvbench.cache.rotary import turn
+from kvbench.kernels.packed import Rows
 from kvbench.models.view import view_of
 from kvbench.types import LayerShape, Projection, RunShape
 from tests.support.checks import NEW, assert_close, uniform
@@ -129,7 +130,8 @@ def going_to_the_coordinates_is_restoring(model_name: str) -> None:
         q, w = (t.view(1, layer.plan.shape.kv_heads, share, -1) for t in (rows, weights))
         for payload in (slots.keys, slots.values):
             entries = payload.entries(24, slots.position)
-            assert isinstance(entries, Latent)
+            assert isinstance(entries, Rows)
+            assert isinstance(entries.parts[0], Latent)
             numbers = payload.read(24, slots.position)
             assert_close(entries.logits(q), q @ numbers.transpose(-1, -2))
             if payload is slots.values:  # rotated keys are never summed
@@ -185,7 +187,7 @@ def a_step_needs_little_room() -> None:
         payload.write(0, keys, position)
     with Weigher() as weigher:
         read, summed = (payload.entries(4096, position) for payload in payloads)
-        assert isinstance(read, Latent)
-        assert isinstance(summed, Latent)
+        assert isinstance(read, Rows)
+        assert isinstance(summed, Rows)
         summed.weighted(read.logits(rand(1, 4, 2, 64, seed=8)).softmax(dim=-1))
     assert 0 < weigher.most < 0.1 * (2 * keys.numel() * torch.float16.itemsize)

@@ -480,6 +480,15 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         r"clip must be above 0.*needs strategy\.codec\.\*\.symmetric=false; got 0\.95",
     ),
     "heads of a group": (asked("palu", "codec.heads=5"), r"codec\.heads must be from 1 to 4; got 5"),
+    "heads that are turned together": (asked("rotatekv", "codec.heads=0"), r"codec\.heads must be from 1 to 4; got 0"),
+    "exact tokens": (
+        asked("quarot", "codec.window=-1"),
+        r"codec\.num_sink and strategy\.codec\.window must be 0 or more; got 0 and -1",
+    ),
+    "overwriting what leaves a window": (
+        asked("tova", "strategy/codec=quarot", "codec.window=8"),
+        r"trigger=every_step overwrites single entries",
+    ),
     "no directions kept": (asked("palu", "codec.kept=0"), r"codec\.kept must be above 0 and at most 1; got 0"),
     "no shared directions kept": (
         asked("eigen_attention", "codec.kept=1.1"),
@@ -508,6 +517,7 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         r"have no moments in .*Run once: kvbench calibrate moments",
     ),
     "no moments for scales": (no_moments("qoq_kv4"), r"have no moments in .*Run once: kvbench calibrate moments"),
+    "no moments for an order": (no_moments("rotatekv"), r"have no moments in .*Run once: kvbench calibrate moments"),
     "moments of other weights": (
         moments(lambda made: replace(made, weights="0" * 12)),
         r"was made for other weights: small \(0{12}\), this model is .*Run: kvbench calibrate moments",

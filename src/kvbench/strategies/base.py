@@ -75,8 +75,8 @@ class CacheStrategy:
         if self.trigger.period > 0 and self.budget.limits and not self.codec.writes_each_token_alone:
             raise ValueError(
                 "strategy/trigger=every_step overwrites single entries, which this codec cannot: it packs several "
-                "tokens together, or keeps the latest ones exact; use strategy/trigger=prefill_end, or a "
-                "strategy/codec whose residual is 0, such as int8."
+                "tokens together, or keeps the first or the latest ones exact; use strategy/trigger=prefill_end, or a "
+                "strategy/codec whose residual is 0, such as int8, or whose num_sink and window are."
             )
         if self.budget.limits and not self.codec.is_exact and self._changes_entries:
             raise ValueError(

@@ -242,7 +242,7 @@ class Streamed:
     def numbers(self) -> Tensor:
         """Return all entries as the model had them [B, G, m, D], float32 or wider."""
         wide = torch.promote_types(self.rows.dtype, torch.float32)
-        runs = [part if isinstance(part, Tensor) else replace(part, turned=None) for part in self.rows.parts]
+        runs = [replace(part, turned=None) if isinstance(part, Packed) else part for part in self.rows.parts]
         length = sum(self.rows.lengths)
         channels = Rows(runs, self.rows.dtype).numbers(0, length, wide).transpose(2, 3).contiguous()
         for first, each, numbers in self._chunks(wide):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvbench.cache.codecs.base import Format
 from kvbench.cache.codecs.basis import Basis
+from kvbench.cache.codecs.ends import EndsFormat
 from kvbench.cache.rotary import turn, turned_back
 from kvbench.kernels.packed import Rows
 
@@ -21,31 +22,50 @@ class LatentCodec:
     """Both sides of a layer.
 
     Args:
-        key_format: of keys.
-        value_format: of values, which may be written as they are.
+        keys: how keys are written.
+        values: how values are written, which may be as they are.
+        num_sink: first entries that are exact.
+        window: latest entries that are exact.
     """
 
     is_exact: ClassVar[bool] = False
-    writes_each_token_alone: ClassVar[bool] = True
-    num_sink: ClassVar[int] = 0
     flush_tokens: ClassVar[int] = 1
 
-    key_format: LatentFormat
-    value_format: Format
+    keys: LatentFormat
+    values: Format
+    num_sink: int
+    window: int
+
+    @property
+    def writes_each_token_alone(self) -> bool:
+        """Whether an entry can be written, and overwritten, without any other."""
+        return self.num_sink == self.window == 0
+
+    @property
+    def key_format(self) -> Format:
+        """How keys are written, exact ones included."""
+        return self._with_ends(self.keys)
+
+    @property
+    def value_format(self) -> Format:
+        """How values are written, exact ones included."""
+        return self._with_ends(self.values)
+
+    def _with_ends(self, inner: Format) -> Format:
+        if self.writes_each_token_alone:
+            return inner
+        return EndsFormat(inner=inner, num_sink=self.num_sink, window=self.window)
 
     @property
     def fixed_bytes(self) -> int:
         """Bytes of the directions and scales; keys and values may share them."""
-        sides = [side for side in (self.key_format, self.value_format) if isinstance(side, LatentFormat)]
+        sides = [side for side in (self.keys, self.values) if isinstance(side, LatentFormat)]
         return sum({id(t): t.nbytes for side in sides for t in side.basis.tensors()}.values())
 
     def of_heads(self, heads: slice) -> LatentCodec:
         """Return how the entries of some of the heads are written."""
-        values = self.value_format
-        return LatentCodec(
-            key_format=self.key_format.of_heads(heads),
-            value_format=values.of_heads(heads) if isinstance(values, LatentFormat) else values,
-        )
+        values = self.values.of_heads(heads) if isinstance(self.values, LatentFormat) else self.values
+        return replace(self, keys=self.keys.of_heads(heads), values=values)
 
 
 @dataclass(frozen=True)
@@ -111,17 +131,18 @@ class LatentPayload:
     def settle(self, position: Tensor) -> None:
         """Do nothing: every token is written alone."""
 
-    def entries(self, stop: int, position: Tensor) -> Latent:
+    def entries(self, stop: int, position: Tensor) -> Rows:
         """Return what attention reads of slots 0 .. stop."""
         inner = self.inner.entries(stop, position)
         rows = Rows([inner], self.dtype) if isinstance(inner, Tensor) else inner
         assert isinstance(rows, Rows)
-        return Latent(rows, self.how.basis, position[:, :, :stop])
+        return Rows([Latent(rows, self.how.basis, position[:, :, :stop])], self.dtype)
 
     def read(self, stop: int, position: Tensor | None = None) -> Tensor:
         """Return a copy of slots 0 .. stop as numbers [B, G, stop, D]."""
         assert position is not None
-        return self.entries(stop, position).numbers(0, stop).to(self.dtype)
+        wide = torch.promote_types(self.dtype, torch.float32)
+        return self.entries(stop, position).numbers(0, stop, wide).to(self.dtype)
 
     def unused_bytes(self) -> int:
         """Return 0: entries need what the closed form says."""
@@ -158,37 +179,38 @@ class Latent:
     basis: Basis
     position: Tensor
 
-    exact: ClassVar[int] = 0
-    outlier_entries: ClassVar[float] = 0.0
-    sink_entries: ClassVar[int] = 0
+    outlier_rows: ClassVar[float] = 0.0
+
+    @property
+    def length(self) -> int:
+        """Entries of each head."""
+        return self.position.shape[2]
 
     @property
     def groups(self) -> int:
         """KV heads."""
         return self.coordinates.groups * self.basis.joined
 
-    def numbers(self, start: int, stop: int) -> Tensor:
-        """Return entries start .. stop as numbers [B, G, stop - start, D], float32 or wider."""
+    def dense(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Return entries start .. stop as numbers [B, G, stop - start, D]."""
         wide = torch.promote_types(self.coordinates.dtype, torch.float32)
         out = self.basis.entries(self.coordinates.numbers(start, stop, wide))
-        if self.basis.rotary is None:
-            return out
-        return turn(out, self.position[:, :, start:stop], self.basis.rotary)
+        if self.basis.rotary is not None:
+            out = turn(out, self.position[:, :, start:stop], self.basis.rotary)
+        return out.to(dtype)
 
-    def logits(self, rows: Tensor) -> Tensor:
-        """Return the products of rows [B, G, g, D] with every entry [B, G, g, m], float32 or wider."""
-        basis, length = self.basis, self.position.shape[2]
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    def logits(self, rows: Tensor, out: Tensor) -> None:
+        """Write the products of rows [B, G, g, D], float32 or wider, into out [B, G, g, m]."""
+        basis = self.basis
         if basis.rotary is not None:
-            out = rows.new_empty((*rows.shape[:3], length))
-            for start in range(0, length, BLOCK):
-                stop = min(length, start + BLOCK)
-                out[..., start:stop] = torch.matmul(rows, self.numbers(start, stop).transpose(-1, -2))
-            return out
-        logits = self.coordinates.logits(basis.queries(rows)).view(*rows.shape[:3], length)
+            for start in range(0, self.length, BLOCK):
+                stop = min(self.length, start + BLOCK)
+                numbers = self.dense(start, stop, rows.dtype)
+                out[..., start:stop] = torch.matmul(rows, numbers.transpose(-1, -2))
+            return
+        out.copy_(self.coordinates.logits(basis.queries(rows)).view(out.shape))
         if basis.bias is not None:  # the same for every entry
-            logits += torch.einsum("bghd,gd->bgh", rows, basis.bias.to(rows.dtype))[..., None]
-        return logits
+            out += torch.einsum("bghd,gd->bgh", rows, basis.bias.to(rows.dtype))[..., None]
 
     def weighted(self, weights: Tensor) -> Tensor:
         """Return the sum of the entries by weights [B, G, g, m], as [B, G, g, D]; not for what is rotated."""

@@ -123,12 +123,38 @@ def joined(shape: LayerShape, most: int) -> int:
     return next(size for size in range(min(most, largest), 0, -1) if largest % size == 0)
 
 
+def refuse_groups(heads: int) -> None:
+    """Refuse groups of so many heads, where these are not measured together.
+
+    Raises:
+        ValueError: if there are too few, or too many.
+    """
+    if not 1 <= heads <= HEADS:
+        raise ValueError(f"strategy.codec.heads must be from 1 to {HEADS}; got {heads}.")
+
+
 def blocks(moments: Tensor, size: int) -> Tensor:
     """Return the moments of smaller groups, of so many channels each."""
     per_group = moments.shape[-1] // size
     parts = moments.unflatten(2, (per_group, size)).unflatten(1, (per_group, size))  # [n, p, size, p, size]
     made: Tensor = torch.stack([parts[:, at, :, at] for at in range(per_group)], dim=1).flatten(0, 1)
     return made
+
+
+def places(moments: Tensor) -> Tensor:
+    """Return where each channel comes in the order of how far it lies along its group's main direction [n, c].
+
+    Numbers mostly lie along one direction: channels that are next to each other in this order have like means.
+
+    Args:
+        moments: of groups of channels [n, c, c].
+    """
+    main = torch.linalg.eigh(moments.double()).eigenvectors[..., -1]
+    main = (
+        main * main.gather(1, main.abs().argmax(dim=1, keepdim=True)).sign()
+    )  # eigenvectors have no sign of their own
+    found: Tensor = main.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return found
 
 
 def _quarter(moments: Tensor) -> float:

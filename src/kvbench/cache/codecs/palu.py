@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kvbench.cache.codecs.basis import Basis
 from kvbench.cache.codecs.lorc import ROUNDED_TO
-from kvbench.cache.codecs.moments import HEADS, KIND, Moments, blocks, find, joined
+from kvbench.cache.codecs.moments import KIND, Moments, blocks, find, joined, refuse_groups
 from kvbench.cache.codecs.projected import Projected
 from kvbench.cache.codecs.rotated import hadamard
 from kvbench.types import ModelView, Projection
@@ -48,8 +48,7 @@ class Palu(Projected):
     def __post_init__(self) -> None:
         """Refuse groups, shares and latents that cannot be."""
         super().__post_init__()
-        if not 1 <= self.heads <= HEADS:
-            raise ValueError(f"strategy.codec.heads must be from 1 to {HEADS}; got {self.heads}.")
+        refuse_groups(self.heads)
         if not 0 < self.kept <= 1:
             raise ValueError(f"strategy.codec.kept must be above 0 and at most 1; got {self.kept}.")
         if self.ranks not in ("fisher", "uniform"):

@@ -19,23 +19,36 @@ class Projected(ABC):
     """Entries become coordinates, and another codec writes these.
 
     Args:
+        num_sink: first tokens, which stay as the model made them.
+        window: latest tokens, which stay so until they are no longer among them; 0 for none.
         latent: how coordinates are written; packs each token alone.
     """
 
     is_exact: ClassVar[bool] = False
     data_dependent: ClassVar[bool] = False
-    writes_each_token_alone: ClassVar[bool] = True
     flush_tokens: ClassVar[int] = 1
 
+    num_sink: int
+    window: int
     latent: Codec
 
     def __post_init__(self) -> None:
-        """Refuse latents that cannot be."""
+        """Refuse exact tokens and latents that cannot be."""
+        if self.num_sink < 0 or self.window < 0:
+            raise ValueError(
+                f"strategy.codec.num_sink and strategy.codec.window must be 0 or more; got {self.num_sink} and "
+                f"{self.window}."
+            )
         if not self.latent.writes_each_token_alone or isinstance(self.latent, Projected):
             raise ValueError(
                 "strategy/codec@strategy.codec.latent must write each token alone, along directions of no other codec; "
                 "use float16, int8, int4 or dense."
             )
+
+    @property
+    def writes_each_token_alone(self) -> bool:
+        """Whether an entry can be written, and overwritten, without any other: where none is exact."""
+        return self.num_sink == self.window == 0
 
     @property
     @abstractmethod
@@ -54,8 +67,12 @@ class Projected(ABC):
     def of_layer(self, view: ModelView, layer: int) -> LatentCodec:
         """Return the codec of a layer, with its coordinates."""
         (keys, values), inner = self.bases(view, layer), self.latent.of_layer(view, layer)
-        value_format = inner.value_format if values is None else LatentFormat(values, inner.value_format)
-        return LatentCodec(key_format=LatentFormat(keys, inner.key_format), value_format=value_format)
+        return LatentCodec(
+            keys=LatentFormat(keys, inner.key_format),
+            values=inner.value_format if values is None else LatentFormat(values, inner.value_format),
+            num_sink=self.num_sink,
+            window=self.window,
+        )
 
     def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Return what reads the coordinates of a model with this dtype on this device."""

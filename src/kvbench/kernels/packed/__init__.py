@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -97,6 +97,16 @@ class Packed:
     turned: Turned | None = None
 
     @property
+    def length(self) -> int:
+        """Rows of each head."""
+        return self.codes.shape[2]
+
+    @property
+    def groups(self) -> int:
+        """KV heads."""
+        return self.codes.shape[1]
+
+    @property
     def outlier_rows(self) -> float:
         """As many rows of each head as outliers would fill."""
         if self.outliers is None:
@@ -134,16 +144,41 @@ class Packed:
         return reference
 
 
+class Part(Protocol):
+    """A run of entries that are not kept as numbers."""
+
+    @property
+    def length(self) -> int:
+        """Entries of each head."""
+
+    @property
+    def groups(self) -> int:
+        """KV heads."""
+
+    @property
+    def outlier_rows(self) -> float:
+        """As many entries of each head as outliers would fill."""
+
+    def dense(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Return entries start .. stop as numbers [B, G, stop - start, D]."""
+
+    def logits(self, rows: Tensor, out: Tensor) -> None:
+        """Write the products of rows [B, G, g, D], float32 or wider, into out [B, G, g, m]."""
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        """Return the sum of the entries by weights [B, G, g, m], as [B, G, g, D]."""
+
+
 @dataclass(frozen=True)
 class Rows:
-    """Keys or values of which some are packed, in the order of their slots.
+    """Keys or values of which some are not kept as numbers, in the order of their slots.
 
     Args:
-        parts: runs of entries, packed or as they are [B, G, m, D].
+        parts: runs of entries, as they are [B, G, m, D] or not.
         dtype: of the model.
     """
 
-    parts: Sequence[Tensor | Packed]
+    parts: Sequence[Tensor | Part]
     dtype: torch.dtype
 
     sink_entries: ClassVar[int] = 0
@@ -151,23 +186,23 @@ class Rows:
     @cached_property
     def lengths(self) -> tuple[int, ...]:
         """Entries of each part."""
-        return tuple((part if isinstance(part, Tensor) else part.codes).shape[2] for part in self.parts)
+        return tuple(part.shape[2] if isinstance(part, Tensor) else part.length for part in self.parts)
 
     @property
     def exact(self) -> int:
-        """Entries that are not packed."""
+        """Entries that are as the model made them."""
         return sum(part.shape[2] for part in self.parts if isinstance(part, Tensor))
 
     @property
     def outlier_entries(self) -> float:
         """As many entries as outliers would fill."""
-        return sum(part.outlier_rows for part in self.parts if isinstance(part, Packed))
+        return sum(part.outlier_rows for part in self.parts if not isinstance(part, Tensor))
 
     @property
     def groups(self) -> int:
         """KV heads."""
         first = self.parts[0]
-        return (first if isinstance(first, Tensor) else first.codes).shape[1]
+        return first.shape[1] if isinstance(first, Tensor) else first.groups
 
     def numbers(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Return entries start .. stop as numbers [B, G, stop - start, D]."""

@@ -1,0 +1,104 @@
+"""SKVQ: channels in another order, so that those that share a scale are alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kvbench.cache.codecs.basis import Basis
+from kvbench.cache.codecs.moments import KIND, blocks, find, joined, places, refuse_groups
+from kvbench.cache.codecs.projected import Projected
+from kvbench.types import ModelView
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reordered(Projected):
+    """Channels of neighbouring heads are sorted by what they are in text; keys as they were before rotation.
+
+    Source: Duanmu et al. (SKVQ), arXiv:2405.06219, sec. 3: channels reordered, clipped rounding, a window of exact
+        tokens and exact first ones.
+    Deviates: channels are sorted along the main direction of what they were in text, the groups that share a scale are
+        neighbours in that order, and of one size; the authors find clusters of least and largest numbers by k-means.
+        Groups lie within `heads` neighbouring heads. A bias of the model's is taken off before. Keys are restored and
+        rotated a few at a time.
+
+    Args:
+        heads: neighbouring ones that are sorted together, at most.
+        moments: file or folder; "" for where `kvbench calibrate moments` leaves them.
+    """
+
+    calibration: ClassVar[str] = KIND
+
+    heads: int
+    moments: str
+
+    def __post_init__(self) -> None:
+        """Refuse groups and latents that cannot be."""
+        super().__post_init__()
+        refuse_groups(self.heads)
+
+    @property
+    def joins_heads(self) -> bool:
+        """Whether heads of a token share coordinates."""
+        return self.heads > 1
+
+    def bases(self, view: ModelView, layer: int) -> tuple[Basis, Basis]:
+        """Return the coordinates of the keys and of the values of a layer."""
+        return _bases(view, self)[layer]
+
+    def of_keys(self, moments: Tensor, heads: int) -> Basis:
+        """Return the coordinates of keys without rotation.
+
+        Args:
+            moments: of groups of heads [n, h x D, h x D].
+            heads: of a group.
+        """
+        return Basis(None, None, None, None, places(moments).unflatten(1, (heads, -1)))
+
+    def of_values(self, moments: Tensor, heads: int) -> Basis:
+        """Return the coordinates of values; arguments as of `of_keys`."""
+        return Reordered.of_keys(self, moments, heads)
+
+    def unsupported(self, view: ModelView) -> str | None:
+        """Return why there is no order for a model, with the command that finds it, or None."""
+        try:
+            _bases(view, self)
+        except ValueError as error:
+            return str(error)
+        return super().unsupported(view)
+
+
+@lru_cache(maxsize=4)
+def _bases(view: ModelView, rule: Reordered) -> tuple[tuple[Basis, Basis], ...]:
+    found, made = find(rule.moments, view), []
+    for layer, shape in enumerate(view.layers):
+        heads, sides = joined(shape, rule.heads), []
+        for name, dim, projection, rotary in (
+            ("keys", shape.key_dim, shape.key_projection, shape.rotary),
+            ("values", shape.value_dim, shape.value_projection, None),
+        ):
+            size = heads * dim
+            moments = (
+                torch.eye(size).expand(shape.kv_heads // heads, -1, -1)
+                if found is None
+                else blocks(getattr(found, name)[layer], size)
+            )
+            basis = (rule.of_keys if name == "keys" else rule.of_values)(moments, heads)
+            bias = None if projection is None else projection.bias
+            sides.append(replace(_on(basis, view), bias=bias, rotary=rotary))
+        made.append((sides[0], sides[1]))
+    return tuple(made)
+
+
+def _on(basis: Basis, view: ModelView) -> Basis:
+    """Return a basis on a model's device, in float32 or wider."""
+    wide, directions, place = torch.promote_types(view.dtype, torch.float32), basis.directions, basis.place
+    return replace(
+        basis,
+        directions=None if directions is None else directions.to(device=view.device, dtype=wide),
+        place=None if place is None else place.to(view.device),
+    )
