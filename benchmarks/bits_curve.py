@@ -185,6 +185,8 @@ def _tuned(bits: float) -> tuple[str, ...]:
     return ("strategy=kvtuner", f"strategy.codec.bits={bits}", "strategy.codec.like.residual=32")
 
 
+_SIXTEEN = tuple(f"strategy.codec.latent.{side}_quantiser.group=16" for side in ("key", "value"))
+
 CASES = (
     Case(label="float16", overrides=("strategy=baseline", "strategy/codec=float16")),
     Case(
@@ -251,6 +253,8 @@ CASES = (
         Case(label=f"think, {kept:g}", overrides=("strategy=think", f"strategy.codec.kept={kept}"))
         for kept in (0.6, 0.5)
     ),
+    Case(label="skvq", overrides=("strategy=skvq",)),
+    Case(label="skvq, groups of 16, no window", overrides=("strategy=skvq", "strategy.codec.window=0", *_SIXTEEN)),
     Case(label="rotatekv", overrides=("strategy=rotatekv",)),
     Case(
         label="rotatekv, groups of 32", overrides=("strategy=rotatekv", "strategy.codec.latent.key_quantiser.group=32")

@@ -6,11 +6,13 @@ import pytest
 
 from tests.mutants.coordinates import MUTANTS
 from tests.mutants.core_mutant import Check, Mutant, each_of, seen_to_fail
-from tests.support import coordinates
+from tests.support import coordinates, sorting
 from tests.support.models import MAIN
 
 on_main = pytest.mark.parametrize("model_name", MAIN)
-each_method = pytest.mark.parametrize("name", ["quarot", "qoq_kv4", "palu", "eigen_attention", "turboquant3", "rotatekv"])
+each_method = pytest.mark.parametrize(
+    "name", ["quarot", "qoq_kv4", "palu", "eigen_attention", "turboquant3", "rotatekv", "skvq"]
+)
 
 
 @on_main
@@ -28,7 +30,7 @@ def test_coordinates_are_those_of_plain_products(name: str, model_name: str) -> 
 @pytest.mark.parametrize("method", ["snapkv", "adakv", "h2o", "attention_sink"])
 @each_method
 def test_selection_composes_with_coordinates(name: str, method: str) -> None:
-    overrides = ("codec.heads=1",) if name in ("palu", "rotatekv") else ()
+    overrides = ("codec.heads=1",) if name in ("palu", "rotatekv", "skvq") else ()
     coordinates.coordinates_are_those_of_plain_products(name, "llama_mha", method, overrides)
 
 
@@ -47,7 +49,19 @@ def test_a_rotation_spreads_what_stands_out(size: int) -> None:
 
 
 def test_sorting_brings_like_channels_together() -> None:
-    coordinates.sorting_brings_like_channels_together()
+    sorting.sorting_brings_like_channels_together()
+
+
+def test_an_order_there_and_back_changes_nothing() -> None:
+    sorting.an_order_there_and_back_changes_nothing()
+
+
+def test_unsorted_and_unclipped_are_plain_codes() -> None:
+    sorting.in_their_own_order_channels_are_plain_codes()
+
+
+def test_short_scales_stay_within_their_bound() -> None:
+    sorting.short_scales_stay_within_their_bound()
 
 
 def test_clipped_codes_equal_plain_loops() -> None:
@@ -66,6 +80,9 @@ def test_every_oracle_is_seen_to_fail() -> None:
         coordinates.bytes_are_those_of_the_numbers_and_one_rotation,
         coordinates.a_matrix_spreads_every_channel,
         coordinates.a_rotation_spreads_what_stands_out,
-        coordinates.sorting_brings_like_channels_together,
+        sorting.sorting_brings_like_channels_together,
+        sorting.an_order_there_and_back_changes_nothing,
+        sorting.in_their_own_order_channels_are_plain_codes,
+        sorting.short_scales_stay_within_their_bound,
         coordinates.clipped_codes_equal_plain_loops,
     } == seen_to_fail(MUTANTS)

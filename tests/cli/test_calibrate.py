@@ -145,7 +145,7 @@ MEASURED = (
     Kind(
         "moments",
         Moments,
-        ("palu", "palu_fp16", "eigen_attention", "rotatekv", "qoq_kv4"),
+        ("palu", "palu_fp16", "eigen_attention", "rotatekv", "skvq", "qoq_kv4"),
         32,
         lambda view: len(view.layers),
         200_000,

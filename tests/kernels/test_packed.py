@@ -28,6 +28,8 @@ FORMS = (  # each is compiled: registers and plain loops, every plane of bits, a
     (quantiser(2, "tokens", 4), 64, 1),
     (quantiser(4, group=32), 64, 4),
     (quantiser(2, group=32), 64, 2),
+    (quantiser(2, group=32, scales="e4m3"), 64, 2),
+    (quantiser(4, group=5, scales="e4m3"), 12, 1),
     (quantiser(3), 64, 1),
     (quantiser(3, "tokens", 4), 20, 2),
     (quantiser(4, group=5), 12, 3),
@@ -35,7 +37,11 @@ FORMS = (  # each is compiled: registers and plain loops, every plane of bits, a
     (quantiser(16, symmetric=True, levels="float16"), 64, 2),
     (quantiser(4, symmetric=True, levels="normal"), 64, 2),
 )
-ENCODED = [(how, dim) for how, dim, _ in FORMS if how.tokens == 1 and how.levels in ("integers", "e4m3")]
+ENCODED = [
+    (how, dim)
+    for how, dim, _ in FORMS
+    if how.tokens == 1 and how.levels in ("integers", "e4m3") and how.scales == "float16"
+]
 ENCODED.append((quantiser(4, group=32, clip=0.95), 64))
 CASES = (  # each is compiled too
     Case(codebook=True, outliers=7, rotary=32, tokens=ALL, expanded=True, share=4),

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvbench.cache.codecs import rotated, rotatekv
+from kvbench.cache.codecs import reordered, rotated, rotatekv
 from kvbench.cache.codecs.basis import Basis
 from kvbench.cache.codecs.moments import places
-from kvbench.cache.codecs.quantiser import Quantiser
+from kvbench.cache.codecs.quantiser import LARGEST_E4M3, Quantiser
 from kvbench.cache.codecs.rotatekv import RotateKV
 from kvbench.types import ModelView
 from tests.mutants.core_mutant import Mutant
-from tests.support import coordinates
+from tests.support import coordinates, sorting
 
 matrix, queries, rotation, encode = rotated.hadamard, Basis.queries, rotated._rotation, Quantiser.encode
-of_keys = RotateKV.of_keys
+of_keys, codes, into = RotateKV.of_keys, Quantiser._codes, Basis.coordinates
 
 
 def nothing_turned(size: int) -> Tensor:
@@ -65,6 +65,28 @@ def not_in_order(moments: Tensor) -> Tensor:
     return torch.arange(moments.shape[1]).expand(len(moments), -1)
 
 
+def in_their_order(self: Basis, rows: Tensor) -> Tensor:
+    """Put every head's rows first."""
+    assert self.place is not None
+    ordered = torch.arange(self.rank).expand(len(self.place), -1).reshape(self.place.shape)
+    return queries(replace(self, place=ordered), rows)
+
+
+def as_it_comes(self: Quantiser, numbers: Tensor) -> Tensor:
+    """Let what is too large be no number, as the format has it."""
+    return torch.where(numbers.abs() > LARGEST_E4M3, torch.nan, numbers).to(self.kept)
+
+
+def by_better_scales(self: Quantiser, groups: Tensor, scale: Tensor, low: Tensor | None) -> Tensor:
+    """Round with other scales than those that are kept."""
+    return codes(self, groups, scale * 1.5, low)
+
+
+def one_late(self: Basis, entries: Tensor) -> Tensor:
+    """Let each channel come where the next one should."""
+    return into(self, entries).roll(1, dims=3)
+
+
 def before_it_is_turned(self: RotateKV, moments: Tensor, heads: int) -> Basis:
     """Sort channels, and turn them then."""
     made = of_keys(self, moments, heads)
@@ -76,7 +98,32 @@ MUTANTS = (
     Mutant(
         name="what is turned is not sorted",
         patches=((rotatekv, "places", not_in_order),),
-        killed_by=(partial(_PRODUCTS, "rotatekv", "llama_gqa"), coordinates.sorting_brings_like_channels_together),
+        killed_by=(partial(_PRODUCTS, "rotatekv", "llama_gqa"), sorting.sorting_brings_like_channels_together),
+    ),
+    Mutant(
+        name="channels are not sorted",
+        patches=((reordered, "places", not_in_order),),
+        killed_by=(partial(_PRODUCTS, "skvq", "llama_gqa"),),
+    ),
+    Mutant(
+        name="queries keep the order of their channels",
+        patches=((Basis, "queries", in_their_order),),
+        killed_by=(sorting.an_order_there_and_back_changes_nothing,),
+    ),
+    Mutant(
+        name="what is too large makes no number",
+        patches=((Quantiser, "_in_few_bits", as_it_comes),),
+        killed_by=(sorting.short_scales_stay_within_their_bound,),
+    ),
+    Mutant(
+        name="codes are made by scales that are not kept",
+        patches=((Quantiser, "_codes", by_better_scales),),
+        killed_by=(sorting.short_scales_stay_within_their_bound,),
+    ),
+    Mutant(
+        name="groups are one channel late",
+        patches=((Basis, "coordinates", one_late),),
+        killed_by=(sorting.in_their_own_order_channels_are_plain_codes,),
     ),
     Mutant(
         name="channels are sorted before they are turned",

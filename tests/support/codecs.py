@@ -46,15 +46,18 @@ def quantiser(
     symmetric: bool = False,
     levels: Literal["integers", "e4m3", "float16", "normal"] = "integers",
     clip: float = 1.0,
+    scales: Literal["float16", "e4m3"] = "float16",
 ) -> Quantiser:
     """Return a quantiser."""
-    return Quantiser(bits=bits, along=along, group=group, symmetric=symmetric, levels=levels, clip=clip)
+    return Quantiser(bits=bits, along=along, group=group, symmetric=symmetric, levels=levels, clip=clip, scales=scales)
 
 
 QUANTISERS = (
     *(quantiser(bits, symmetric=symmetric) for bits in BITS for symmetric in (False, True)),
     *(quantiser(bits, group=3) for bits in BITS),
     *(quantiser(bits, "tokens", 4, symmetric=symmetric) for bits in BITS for symmetric in (False, True)),
+    *(quantiser(bits, group=group, scales="e4m3") for bits in (2, 4) for group in (0, 3)),
+    quantiser(2, "tokens", 4, symmetric=True, scales="e4m3"),
     quantiser(8, symmetric=True, levels="e4m3"),
     quantiser(16, symmetric=True, levels="float16"),
     *(quantiser(bits, symmetric=True, levels="normal") for bits in (2, 3, 4)),
@@ -105,23 +108,30 @@ def plain(numbers: Sequence[float], how: Quantiser) -> list[float]:
     if how.levels == "float16":
         return [float(np.float16(number)) for number in given]
     if how.levels == "normal":
-        scale = np.float16(np.sqrt(np.square(given).mean()))
+        norm = float(np.float16(np.sqrt(np.square(given).mean())))
         levels = normal.levels(how.bits).numpy().astype(np.float32)
-        parts = given / (np.float32(scale) or np.float32(1))
-        return [float(levels[np.abs(levels - part).argmin()]) * float(scale) for part in parts]
+        parts = given / np.float32(norm or 1.0)
+        return [float(levels[np.abs(levels - part).argmin()]) * norm for part in parts]
     if how.symmetric:
         most = 448 if how.levels == "e4m3" else 2 ** (how.bits - 1) - 1
-        scale = np.float16(np.abs(given).max() / np.float32(most))
-        scale = np.float16(1) if scale == 0 else scale
+        scale = kept(np.abs(given).max() / np.float32(most), how)
+        scale = 1.0 if scale == 0 else scale
         parts = given / np.float32(scale)
         if how.levels == "e4m3":
             return [float(np.sign(part)) * _nearest(min(448.0, abs(float(part)))) * float(scale) for part in parts]
         return [float(np.clip(np.rint(part), -most, most)) * float(scale) for part in parts]
-    low = np.float16(given.min())
-    scale = np.float16((given.max() - given.min()) / np.float32(2**how.bits - 1))
-    scale = np.float16(1) if scale == 0 else scale
+    low = kept(given.min(), how)
+    scale = kept((given.max() - given.min()) / np.float32(2**how.bits - 1), how)
+    scale = 1.0 if scale == 0 else scale
     codes = np.clip(np.rint((given - np.float32(low)) / np.float32(scale)), 0, 2**how.bits - 1)
     return [float(code) * float(scale) + float(low) for code in codes]
+
+
+def kept(number: Any, how: Quantiser) -> float:
+    """Return what is kept of a scale, or of a least number."""
+    if how.scales == "e4m3":
+        return float(np.sign(number)) * _nearest(min(448.0, abs(float(number))))
+    return float(np.float16(number))
 
 
 def _nearest(number: float) -> float:
@@ -194,7 +204,8 @@ def rounding_stays_within_its_bound() -> None:
             there = normal.levels(how.bits) * step[..., None]
             bound = (entries[..., None] - there).abs().amin(dim=-1) + step * 1e-6
         else:
-            bound = step / 2 + (2**how.bits - 1) * step * 2**-11 + least.abs() * 2**-11
+            share = 2**-4 if how.scales == "e4m3" else 2**-11  # of a number, that keeping it may lose
+            bound = step / 2 + (2**how.bits - 1) * step * share + least.abs() * share
         assert (error <= bound * (1 + 1e-6)).all(), f"{how}: {(error - bound).max()} too much"
         assert error.max() > 0
     tokens = torch.randperm(64)

@@ -16,7 +16,6 @@ from kvbench.cache.codecs.packed import PackedCodec
 from kvbench.cache.codecs.projected import Projected
 from kvbench.cache.codecs.quantiser import Quantiser
 from kvbench.cache.codecs.rotated import Rotated, hadamard
-from kvbench.cache.codecs.rotatekv import RotateKV
 from kvbench.cache.codecs.turboquant import random_rotation
 from kvbench.cache.rotary import turn
 from kvbench.models.view import view_of
@@ -32,7 +31,7 @@ from tests.support.strategies import composed, settings, strategy
 NO_ENDS = ("codec.num_sink=0", "codec.window=0")
 EXACT_LATENT = "strategy/codec@strategy.codec.latent=dense"
 ROUNDED = "strategy/codec@strategy.codec.latent=int4"
-SORTED = ("rotatekv",)  # whose groups that share a scale depend on the order
+SORTED = ("rotatekv", "skvq")  # whose groups that share a scale depend on the order
 GROUPS = ("codec.latent.key_quantiser.group=4", "codec.latent.value_quantiser.group=4")
 ALL = dict.fromkeys(("palu", "palu_fp16", "eigen_attention"), ("codec.kept=1",))
 
@@ -227,6 +226,23 @@ def of_groups(rule: Projected, moments: Tensor, dim: int) -> list[Tensor]:
     return [whole[at : at + size, at : at + size].double() for at in range(0, len(whole), size)]
 
 
+def sorted_channels(rule: Projected, view: ModelView, layer: int) -> tuple[Side, Side]:
+    """Return SKVQ's sides: the channels of a group, sorted."""
+    shape, made = view.layers[layer], []
+    found = find(str(folder("moments")), view)
+    assert found is not None
+    for moments, dim, projection, rotary in (
+        (found.keys[layer], shape.key_dim, shape.key_projection, shape.rotary),
+        (found.values[layer], shape.value_dim, shape.value_projection, None),
+    ):
+        assert projection is not None
+        groups = of_groups(rule, moments, dim)
+        into = torch.stack([torch.eye(len(each), dtype=torch.float64)[:, order_of(each)] for each in groups])
+        how = quantiser(4, group=4)
+        made.append(Side(into=into, back=into.mT, bias=projection.bias, rotary=rotary, how=how))
+    return made[0], made[1]
+
+
 def turned_and_sorted(rule: Projected, view: ModelView, layer: int) -> tuple[Side, Side]:
     """Return RotateKV's sides: keys of a group times a matrix of signs, sorted; each head of values times another."""
     shape = view.layers[layer]
@@ -250,6 +266,7 @@ PLAIN: dict[str, Callable[[Projected, ModelView, int], tuple[Side, Side]]] = {
     "eigen_attention": directions,
     "turboquant3": random_rotations,
     "rotatekv": turned_and_sorted,
+    "skvq": sorted_channels,
 }
 
 
@@ -327,23 +344,6 @@ def a_rotation_spreads_what_stands_out(size: int) -> None:
     assert after < 3.5
 
 
-def sorting_brings_like_channels_together() -> None:
-    """Where channels have means of their own, 2 bits for 16 of them lose less than a fifth once they are sorted."""
-    drawn = torch.Generator().manual_seed(5)
-    means = torch.randn(64, generator=drawn) * 3
-    entries = (means + torch.randn(1, 2, 2048, 64, generator=drawn) / 4).double()
-    flat = entries[0].transpose(0, 1).flatten(1)
-    rule = composed("rotatekv", "codec.moments=/nowhere").codec
-    assert isinstance(rule, RotateKV)
-    basis, lost = rule.of_keys((flat.mT @ flat / len(flat))[None], 2), []
-    turned = basis.coordinates(entries)
-    for rows in (turned, turned[..., torch.randperm(128, generator=drawn)]):
-        error = read_back(rows, quantiser(2, group=16)) - rows
-        lost.append(float(error.square().mean() / rows.square().mean()))
-    torch.testing.assert_close(basis.entries(turned), entries)
-    assert lost[0] < lost[1] / 5
-
-
 def kurtosis(entries: Tensor) -> float:
     """Return the mean over entries of the fourth moment of their channels over the squared second."""
     centred = entries - entries.mean(-1, keepdim=True)
@@ -354,7 +354,9 @@ def clipped_codes_equal_plain_loops() -> None:
     """The least and the largest code stand for a share of the least and the largest number, and none is beyond."""
     entries = rand(2, 2, 8, 11, seed=7)
     for clip in (0.95, 0.5):
-        how = Quantiser(bits=4, along="channels", group=0, symmetric=False, levels="integers", clip=clip)
+        how = Quantiser(
+            bits=4, along="channels", group=0, symmetric=False, levels="integers", clip=clip, scales="float16"
+        )
         got = read_back(entries, how)
         for row, number in zip(got.flatten(0, 2), entries.flatten(0, 2), strict=True):
             low = (number.min() * clip).half()

@@ -457,6 +457,11 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         asked("fp8", "codec.key_quantiser.symmetric=false"),
         r"levels=e4m3 needs strategy\.codec\.\*\.symmetric=true and strategy\.codec\.\*\.along=channels",
     ),
+    "scales": (changed_quantiser(scales="bytes"), r"scales must be float16 or e4m3; got 'bytes'"),
+    "short scales of floats": (
+        asked("fp8", "codec.key_quantiser.scales=e4m3"),
+        r"scales=e4m3 needs strategy\.codec\.\*\.levels=integers; got e4m3",
+    ),
     "normal numbers in groups": (
         asked("turboquant4", "codec.latent.key_quantiser.group=32"),
         r"levels=normal needs strategy\.codec\.\*\.group=0; got 32",
@@ -517,7 +522,7 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         r"have no moments in .*Run once: kvbench calibrate moments",
     ),
     "no moments for scales": (no_moments("qoq_kv4"), r"have no moments in .*Run once: kvbench calibrate moments"),
-    "no moments for an order": (no_moments("rotatekv"), r"have no moments in .*Run once: kvbench calibrate moments"),
+    "no moments for an order": (no_moments("skvq"), r"have no moments in .*Run once: kvbench calibrate moments"),
     "moments of other weights": (
         moments(lambda made: replace(made, weights="0" * 12)),
         r"was made for other weights: small \(0{12}\), this model is .*Run: kvbench calibrate moments",

@@ -169,7 +169,7 @@ def one_chunk_is_the_largest_by_channel() -> None:
     """A chunk as long as the prompt, without limits, is symmetric rounding by channel."""
     entries = text(24, seed=3)
     how = side(chunk=24, num_sink=0, outlier_above=0.0, outlier_growth=0.0)
-    plainly = Quantiser(bits=4, along="tokens", group=24, symmetric=True, levels="integers", clip=1.0)
+    plainly = Quantiser(bits=4, along="tokens", group=24, symmetric=True, levels="integers", clip=1.0, scales="float16")
     codes, scale, _ = plainly.encode(entries)
     want = Packed(plainly.form(DIM), codes, scale, None, "reference").dense(0, 24, torch.float64)
     assert_close(filled(how, entries, 24).read(24, where(24)), want)

@@ -83,7 +83,7 @@ def rounding(layer: int, side: Side, bits: int) -> Watch:
 
 def rounded(entries: Tensor, bits: int, along: Literal["tokens", "channels"]) -> Tensor:
     """Return entries [B, G, T, D] as the codes of so many bits stand for."""
-    how = Quantiser(bits=bits, along=along, group=GROUP, symmetric=False, levels="integers", clip=1.0)
+    how = Quantiser(bits=bits, along=along, group=GROUP, symmetric=False, levels="integers", clip=1.0, scales="float16")
     packed = Packed(how.form(entries.shape[3]), *how.encode(entries), "reference")
     return packed.dense(0, entries.shape[2], entries.dtype)
 

@@ -44,6 +44,7 @@ SETTINGS: dict[str, Setting] = {
     "palu": _packed(where()),
     "palu_fp16": _packed(where(), like="palu"),
     "quarot": _packed(),
+    "skvq": _packed(where(), "codec.num_sink=3", "codec.window=8"),
     "rotatekv": _packed(where(), "codec.num_sink=3"),
     "turboquant4": _packed(),
     "turboquant3": _packed(like="turboquant4"),

@@ -287,4 +287,4 @@ class Streamed:
 
 
 def _symmetric(bits: int, along: Literal["channels", "tokens"], group: int) -> Quantiser:
-    return Quantiser(bits=bits, along=along, group=group, symmetric=True, levels="integers", clip=1.0)
+    return Quantiser(bits=bits, along=along, group=group, symmetric=True, levels="integers", clip=1.0, scales="float16")

@@ -150,8 +150,8 @@ class PackedPayload:
         shape, form, quantiser = self.exact.shape[:2], self.form, self.how.quantiser
         scales = (*shape, slots // form.tokens, form.scales)
         self.codes = self.exact.new_zeros((*shape, slots, packed_width(form.dim, form.bits)), dtype=torch.uint8)
-        self.scale = self.exact.new_zeros(scales, dtype=torch.float16)
-        self.low = None if quantiser.symmetric else self.exact.new_zeros(scales, dtype=torch.float16)
+        self.scale = self.exact.new_zeros(scales, dtype=quantiser.kept)
+        self.low = None if quantiser.symmetric else self.exact.new_zeros(scales, dtype=quantiser.kept)
 
     def write(self, start: int, entries: Tensor, position: Tensor | int | None = None) -> None:
         """Store entries [B, G, T, D] at slots start .. start + T."""
@@ -195,11 +195,9 @@ class PackedPayload:
         """Store one entry [B, G, 1, D] per row and head at its own slot [B, 1 or G], or k of them at [B, 1 or G, k]."""
         codes, scale, low = self.how.quantiser.encode(entry, kernel=self.kernel)
         at = (slot[:, :, None] if slot.dim() == 2 else slot)[..., None]
-        self.codes.scatter_(2, at.expand_as(codes), codes)
-        self.scale.scatter_(2, at.expand_as(scale), scale)
-        if self.low is not None:
-            assert low is not None
-            self.low.scatter_(2, at.expand_as(low), low)
+        for rows, new in ((self.codes, codes), (self.scale, scale), (self.low, low)):
+            if rows is not None and new is not None:
+                _bytes(rows).scatter_(2, at.expand_as(new), _bytes(new))
 
     def entries(self, stop: int, position: Tensor | None = None) -> Rows:
         """Return the entries of slots 0 .. stop: codes, and the exact ones, as they lie."""
@@ -252,3 +250,8 @@ class PackedPayload:
         exact: Tensor
         self.filled, self.packed, exact = snapshot  # type: ignore[misc]
         self.exact.copy_(exact)
+
+
+def _bytes(rows: Tensor) -> Tensor:
+    """Return numbers of 8 bits as bytes, which torch scatters."""
+    return rows.view(torch.uint8) if rows.dtype.itemsize == 1 else rows

@@ -13,12 +13,13 @@ from kvbench.kernels.packed import Form, Kernel
 from kvbench.kernels.packing import pack, packed_width
 
 LARGEST_E4M3 = 448.0
+_KEPT = {"float16": torch.float16, "e4m3": torch.float8_e4m3fn}
 _BITS = {"integers": (2, 3, 4, 8), "e4m3": (8,), "float16": (16,), "normal": (2, 3, 4)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantiser:
-    """Rounds numbers to codes; scales and least numbers are kept in float16, and codes are made with what is kept.
+    """Rounds numbers to codes; scales and least numbers are kept in few bits, and codes are made with what is kept.
 
     Args:
         bits: of a code: 2, 3, 4 or 8; 16 for levels=float16, not 8 for levels=normal.
@@ -30,6 +31,7 @@ class Quantiser:
             themselves, which have no scales, or "normal", the levels that are best for normal numbers, times the root
             of the mean square of a token and head.
         clip: of a group's least and of its largest number, how far codes reach; what is beyond is cut off.
+        scales: what scales and least numbers are kept in: "float16", or "e4m3", 8 bits up to 448, of integers only.
     """
 
     bits: int
@@ -38,6 +40,7 @@ class Quantiser:
     symmetric: bool
     levels: Literal["integers", "e4m3", "float16", "normal"]
     clip: float
+    scales: Literal["float16", "e4m3"]
 
     def __post_init__(self) -> None:
         """Refuse codes and groups that mean nothing."""
@@ -65,6 +68,12 @@ class Quantiser:
                 f"strategy.codec.*.levels={self.levels} needs strategy.codec.*.symmetric=true and "
                 f"strategy.codec.*.along=channels."
             )
+        if self.scales not in _KEPT:
+            raise ValueError(f"strategy.codec.*.scales must be {' or '.join(_KEPT)}; got {self.scales!r}.")
+        if self.scales != "float16" and self.levels != "integers":
+            raise ValueError(
+                f"strategy.codec.*.scales={self.scales} needs strategy.codec.*.levels=integers; got {self.levels}."
+            )
         if self.levels == "normal" and self.group:
             raise ValueError(f"strategy.codec.*.levels=normal needs strategy.codec.*.group=0; got {self.group}.")
 
@@ -72,6 +81,11 @@ class Quantiser:
     def tokens(self) -> int:
         """Tokens that share scales."""
         return self.group if self.along == "tokens" else 1
+
+    @property
+    def kept(self) -> torch.dtype:
+        """What scales and least numbers are kept in."""
+        return _KEPT[self.scales]
 
     def form(self, dim: int) -> Form:
         """Return how rows of so many numbers are packed."""
@@ -91,7 +105,7 @@ class Quantiser:
 
     def bytes(self, dim: int, entries: int) -> int:
         """Return the bytes of so many entries of one head, a multiple of `tokens`: codes, scales, least numbers."""
-        kept = torch.float16.itemsize * (1 if self.symmetric else 2)
+        kept = self.kept.itemsize * (1 if self.symmetric else 2)
         return entries * packed_width(dim, self.bits) + entries // self.tokens * self.form(dim).scales * kept
 
     def encode(
@@ -114,7 +128,7 @@ class Quantiser:
         if self.levels == "normal":
             codes, scale = normal.encode(entries.float(), self.bits)
             return pack(codes, self.bits), scale, None
-        if kernel == "native" and self.tokens == 1 and reach is None:
+        if kernel == "native" and self.tokens == 1 and reach is None and self.scales == "float16":
             from kvbench.kernels.packed import native
 
             return native.encode(entries.float(), form, self.clip)
@@ -129,12 +143,17 @@ class Quantiser:
             scale = (groups.abs().amax(dim=over) if reach is None else reach) / largest
         else:
             scale = (high - low) / (2**self.bits - 1)
-            low = low.half()
-        scale = scale.half()
-        scale = torch.where(scale == 0, 1.0, scale)  # all alike, as far as float16 can tell
+            low = self._in_few_bits(low)
+        nothing = self._in_few_bits(scale).float() == 0  # all alike, as far as what is kept can tell
+        scale = self._in_few_bits(torch.where(nothing, 1.0, scale))
         codes = self._codes(groups, scale.float().unsqueeze(over), low if low is None else low.float().unsqueeze(over))
         flat = codes.flatten(2, 3) if size > 1 else codes.flatten(3)[..., : form.dim]
         return pack(flat, self.bits), scale, low
+
+    def _in_few_bits(self, numbers: Tensor) -> Tensor:
+        if self.scales == "e4m3":  # which has no infinity, and of what is too large would make no number
+            numbers = numbers.clamp(-LARGEST_E4M3, LARGEST_E4M3)
+        return numbers.to(self.kept)
 
     def _codes(self, groups: Tensor, scale: Tensor, low: Tensor | None) -> Tensor:
         if low is not None:

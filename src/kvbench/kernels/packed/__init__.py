@@ -79,7 +79,7 @@ class Packed:
     Args:
         form: how they are packed.
         codes: uint8 [B, G, m, w].
-        scale: float16 [B, G, M, n], one row for `form.tokens` rows of codes.
+        scale: float16 or e4m3 [B, G, M, n], one row for `form.tokens` rows of codes.
         low: the least numbers, as the scales; None where the form is symmetric.
         kernel: what reads them.
         levels: what the codes of a codebook stand for, float32 [2^bits].

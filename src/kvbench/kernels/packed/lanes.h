@@ -77,6 +77,13 @@ inline Floats from_e4m3(Ints code) {
     return out * 0x1p120f;
 }
 
+inline float float_of_e4m3(uint8_t code) {
+    const uint32_t bits = (uint32_t)(code & 0x80) << 24 | (uint32_t)(code & 0x7f) << 20;
+    float out;
+    std::memcpy(&out, &bits, sizeof(out));
+    return out * 0x1p120f;
+}
+
 // What the codes of a codebook stand for; up to 16 numbers are kept in registers.
 template <int LEVELS>
 class Table {

@@ -117,6 +117,7 @@ def _call(packed: Packed, share: int) -> tuple[ctypes.CDLL, _Rows]:
         PER_CHANNEL=int(form.tokens > 1),
         CODEBOOK=int(form.levels == "codebook"),
         OUTLIERS=0 if outliers is None else outliers.channel.dtype.itemsize,
+        SHORT_SCALES=int(scale.dtype == torch.float8_e4m3fn),
         ROTARY=0 if turned is None else len(turned.inverse_frequency),
         SHARE=share,
     )

@@ -1,7 +1,7 @@
 // Attention on packed rows on a CPU: a row is unpacked into registers, used by every query of its KV head, forgotten.
 //
 // Compiled for one form of rows, for PER_CHANNEL where rows share the scales of their channels, CODEBOOK, OUTLIERS (bytes
-// of a channel, or 0), ROTARY pairs of channels, and SHARE queries per KV head.
+// of a channel, or 0), ROTARY pairs of channels, SHORT_SCALES in e4m3, and SHARE queries per KV head.
 
 #include <cstring>
 #include <type_traits>
@@ -24,10 +24,16 @@ constexpr bool IN_REGISTERS = DIM % LANES == 0 && fits(FIRST) && (BITS != 3 || f
 typedef Table<CODEBOOK ? 1 << BITS : 0> Levels;
 typedef std::conditional<OUTLIERS == 2, int16_t, int32_t>::type Channel;
 
+struct Short {
+    uint8_t bits;
+    operator float() const { return float_of_e4m3(bits); }
+};
+typedef std::conditional<SHORT_SCALES, Short, Half>::type Scale;
+
 // As kvbench.kernels.packed.native has it. Steps are from one batch row, and from one head, to the next.
 struct Rows {
     const uint8_t* codes;
-    const Half *scales, *lows;
+    const Scale *scales, *lows;
     const float* levels;
     const Half* values;
     const Channel* channels;
@@ -56,7 +62,7 @@ inline int code_at(const uint8_t* from, int channel, int plane) {
     return (from[channel % each] >> (plane * (channel / each))) & ((1 << plane) - 1);
 }
 
-inline float least(float scale, const Half* lows, int at) {
+inline float least(float scale, const Scale* lows, int at) {
     return E4M3 || (CODEBOOK && SYMMETRIC) ? 0 : SYMMETRIC ? -MIDDLE * scale : (float)lows[at];
 }
 
@@ -68,7 +74,7 @@ inline void padded(const float* from, Floats to[N]) {
 struct Scales {
     alignas(64) float scale[N * LANES] = {}, low[N * LANES] = {};  // of every channel, where rows share them
 
-    void read(const Half* scales, const Half* lows) {
+    void read(const Scale* scales, const Scale* lows) {
         for (int channel = 0; channel < DIM; channel++) {
             scale[channel] = (float)scales[channel];
             low[channel] = least(scale[channel], lows, channel);
@@ -76,7 +82,7 @@ struct Scales {
     }
 };
 
-inline void unpack_row(const uint8_t* from, const Half* scales, const Half* lows, const Scales& shared,
+inline void unpack_row(const uint8_t* from, const Scale* scales, const Scale* lows, const Scales& shared,
                        const Levels& levels, Floats* row) {
     if constexpr (IS_HALF) {
         alignas(64) uint8_t whole[2 * N * LANES] = {};
@@ -189,8 +195,8 @@ struct Block {
     template <typename Use>
     void each_row(Use use) const {
         const uint8_t* codes = rows.codes + batch * rows.codes_step[0] + head * rows.codes_step[1];
-        const Half* scales = rows.scales + batch * rows.scales_step[0] + head * rows.scales_step[1];
-        const Half* lows = rows.lows + batch * rows.lows_step[0] + head * rows.lows_step[1];
+        const Scale* scales = rows.scales + batch * rows.scales_step[0] + head * rows.scales_step[1];
+        const Scale* lows = rows.lows + batch * rows.lows_step[0] + head * rows.lows_step[1];
         Scales shared;
         Floats unpacked[OUTLIERS ? BLOCK : 1][N];
         const auto finish = [&](long entry, Floats* row) {
