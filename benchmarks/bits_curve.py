@@ -70,6 +70,27 @@ def by_channel(bits: int, group: int) -> Rounding:
     return rounded
 
 
+def by_pair(radius_bits: int, angle_bits: int, group: int) -> Rounding:
+    """Return what rounds radii and angles of neighbouring tokens to middles, angles counted from their mean's."""
+
+    def middles(numbers: Tensor, bits: int) -> Tensor:
+        low, high = numbers.amin(-2, keepdim=True), numbers.amax(-2, keepdim=True)
+        step = ((high - low) / 2**bits).clamp(min=1e-9)
+        made: Tensor = low + (((numbers - low) / step).floor().clamp(max=2**bits - 1) + 0.5) * step
+        return made
+
+    def rounded(numbers: Tensor, layer: int) -> Tensor:
+        made = []
+        for points in torch.complex(*numbers.chunk(2, dim=-1)).split(group, dim=-2):
+            mean = (points / points.abs()).mean(-2, keepdim=True).angle()
+            beyond = torch.remainder(points.angle() - mean + torch.pi, 2 * torch.pi)
+            radius, angle = middles(points.abs(), radius_bits), middles(beyond, angle_bits) + mean - torch.pi
+            made.append(torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1))
+        return torch.cat(made, dim=-2)
+
+    return rounded
+
+
 @cache
 def embedded() -> tuple[dict[str, Any], Tensor]:
     """Return the embedded model's codebooks and how fast each pair of channels of its keys is rotated."""
@@ -181,6 +202,11 @@ def _kivi(bits: int, residual: int, values: int = 0) -> tuple[str, ...]:
     return (f"strategy=kivi{bits}", f"strategy.codec.residual={residual}", *rest)
 
 
+def _polar(radius_bits: int, angle_bits: int, group: int) -> tuple[str, ...]:
+    bits = (f"strategy.codec.radius_bits={radius_bits}", f"strategy.codec.angle_bits={angle_bits}")
+    return ("strategy=polarquant", *bits, f"strategy.codec.group={group}", f"strategy.codec.residual={group}")
+
+
 def _tuned(bits: float) -> tuple[str, ...]:
     return ("strategy=kvtuner", f"strategy.codec.bits={bits}", "strategy.codec.like.residual=32")
 
@@ -214,6 +240,19 @@ CASES = (
             reference=(to_table("keys", bits), to_table("values", bits)),
         )
         for bits in (4, 3, 2)
+    ),
+    *(
+        Case(
+            label="polarquant" + told,
+            overrides=_polar(radius, angle, group),
+            reference=(by_pair(radius, angle, group), by_token(4, 32)),
+        )
+        for radius, angle, group, told in (
+            (4, 4, 128, ""),
+            (4, 4, 32, ", groups of 32"),
+            (3, 5, 32, ", 3 + 5 bits, groups of 32"),
+            (2, 2, 32, ", 2 + 2 bits, groups of 32"),
+        )
     ),
     Case(label="kvtuner", overrides=("strategy=kvtuner",)),
     *(

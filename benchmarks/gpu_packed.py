@@ -25,7 +25,7 @@ from kvbench.measure.hardware import stream_bandwidth
 
 HEADS, KV_HEADS, DIM = 32, 8, 128
 CELLS = ((1, 32768), (16, 8192), (16, 32768))  # batch rows and entries of each
-INTEGERS = partial(Quantiser, symmetric=False, levels="integers", clip=1.0)
+INTEGERS = partial(Quantiser, symmetric=False, levels="integers", clip=1.0, scales="float16")
 ROUNDS, STEPS = 10, 20
 
 FORMS = {  # of keys and of values

@@ -10,7 +10,9 @@ from tests.support import codecs
 from tests.support.codecs import QUANTISED
 from tests.support.strategies import strategy
 
+GATHERED = ("polarquant",)  # keys that are packed in ways of their own
 each_method = pytest.mark.parametrize("name", QUANTISED)
+each_packed = pytest.mark.parametrize("name", [*QUANTISED, *GATHERED])
 
 
 def test_packing_keeps_every_code() -> None:
@@ -48,22 +50,22 @@ def test_attention_without_rotation_equals_attention_to_what_the_codes_stand_for
     codecs.equals_attention_to_what_the_codes_stand_for(name, "gpt2")
 
 
-@each_method
+@each_packed
 def test_a_token_is_packed_once(name: str) -> None:
     codecs.a_token_is_packed_once(name)
 
 
-@pytest.mark.parametrize("name", ["kivi2", "kivi4"])
+@pytest.mark.parametrize("name", ["kivi2", "kivi4", *GATHERED])
 def test_kivi_keeps_the_latest_tokens_exact(name: str) -> None:
     codecs.the_latest_tokens_are_exact(name)
 
 
-@each_method
+@each_packed
 def test_bytes_are_counted_to_the_last(name: str) -> None:
     codecs.bytes_are_counted_to_the_last(name)
 
 
-@each_method
+@each_packed
 def test_a_step_needs_little_room(name: str) -> None:
     codecs.a_step_needs_little_room(name, "reference")
 

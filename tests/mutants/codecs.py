@@ -79,11 +79,10 @@ def packed_again(self: PackedPayload, position: Tensor) -> None:
     before = self.packed
     settle(self, position)
     if self.packed > before > 0:
-        codes, scale, low = encode(self.how.quantiser, self.read(self.filled)[:, :, : self.packed] * 1.01)
-        self.codes[:, :, : self.packed] = codes
-        self.scale[:, :, : scale.shape[2]] = scale
-        if self.low is not None and low is not None:
-            self.low[:, :, : low.shape[2]] = low
+        for room, rows in zip(
+            self.kept, self._encoded(self.read(self.filled)[:, :, : self.packed] * 1.01), strict=True
+        ):
+            room[:, :, : rows.shape[2]] = rows
 
 
 def whole_copy(self: Rows, rows: Tensor) -> Tensor:
@@ -110,9 +109,9 @@ def only_whole_blocks(packed: Packed) -> Any:
     return (slice(start, start + 32) for start in range(0, length - 31, 32))
 
 
-def without_metadata(self: Quantiser, dim: int, entries: int) -> int:
+def without_metadata(self: PackedFormat, dim: int, entries: int) -> int:
     """Count codes alone."""
-    return entries * packing.packed_width(dim, self.bits)
+    return self.quantiser.kept(dim)[0].bytes(entries)
 
 
 def no_part_in_reverse(self: Rows, weights: Tensor) -> Tensor:
@@ -206,7 +205,7 @@ MUTANTS = (
     ),
     Mutant(
         name="scales cost nothing",
-        patches=((Quantiser, "bytes", without_metadata),),
+        patches=((PackedFormat, "packed_bytes", without_metadata),),
         killed_by=(
             partial(codecs.bytes_are_counted_to_the_last, "kivi2"),
             partial(codecs.bytes_are_counted_to_the_last, "fp8"),

@@ -74,7 +74,7 @@ def in_their_order(self: Basis, rows: Tensor) -> Tensor:
 
 def as_it_comes(self: Quantiser, numbers: Tensor) -> Tensor:
     """Let what is too large be no number, as the format has it."""
-    return torch.where(numbers.abs() > LARGEST_E4M3, torch.nan, numbers).to(self.kept)
+    return torch.where(numbers.abs() > LARGEST_E4M3, torch.nan, numbers).to(torch.float8_e4m3fn)
 
 
 def by_better_scales(self: Quantiser, groups: Tensor, scale: Tensor, low: Tensor | None) -> Tensor:

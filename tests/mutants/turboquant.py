@@ -10,13 +10,14 @@ from torch import Tensor
 
 from kvbench.cache.codecs import normal, turboquant
 from kvbench.cache.codecs.latent import LatentPayload
-from kvbench.cache.codecs.quantiser import Quantiser
+from kvbench.cache.codecs.packed import PackedFormat
 from kvbench.cache.codecs.turboquant import TurboQuant
 from kvbench.kernels.packed import Rows
 from tests.mutants.core_mutant import Mutant
 from tests.support import turboquant as support
 
-levels, rotation, encode, entry_bytes = normal.levels, turboquant.random_rotation, normal.encode, Quantiser.bytes
+levels, rotation, encode = normal.levels, turboquant.random_rotation, normal.encode
+packed_bytes = PackedFormat.packed_bytes
 write, logits = LatentPayload.write, Rows.logits
 
 
@@ -63,9 +64,9 @@ def one_for_nothing(numbers: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return codes, torch.where(scale == 0, 1.0, scale)
 
 
-def free_norms(self: Quantiser, dim: int, entries: int) -> int:
+def free_norms(self: PackedFormat, dim: int, entries: int) -> int:
     """Count codes alone."""
-    return entry_bytes(self, dim, entries) - 2 * entries
+    return packed_bytes(self, dim, entries) - 2 * entries
 
 
 def written_again(self: LatentPayload, start: int, entries: Tensor, position: Any = None) -> None:
@@ -121,7 +122,7 @@ MUTANTS = (
     ),
     Mutant(
         name="norms cost nothing",
-        patches=((Quantiser, "bytes", free_norms),),
+        patches=((PackedFormat, "packed_bytes", free_norms),),
         killed_by=(partial(support.bytes_are_those_of_codes_norms_and_one_matrix, 3),),
     ),
     Mutant(

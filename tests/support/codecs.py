@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,7 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kvbench.cache.codecs import normal
 from kvbench.cache.codecs.dense import DensePayload
 from kvbench.cache.codecs.packed import PackedCodec, PackedFormat, PackedPayload
+from kvbench.cache.codecs.packed_keys import PackedKeys
 from kvbench.cache.codecs.quantiser import Quantiser
+from kvbench.cache.codecs.sides import LayerSides
 from kvbench.cache.layer import CacheLayer
 from kvbench.cache.packing_error import squares
 from kvbench.kernels.attend import Tile, attend_one
@@ -299,8 +301,12 @@ class Weigher(TorchDispatchMode):
 
 def a_step_needs_little_room(name: str, kernel: Kernel, tokens: int = 4096) -> None:
     """What a decode step makes beside the cache is below a tenth of the layer's cache in float16."""
-    codec = composed(name, f"codec.kernel={kernel}").codec
-    assert isinstance(codec, PackedCodec)
+    view = view_of(model("llama_gqa", torch.float32))
+    shape = replace(view.layers[0], kv_heads=4, key_dim=64, value_dim=64, rotary=torch.rand(32))
+    chosen = composed(name).codec
+    if isinstance(chosen, PackedCodec):
+        chosen = replace(chosen, kernel=kernel)
+    codec = chosen.of_layer(replace(view, layers=(shape,)), 0)
     sizes = {"batch": 1, "heads": 4, "tokens": tokens, "dim": 64}
     keys, values = (rand(*sizes.values(), seed=seed) for seed in (10, 11))
     stored = [how.empty(keys, tokens + 100) for how in (codec.key_format, codec.value_format)]
@@ -321,17 +327,24 @@ def a_step_needs_little_room(name: str, kernel: Kernel, tokens: int = 4096) -> N
 # -- the cache ------------------------------------------------------------------------------------------------------
 
 
+Loops = Callable[[Tensor, Any], Tensor]  # what stands in the place of entries [B, G, T, D] that are packed so
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pretended:
     """One side of a codec that keeps numbers as they are and rounds them by plain loops when they are read.
 
     Args:
-        how: numbers are rounded.
-        residual: as in PackedCodec.
+        how: entries would be packed.
+        loops: that round them.
     """
 
-    how: Quantiser
-    residual: int
+    how: PackedFormat
+    loops: Loops
+
+    def rounded(self, entries: Tensor) -> Tensor:
+        """Return what stands in the place of entries."""
+        return self.loops(entries, self.how.quantiser)
 
     def empty(self, like: Tensor, capacity: int) -> PretendedPayload:
         """Return room."""
@@ -354,8 +367,8 @@ class PretendedPayload(DensePayload):
 
     def write(self, start: int, entries: Tensor, position: Tensor | int | None = None) -> None:
         """Write, and take a prompt as settled."""
-        if self.side.residual == 0:
-            super().write(start, stand_ins(entries, self.side.how).to(entries.dtype))
+        if self.side.how.rule.residual == 0:
+            super().write(start, self.side.rounded(entries).to(entries.dtype))
             return
         super().write(start, entries)
         self.length = start + entries.shape[2]
@@ -364,37 +377,41 @@ class PretendedPayload(DensePayload):
 
     def scatter(self, slot: Tensor, entry: Tensor, position: Tensor | int | None = None) -> None:
         """Write single entries."""
-        super().scatter(slot, stand_ins(entry, self.side.how).to(entry.dtype))
+        super().scatter(slot, self.side.rounded(entry).to(entry.dtype))
 
     def settle(self, position: Tensor) -> None:
         """Round what is no longer exact: whole groups of `residual` tokens, or all but the latest ones."""
-        how, residual = self.side.how, self.side.residual
+        residual = self.side.how.rule.residual
         if residual == 0:
             return
-        gathers = how.along == "tokens"
+        gathers = self.side.how.quantiser.tokens > 1
         done = self.length // residual * residual if gathers else max(0, self.length - residual)
         if done > self.rounded.shape[2]:
             fresh = self.data[:, :, self.rounded.shape[2] : done]
-            self.rounded = torch.cat([self.rounded, stand_ins(fresh, how)], dim=2)
+            self.rounded = torch.cat([self.rounded, self.side.rounded(fresh)], dim=2)
 
     def entries(self, stop: int, position: Tensor | None = None) -> Tensor:
         """Return what the codes would stand for, and the exact ones."""
-        if self.side.residual == 0:
+        if self.side.how.rule.residual == 0:
             return self.read(stop)
         return torch.cat([self.rounded.to(self.data.dtype), self.data[:, :, self.rounded.shape[2] : stop]], dim=2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretendedCodec:
-    """A codec that loses what a packed one loses, by another route."""
+    """A codec that loses what a packed one loses, by another route.
 
-    codec: PackedCodec
+    Args:
+        codec: the packed one.
+        loops: that round.
+    """
+
+    codec: PackedCodec | PackedKeys
+    loops: Loops = stand_ins
     is_exact: bool = False
     joins_heads: bool = False
     joins_slots: bool = False
     data_dependent: bool = False
-    fixed_bytes: int = 0
-    num_sink: int = 0
     flush_tokens: int = 1
 
     @property
@@ -402,23 +419,19 @@ class PretendedCodec:
         """As the packed one."""
         return self.codec.writes_each_token_alone
 
-    @property
-    def key_format(self) -> Pretended:
-        """How keys are rounded."""
-        return Pretended(how=self.codec.key_quantiser, residual=self.codec.residual)
-
-    @property
-    def value_format(self) -> Pretended:
-        """How values are rounded."""
-        return Pretended(how=self.codec.value_quantiser, residual=self.codec.residual)
-
-    def of_layer(self, view: ModelView, layer: int) -> PretendedCodec:
-        """Return the codec itself."""
-        return self
-
-    def of_heads(self, heads: slice) -> PretendedCodec:
-        """Return the codec itself."""
-        return self
+    def of_layer(self, view: ModelView, layer: int) -> LayerSides:
+        """Return how a layer is rounded."""
+        sides = self.codec.of_layer(view, layer)
+        assert isinstance(sides.key_format, PackedFormat)
+        assert isinstance(sides.value_format, PackedFormat)
+        return LayerSides(
+            key_format=Pretended(how=sides.key_format, loops=self.loops),
+            value_format=Pretended(how=sides.value_format, loops=self.loops),
+            writes_each_token_alone=self.writes_each_token_alone,
+            flush_tokens=1,
+            num_sink=0,
+            fixed_bytes=0,
+        )
 
     def kernel_on(self, device: torch.device, dtype: torch.dtype) -> None:
         """Return None: nothing is packed."""
@@ -427,12 +440,15 @@ class PretendedCodec:
         """Return None: every model can."""
 
 
-def equals_attention_to_what_the_codes_stand_for(name: str, model_name: str, *, prompt: int = 24) -> None:
+def equals_attention_to_what_the_codes_stand_for(
+    name: str, model_name: str, *, prompt: int = 24, loops: Loops = stand_ins
+) -> None:
     """Logits at every step are those of dense attention to keys and values that plain loops have rounded."""
     made, tokens = strategy(name), ids(1, 1, prompt + NEW)
-    assert isinstance(made.codec, PackedCodec)
+    assert isinstance(made.codec, PackedCodec | PackedKeys)
     got = drive(model(model_name), made, tokens, uniform(prompt))
-    want = drive(model(model_name), replace(made, codec=PretendedCodec(codec=made.codec)), tokens, uniform(prompt))
+    plainly = replace(made, codec=PretendedCodec(codec=made.codec, loops=loops))
+    want = drive(model(model_name), plainly, tokens, uniform(prompt))
     torch.testing.assert_close(got.logits, want.logits, rtol=0, atol=1e-9)
     full = drive(model(model_name), strategy("baseline"), tokens, uniform(prompt))
     assert_close(got.logits[:, :prompt], full.logits[:, :prompt])  # a prompt is read before it is packed
@@ -442,9 +458,9 @@ def equals_attention_to_what_the_codes_stand_for(name: str, model_name: str, *, 
 
 def appended(name: str, tokens: int, prompt: int) -> Iterator[tuple[PackedPayload, PackedFormat, Tensor, int]]:
     """Yield both sides of a cache after a prompt and after each token that follows, and what was written so far."""
-    codec = strategy(name).codec
-    assert isinstance(codec, PackedCodec)
+    codec = strategy(name).codec.of_layer(view_of(model("llama_gqa")), 0)
     for seed, how in enumerate((codec.key_format, codec.value_format)):
+        assert isinstance(how, PackedFormat)
         entries = rand(2, 2, tokens, 8, seed=20 + seed)
         payload = how.empty(entries, tokens)
         payload.write(0, entries[:, :, :prompt])
@@ -456,19 +472,19 @@ def appended(name: str, tokens: int, prompt: int) -> Iterator[tuple[PackedPayloa
 
 
 def a_token_is_packed_once(name: str) -> None:
-    """Codes and scales that were written never change, however many tokens follow."""
+    """What is kept of packed tokens never changes, however many follow."""
     for prompt in (1, 9, 24):
-        seen: dict[int, tuple[Tensor, Tensor]] = {}
+        seen: dict[int, list[Tensor]] = {}
         most = 0
         for payload, how, _, held in appended(name, 60, prompt):
             packed = how.packed(held)
             if held == prompt:
                 seen = {}
-            for count, (codes, scale) in seen.items():
-                assert torch.equal(payload.codes[:, :, :count], codes), "codes changed"
-                assert torch.equal(payload.scale[:, :, : count // payload.form.tokens], scale), "scales changed"
-            shared = packed // payload.form.tokens
-            seen[packed] = payload.codes[:, :, :packed].clone(), payload.scale[:, :, :shared].clone()
+            for before in seen.values():
+                for room, same in zip(payload.kept, before, strict=True):
+                    assert torch.equal(room[:, :, : same.shape[2]], same), "codes or scales changed"
+            rows = [packed // each.tokens for each in how.quantiser.kept(8)]
+            seen[packed] = [room[:, :, :count].clone() for room, count in zip(payload.kept, rows, strict=True)]
             most = max(most, packed)
         assert most > 40
 
@@ -476,7 +492,7 @@ def a_token_is_packed_once(name: str) -> None:
 def the_latest_tokens_are_exact(name: str, residual: int = 8) -> None:
     """KIVI: values of the latest `residual` tokens, and keys of those that do not fill a group yet, bit for bit."""
     for payload, how, entries, held in appended(name, 60, 19):
-        exact = min(held, residual if how.quantiser.along == "channels" else held % residual)
+        exact = min(held, residual if how.quantiser.tokens == 1 else held % residual)
         got = payload.read(held)
         assert torch.equal(got[:, :, held - exact :], entries[:, :, held - exact : held])
         if held - exact > 0:
@@ -489,13 +505,13 @@ def bytes_are_counted_to_the_last(name: str) -> None:
         for payload, how, entries, held in appended(name, max(tokens, prompt), prompt):
             heads = entries.shape[0] * entries.shape[1]
             stored = sum(t.untyped_storage().nbytes() for t in payload.tensors() if t.numel() > 0)
-            assert stored == how.allocated_bytes(heads, 8, entries.shape[2], entries.dtype)
-            parts = payload.entries(held, NOWHERE).parts
+            shared = [t.data_ptr() for t in how.quantiser.tensors()]
+            fixed = sum(t.nbytes for t in how.quantiser.tensors())
+            assert stored - fixed == how.allocated_bytes(heads, 8, entries.shape[2], entries.dtype)
             used = 0
-            for part in parts:
-                assert isinstance(part, Tensor | Packed)
-                given = [part] if isinstance(part, Tensor) else [part.codes, part.scale, part.low]
-                used += sum(t.numel() * t.element_size() for t in given if t is not None)
+            for part in payload.entries(held, NOWHERE).parts:
+                given = [part] if isinstance(part, Tensor) else vars(part).values()
+                used += sum(t.nbytes for t in given if isinstance(t, Tensor) and t.data_ptr() not in shared)
             assert used == how.used_bytes(heads, 8, held, entries.dtype)
 
 

@@ -85,12 +85,12 @@ def a_token_is_written_once() -> None:
     assert isinstance(payload.inner, LatentPayload)
     packed = payload.inner.inner
     assert isinstance(packed, PackedPayload)
-    before = torch.zeros(2, 1, 0, packed.codes.shape[3], dtype=torch.uint8)
+    before = torch.zeros(2, 1, 0, packed.kept[0].shape[3], dtype=torch.uint8)
     for slot in range(TOKENS):
         payload.write(slot, entries[:, :, slot : slot + 1], at()[:, :, slot : slot + 1])
-        assert (packed.codes[:, :, before.shape[2] :] == 0).all(), "a token was written before it left the window"
+        assert (packed.kept[0][:, :, before.shape[2] :] == 0).all(), "a token was written before it left the window"
         payload.settle(at())
-        now = packed.codes[:, :, : max(0, slot + 1 - SINKS - WINDOW)].clone()
+        now = packed.kept[0][:, :, : max(0, slot + 1 - SINKS - WINDOW)].clone()
         assert torch.equal(now[:, :, : before.shape[2]], before)
         before = now
     assert before.shape[2] == TOKENS - SINKS - WINDOW

@@ -15,6 +15,7 @@ from rich.progress import track
 
 from kvbench.cache.codecs.kvquant import KVQuant
 from kvbench.cache.codecs.packed import PackedCodec
+from kvbench.cache.codecs.packed_keys import PackedKeys
 from kvbench.cache.codecs.streaming import Streaming
 from kvbench.cache.kv_cache import KVCache
 from kvbench.compositions import composed, options, refusal
@@ -90,6 +91,8 @@ def small(made: CacheStrategy) -> CacheStrategy:
     if isinstance(codec, PackedCodec) and codec.residual > 0:
         keys = replace(codec.key_quantiser, group=4)
         changes["codec"] = replace(codec, key_quantiser=keys, residual=8)
+    elif isinstance(codec, PackedKeys):
+        changes["codec"] = replace(codec, group=4, residual=8)
     elif isinstance(codec, KVQuant):
         changes["codec"] = replace(codec, codebooks=str(measured("codebooks")))
     elif isinstance(codec, Streaming):

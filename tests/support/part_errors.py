@@ -150,6 +150,13 @@ def too_many_channels() -> None:
     composed("kvquant3").build(replace(view, layers=layers), uniform())
 
 
+def keys_of_size(name: str, size: int) -> Callable[[], object]:
+    """Return what asks for a model whose keys have so many channels."""
+    view = view_of(model("llama_gqa"))
+    layers = tuple(replace(layer, key_dim=size) for layer in view.layers)
+    return lambda: composed(name).build(replace(view, layers=layers), uniform())
+
+
 def no_maxima() -> None:
     """Ask for channel maxima in a folder that has none."""
     with TemporaryDirectory() as folder:
@@ -644,6 +651,19 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
     "triton in float64": (
         asked("kivi2", "codec.kernel=triton"),
         r"triton kernel .*the model .*; set strategy\.codec\.kernel=auto or reference",
+    ),
+    "group of one key": (asked("polarquant", "codec.group=1"), r"codec\.group must be at least 2 tokens; got 1"),
+    "residual of part of a group of keys": (
+        asked("polarquant", "codec.group=96"),
+        r"codec\.residual must be a multiple of the 96 tokens that share a scale \(strategy\.codec\.\*group\).*got 128",
+    ),
+    "bits of a pair": (
+        asked("polarquant", "codec.angle_bits=3"),
+        r"radius_bits and strategy\.codec\.angle_bits must be.*together one of \[2, 3, 4, 8\]; got 4 and 3",
+    ),
+    "channels without a partner": (
+        keys_of_size("polarquant", 7),
+        r"strategy/codec=polarquant pairs channels, and keys of this model have 7; use kivi4",
     ),
     "native in float64": (
         asked("kivi2", "codec.kernel=native"),

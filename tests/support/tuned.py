@@ -88,8 +88,7 @@ def layers_hold_their_own_bits() -> None:
             slots = slots_of(layer)
             for payload, mine in zip((slots.keys, slots.values), bits, strict=True):
                 assert isinstance(payload, PackedPayload)
-                assert payload.form.bits == mine
-                assert payload.codes.shape[3] == mine  # bytes of 8 numbers
+                assert payload.kept[0].shape[3] == mine  # bytes of 8 numbers
 
 
 # -- measuring ------------------------------------------------------------------------------------------------------

@@ -138,11 +138,11 @@ def a_token_is_written_once(bits: int) -> None:
     assert isinstance(inner, PackedPayload)
     payload.write(0, entries[:, :, :20])
     for count in range(20, 30):
-        before = inner.codes[:, :, :count].clone(), inner.scale[:, :, :count].clone()
+        before = [kept[:, :, :count].clone() for kept in inner.kept]
         payload.write(count, entries[:, :, count : count + 1])
         payload.settle(NOWHERE)
-        assert torch.equal(inner.codes[:, :, :count], before[0])
-        assert torch.equal(inner.scale[:, :, :count], before[1])
+        for kept, same in zip(inner.kept, before, strict=True):
+            assert torch.equal(kept[:, :, :count], same)
     whole = read(payload, 30)
     payload.scatter(torch.full((1, 1), 7), entries[:, :, :1])
     after = read(payload, 30)

@@ -53,4 +53,5 @@ SETTINGS: dict[str, Setting] = {
     "kivi2": _packed(*_GROUPS),
     "kvtuner": _packed(*(f"codec.like.{each.removeprefix('codec.')}" for each in _GROUPS), _BITS),
     "kivi4": _packed(*_GROUPS, like="kivi2"),
+    "polarquant": _packed("codec.group=4", "codec.value_quantiser.group=4", "codec.residual=8"),
 }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from kvbench.kernels.attend import Entries
+from kvbench.kernels.packed import Kernel, Run
 from kvbench.types import ModelView
 
 
@@ -51,6 +54,45 @@ class Payload(Protocol):
 
     def restore(self, snapshot: object) -> None:
         """Go back to a snapshot, in the same storage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """One of the things that are kept of packed entries.
+
+    Args:
+        tokens: neighbouring ones that share a row of it.
+        width: numbers of a row.
+        dtype: of the numbers.
+    """
+
+    tokens: int
+    width: int
+    dtype: torch.dtype
+
+    def bytes(self, entries: int) -> int:
+        """Return the bytes of so many entries of one head, a multiple of `tokens`."""
+        return entries // self.tokens * self.width * self.dtype.itemsize
+
+
+class Packing(Protocol):
+    """How a run of entries is packed, once and for good."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are packed together; 1 where each is packed alone."""
+
+    def kept(self, dim: int) -> tuple[Kept, ...]:
+        """Return what is kept of entries with so many numbers."""
+
+    def encode(self, entries: Tensor, *, kernel: Kernel) -> Sequence[Tensor | None]:
+        """Return what is kept of entries [B, G, T, D], in this order, but for None; T is a multiple of `tokens`."""
+
+    def run(self, kept: Sequence[Tensor], dim: int, kernel: Kernel) -> Run:
+        """Return entries with so many numbers as attention reads them, of what is kept."""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return what entries are packed with, which all caches of a model share."""
 
 
 class Format(Protocol):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.codecs.base import Format, Payload
-from kvbench.kernels.packed import Part, Rows
+from kvbench.kernels.packed import Rows, Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ class EndsPayload:
         """Return what attention reads of slots 0 .. stop."""
         sinks, rows = min(stop, self.first.shape[2]), self.latest.shape[2]
         written = self.written if rows > 0 else stop - sinks
-        parts: list[Tensor | Part] = [self.first.narrow(2, 0, sinks)] if sinks > 0 else []
+        parts: list[Tensor | Run] = [self.first.narrow(2, 0, sinks)] if sinks > 0 else []
         if written > 0:
             inner = self.inner.entries(written, position[:, :, sinks:])
             assert isinstance(inner, Tensor | Rows)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from kvbench.cache.codecs.base import Packing
 from kvbench.cache.codecs.kernel import ReadByKernel
 from kvbench.cache.codecs.quantiser import Quantiser
-from kvbench.kernels.packed import Packed, Rows
-from kvbench.kernels.packing import packed_width
+from kvbench.kernels.packed import Kernel, Rows, Run
 from kvbench.types import ModelView
 
 
@@ -43,14 +43,7 @@ class PackedCodec(ReadByKernel):
     def __post_init__(self) -> None:
         """Refuse residuals that groups do not divide, and kernels that do not exist."""
         super().__post_init__()
-        if self.residual < 0:
-            raise ValueError(f"strategy.codec.residual must be 0 or more; got {self.residual}.")
-        size = max(self.key_quantiser.tokens, self.value_quantiser.tokens)
-        if size > 1 and (self.residual == 0 or self.residual % size):
-            raise ValueError(
-                f"strategy.codec.residual must be a multiple of the {size} tokens that share a scale "
-                f"(strategy.codec.*_quantiser.group), as groups are packed whole; got {self.residual}."
-            )
+        check_residual(self.residual, max(self.key_quantiser.tokens, self.value_quantiser.tokens))
 
     @property
     def writes_each_token_alone(self) -> bool:
@@ -81,6 +74,28 @@ class PackedCodec(ReadByKernel):
         return self
 
 
+def check_residual(residual: int, group: int) -> None:
+    """Refuse a residual that groups of so many tokens do not divide."""
+    if residual < 0:
+        raise ValueError(f"strategy.codec.residual must be 0 or more; got {residual}.")
+    if group > 1 and (residual == 0 or residual % group):
+        raise ValueError(
+            f"strategy.codec.residual must be a multiple of the {group} tokens that share a scale "
+            f"(strategy.codec.*group), as groups are packed whole; got {residual}."
+        )
+
+
+class Rule(Protocol):
+    """What both sides of a packed cache have in common."""
+
+    @property
+    def residual(self) -> int:
+        """Tokens, as in PackedCodec."""
+
+    def kernel_on(self, device: torch.device, dtype: torch.dtype) -> Kernel:
+        """Return what reads packed entries of a model with this dtype on this device."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PackedFormat:
     """How one side of a cache is packed.
@@ -90,8 +105,8 @@ class PackedFormat:
         rule: what both sides have in common.
     """
 
-    quantiser: Quantiser
-    rule: PackedCodec
+    quantiser: Packing
+    rule: Rule
 
     @property
     def keep(self) -> int:
@@ -119,12 +134,16 @@ class PackedFormat:
     def allocated_bytes(self, heads: int, dim: int, capacity: int, dtype: torch.dtype) -> int:
         """Return the bytes of room for so many entries of so many heads, metadata included."""
         exact = self.exact_rows * dim * dtype.itemsize
-        return heads * (self.quantiser.bytes(dim, self.packed(capacity)) + exact)
+        return heads * (self.packed_bytes(dim, self.packed(capacity)) + exact)
 
     def used_bytes(self, heads: int, dim: int, entries: int, dtype: torch.dtype) -> int:
         """Return the bytes of so many entries of so many heads, metadata included, once they have settled."""
         packed = self.packed(entries)
-        return heads * (self.quantiser.bytes(dim, packed) + (entries - packed) * dim * dtype.itemsize)
+        return heads * (self.packed_bytes(dim, packed) + (entries - packed) * dim * dtype.itemsize)
+
+    def packed_bytes(self, dim: int, entries: int) -> int:
+        """Return the bytes of so many packed entries of one head."""
+        return sum(each.bytes(entries) for each in self.quantiser.kept(dim))
 
 
 class PackedPayload:
@@ -139,19 +158,19 @@ class PackedPayload:
     def __init__(self, how: PackedFormat, like: Tensor, capacity: int) -> None:
         batch, heads, _, dim = like.shape
         self.how, self.capacity, self.dtype = how, capacity, like.dtype
-        self.form = how.quantiser.form(dim)
         self.kernel = how.rule.kernel_on(like.device, like.dtype)
         self.exact = like.new_zeros((batch, heads, how.exact_rows, dim))
         self.filled = 0  # slots in use, where some are exact
         self.packed = 0  # the first of them, whose entries are codes
-        self._allocate(how.packed(capacity))
+        self.kept = self._room(how.packed(capacity))
 
-    def _allocate(self, slots: int) -> None:
-        shape, form, quantiser = self.exact.shape[:2], self.form, self.how.quantiser
-        scales = (*shape, slots // form.tokens, form.scales)
-        self.codes = self.exact.new_zeros((*shape, slots, packed_width(form.dim, form.bits)), dtype=torch.uint8)
-        self.scale = self.exact.new_zeros(scales, dtype=quantiser.kept)
-        self.low = None if quantiser.symmetric else self.exact.new_zeros(scales, dtype=quantiser.kept)
+    def _room(self, slots: int) -> list[Tensor]:
+        """Return room for what is kept of so many packed entries."""
+        batch, heads, _, dim = self.exact.shape
+        return [
+            self.exact.new_zeros((batch, heads, slots // each.tokens, each.width), dtype=each.dtype)
+            for each in self.how.quantiser.kept(dim)
+        ]
 
     def write(self, start: int, entries: Tensor, position: Tensor | int | None = None) -> None:
         """Store entries [B, G, T, D] at slots start .. start + T."""
@@ -181,35 +200,34 @@ class PackedPayload:
         self.packed += flush
 
     def _pack(self, start: int, entries: Tensor) -> None:
-        count, size = entries.shape[2], self.form.tokens
+        count = entries.shape[2]
         if count == 0:
             return
-        codes, scale, low = self.how.quantiser.encode(entries, kernel=self.kernel)
-        self.codes.narrow(2, start, count).copy_(codes)
-        self.scale.narrow(2, start // size, count // size).copy_(scale)
-        if self.low is not None:
-            assert low is not None
-            self.low.narrow(2, start // size, count // size).copy_(low)
+        for room, rows in zip(self.kept, self._encoded(entries), strict=True):
+            tokens = count // rows.shape[2]
+            room.narrow(2, start // tokens, rows.shape[2]).copy_(rows)
+
+    def _encoded(self, entries: Tensor) -> list[Tensor]:
+        return [rows for rows in self.how.quantiser.encode(entries, kernel=self.kernel) if rows is not None]
 
     def scatter(self, slot: Tensor, entry: Tensor, position: Tensor | int | None = None) -> None:
         """Store one entry [B, G, 1, D] per row and head at its own slot [B, 1 or G], or k of them at [B, 1 or G, k]."""
-        codes, scale, low = self.how.quantiser.encode(entry, kernel=self.kernel)
         at = (slot[:, :, None] if slot.dim() == 2 else slot)[..., None]
-        for rows, new in ((self.codes, codes), (self.scale, scale), (self.low, low)):
-            if rows is not None and new is not None:
-                _bytes(rows).scatter_(2, at.expand_as(new), _bytes(new))
+        for room, rows in zip(self.kept, self._encoded(entry), strict=True):
+            _bytes(room).scatter_(2, at.expand_as(rows), _bytes(rows))
 
     def entries(self, stop: int, position: Tensor | None = None) -> Rows:
         """Return the entries of slots 0 .. stop: codes, and the exact ones, as they lie."""
-        rows = self.exact.shape[2]
+        rows, dim = self.exact.shape[2:]
         packed = stop if rows == 0 else self.packed
-        parts: list[Tensor | Packed] = []
+        parts: list[Tensor | Run] = []
         if packed > 0:
-            shared = packed // self.form.tokens
-            low = None if self.low is None else self.low.narrow(2, 0, shared)
-            codes, scale = self.codes.narrow(2, 0, packed), self.scale.narrow(2, 0, shared)
-            levels = self.how.quantiser.table(codes.device)
-            parts.append(Packed(self.form, codes, scale, low, self.kernel, levels))
+            quantiser = self.how.quantiser
+            kept = [
+                room.narrow(2, 0, packed // each.tokens)
+                for room, each in zip(self.kept, quantiser.kept(dim), strict=True)
+            ]
+            parts.append(quantiser.run(kept, dim, self.kernel))
         if packed < stop:
             first = packed % rows
             parts.append(self.exact.narrow(2, first, min(stop - packed, rows - first)))
@@ -228,18 +246,14 @@ class PackedPayload:
 
     def grow(self, capacity: int, used: int) -> None:
         """Move to storage for `capacity` slots; the old storage is freed."""
-        codes, scale, low = self.codes, self.scale, self.low
-        self.capacity = capacity
-        self._allocate(self.how.packed(capacity))
-        self.codes.narrow(2, 0, codes.shape[2]).copy_(codes)
-        self.scale.narrow(2, 0, scale.shape[2]).copy_(scale)
-        if self.low is not None:
-            assert low is not None
-            self.low.narrow(2, 0, low.shape[2]).copy_(low)
+        before, self.capacity = self.kept, capacity
+        self.kept = self._room(self.how.packed(capacity))
+        for room, rows in zip(self.kept, before, strict=True):
+            room.narrow(2, 0, rows.shape[2]).copy_(rows)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return everything held."""
-        return tuple(t for t in (self.codes, self.scale, self.low, self.exact) if t is not None)
+        """Return everything held, what entries are packed with included, which caches of one model share."""
+        return (*self.kept, self.exact, *self.how.quantiser.tensors())
 
     def snapshot(self) -> tuple[int, int, Tensor]:
         """Return what `restore` needs to take back entries appended later."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.codecs import normal
-from kvbench.kernels.packed import Form, Kernel
+from kvbench.cache.codecs.base import Kept
+from kvbench.kernels.packed import Form, Kernel, Packed
 from kvbench.kernels.packing import pack, packed_width
 
 LARGEST_E4M3 = 448.0
@@ -82,11 +84,6 @@ class Quantiser:
         """Tokens that share scales."""
         return self.group if self.along == "tokens" else 1
 
-    @property
-    def kept(self) -> torch.dtype:
-        """What scales and least numbers are kept in."""
-        return _KEPT[self.scales]
-
     def form(self, dim: int) -> Form:
         """Return how rows of so many numbers are packed."""
         channels = 1 if self.along == "tokens" else min(self.group or dim, dim)
@@ -103,10 +100,20 @@ class Quantiser:
         """Return what the codes of a codebook stand for, float32 [2^bits]."""
         return normal.table(self.bits, device) if self.levels == "normal" else None
 
-    def bytes(self, dim: int, entries: int) -> int:
-        """Return the bytes of so many entries of one head, a multiple of `tokens`: codes, scales, least numbers."""
-        kept = self.kept.itemsize * (1 if self.symmetric else 2)
-        return entries * packed_width(dim, self.bits) + entries // self.tokens * self.form(dim).scales * kept
+    def kept(self, dim: int) -> tuple[Kept, ...]:
+        """Return what is kept of entries with so many numbers: codes, scales, least numbers."""
+        codes = Kept(tokens=1, width=packed_width(dim, self.bits), dtype=torch.uint8)
+        scales = Kept(tokens=self.tokens, width=self.form(dim).scales, dtype=_KEPT[self.scales])
+        return (codes, scales) if self.symmetric else (codes, scales, scales)
+
+    def run(self, kept: Sequence[Tensor], dim: int, kernel: Kernel) -> Packed:
+        """Return entries with so many numbers as attention reads them, of what is kept."""
+        codes, scale, *low = kept
+        return Packed(self.form(dim), codes, scale, low[0] if low else None, kernel, self.table(codes.device))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return nothing: entries are packed with constants."""
+        return ()
 
     def encode(
         self, entries: Tensor, reach: Tensor | None = None, kernel: Kernel = "reference"
@@ -153,7 +160,7 @@ class Quantiser:
     def _in_few_bits(self, numbers: Tensor) -> Tensor:
         if self.scales == "e4m3":  # which has no infinity, and of what is too large would make no number
             numbers = numbers.clamp(-LARGEST_E4M3, LARGEST_E4M3)
-        return numbers.to(self.kept)
+        return numbers.to(_KEPT[self.scales])
 
     def _codes(self, groups: Tensor, scale: Tensor, low: Tensor | None) -> Tensor:
         if low is not None:

@@ -70,9 +70,34 @@ class Turned:
     inverse_frequency: Tensor
 
 
+class Run(Protocol):
+    """A run of entries that are not kept as numbers."""
+
+    @property
+    def length(self) -> int:
+        """Rows of each head."""
+
+    @property
+    def groups(self) -> int:
+        """KV heads."""
+
+    @property
+    def outlier_rows(self) -> float:
+        """As many rows of each head as outliers would fill."""
+
+    def dense(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Return rows start .. stop as numbers [B, G, stop - start, D]."""
+
+    def logits(self, rows: Tensor, out: Tensor) -> None:
+        """Write the products of rows [B, G, g, D], float32 or wider, into out [B, G, g, m]."""
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        """Return the sum of the rows by weights [B, G, g, m], as [B, G, g, D]."""
+
+
 @dataclass(frozen=True)
 class Packed:
-    """A run of packed rows.
+    """A run of packed rows of numbers.
 
     Scales that heads or batch rows share are expanded, not copied.
 
@@ -144,31 +169,6 @@ class Packed:
         return reference
 
 
-class Part(Protocol):
-    """A run of entries that are not kept as numbers."""
-
-    @property
-    def length(self) -> int:
-        """Entries of each head."""
-
-    @property
-    def groups(self) -> int:
-        """KV heads."""
-
-    @property
-    def outlier_rows(self) -> float:
-        """As many entries of each head as outliers would fill."""
-
-    def dense(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """Return entries start .. stop as numbers [B, G, stop - start, D]."""
-
-    def logits(self, rows: Tensor, out: Tensor) -> None:
-        """Write the products of rows [B, G, g, D], float32 or wider, into out [B, G, g, m]."""
-
-    def weighted(self, weights: Tensor) -> Tensor:
-        """Return the sum of the entries by weights [B, G, g, m], as [B, G, g, D]."""
-
-
 @dataclass(frozen=True)
 class Rows:
     """Keys or values of which some are not kept as numbers, in the order of their slots.
@@ -178,7 +178,7 @@ class Rows:
         dtype: of the model.
     """
 
-    parts: Sequence[Tensor | Part]
+    parts: Sequence[Tensor | Run]
     dtype: torch.dtype
 
     sink_entries: ClassVar[int] = 0
