@@ -91,6 +91,30 @@ def by_pair(radius_bits: int, angle_bits: int, group: int) -> Rounding:
     return rounded
 
 
+def by_signs(bits: int, num_large: int, group: int, size: int) -> Rounding:
+    """Return what keeps of keys signs of products with directions, and lengths, the largest channels apart."""
+    random = torch.Generator().manual_seed(1)
+    blocks = [torch.linalg.svd(torch.randn(size, size, generator=random)).U for _ in range(bits)]
+    directions = torch.cat(blocks)
+    mean = (2 / torch.pi) ** 0.5 * (1 + 1 / (4 * size)) / size**0.5  # size of a number of a direction, nearly
+
+    def told(part: Tensor, count: int) -> Tensor:
+        signs = (part @ directions[:count].mT).sign()
+        made: Tensor = signs @ directions[:count] * (part.norm(dim=-1, keepdim=True) / (count * mean))
+        return made
+
+    def rounded(numbers: Tensor, layer: int) -> Tensor:
+        made = []
+        for part in numbers.split(group, dim=-2):
+            far = part.norm(dim=-2, keepdim=True)
+            large = far >= far.sort(dim=-1).values[..., -num_large, None]
+            of_large, of_others = told(part * large, bits * size // 2), told(part * ~large, bits * size)
+            made.append(torch.where(large, of_large, of_others))
+        return torch.cat(made, dim=-2)
+
+    return rounded
+
+
 @cache
 def embedded() -> tuple[dict[str, Any], Tensor]:
     """Return the embedded model's codebooks and how fast each pair of channels of its keys is rotated."""
@@ -252,6 +276,18 @@ CASES = (
             (4, 4, 32, ", groups of 32"),
             (3, 5, 32, ", 3 + 5 bits, groups of 32"),
             (2, 2, 32, ", 2 + 2 bits, groups of 32"),
+        )
+    ),
+    *(
+        Case(
+            label="qjl" + told,
+            overrides=("strategy=qjl", f"strategy.codec.first_layers={first}", f"strategy.codec.residual={residual}"),
+            reference=(by_signs(bits, 8, 32, 32), by_token(2, 32)),
+        )
+        for bits, first, residual, told in (
+            (4, 15, 128, ""),
+            (4, 15, 32, ", residual 32"),
+            (2, 0, 32, ", 2 bits in all layers, residual 32"),
         )
     ),
     Case(label="kvtuner", overrides=("strategy=kvtuner",)),

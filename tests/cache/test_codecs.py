@@ -10,7 +10,7 @@ from tests.support import codecs
 from tests.support.codecs import QUANTISED
 from tests.support.strategies import strategy
 
-GATHERED = ("polarquant",)  # keys that are packed in ways of their own
+GATHERED = ("polarquant", "qjl")  # keys that are packed in ways of their own
 each_method = pytest.mark.parametrize("name", QUANTISED)
 each_packed = pytest.mark.parametrize("name", [*QUANTISED, *GATHERED])
 

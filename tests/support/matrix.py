@@ -16,6 +16,7 @@ from rich.progress import track
 from kvbench.cache.codecs.kvquant import KVQuant
 from kvbench.cache.codecs.packed import PackedCodec
 from kvbench.cache.codecs.packed_keys import PackedKeys
+from kvbench.cache.codecs.qjl import QJL
 from kvbench.cache.codecs.streaming import Streaming
 from kvbench.cache.kv_cache import KVCache
 from kvbench.compositions import composed, options, refusal
@@ -93,6 +94,8 @@ def small(made: CacheStrategy) -> CacheStrategy:
         changes["codec"] = replace(codec, key_quantiser=keys, residual=8)
     elif isinstance(codec, PackedKeys):
         changes["codec"] = replace(codec, group=4, residual=8)
+        if isinstance(codec, QJL):
+            changes["codec"] = replace(codec, group=4, residual=8, num_large=2)
     elif isinstance(codec, KVQuant):
         changes["codec"] = replace(codec, codebooks=str(measured("codebooks")))
     elif isinstance(codec, Streaming):

@@ -665,6 +665,14 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         keys_of_size("polarquant", 7),
         r"strategy/codec=polarquant pairs channels, and keys of this model have 7; use kivi4",
     ),
+    "projections": (
+        asked("qjl", "codec.bits=0"),
+        r"codec\.num_large must be at least 1, and strategy\.codec\.first_layers 0 or more; got 0, 4, 8 and 15",
+    ),
+    "channels that are all large": (
+        asked("qjl"),
+        r"needs more channels of a key than strategy\.codec\.num_large=8, and 256 at most; this model has 8",
+    ),
     "native in float64": (
         asked("kivi2", "codec.kernel=native"),
         r"computes in float32, and the model in float64; set strategy\.codec\.kernel=auto or reference",

@@ -7,6 +7,7 @@ from tests.support.moments import where
 from tests.support.settings import Setting
 from tests.support.tuned import folder as bits
 
+_KEYS = ("codec.group=4", "codec.value_quantiser.group=4", "codec.residual=8")
 _GROUPS = ("codec.key_quantiser.group=4", "codec.value_quantiser.group=4", "codec.residual=8")
 
 
@@ -53,5 +54,6 @@ SETTINGS: dict[str, Setting] = {
     "kivi2": _packed(*_GROUPS),
     "kvtuner": _packed(*(f"codec.like.{each.removeprefix('codec.')}" for each in _GROUPS), _BITS),
     "kivi4": _packed(*_GROUPS, like="kivi2"),
-    "polarquant": _packed("codec.group=4", "codec.value_quantiser.group=4", "codec.residual=8"),
+    "polarquant": _packed(*_KEYS),
+    "qjl": _packed(*_KEYS, "codec.num_large=2", "codec.first_layers=1"),
 }

@@ -33,8 +33,13 @@ class TurboQuant(Rotated):
 
 @cache
 def random_rotation(size: int, seed: int) -> Tensor:
+    """Return the rotation of a seed in float64 [size, size]."""
+    return rotation(size, torch.Generator().manual_seed(seed))
+
+
+def rotation(size: int, random: torch.Generator) -> Tensor:
     """Return an orthonormal matrix in float64, each as likely as any other [size, size]."""
-    drawn = torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randn(size, size, dtype=torch.float64, generator=random)
     found, triangle = torch.linalg.qr(drawn)
     turned: Tensor = found * triangle.diagonal().sign()  # with signs as they come some matrices would be likelier
     return turned
