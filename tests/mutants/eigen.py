@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -54,7 +55,7 @@ def one_more(spectra: Sequence[Tensor], total: int) -> list[int]:
 
 def whole(view: ModelView, rule: Any) -> Any:
     """Hold every direction."""
-    return bases(view, type(rule)(kept=1.0, moments=rule.moments, latent=rule.latent))
+    return bases(view, replace(rule, kept=1.0))
 
 
 _STACKED = partial(eigen.directions_are_those_of_stacked_rows, "llama_gqa")
