@@ -11,7 +11,7 @@ COMPAT = .venv-compat
 COMPAT_TRANSFORMERS = 5.17.0
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install run test suite lint compat matrix gpu-check docs figures
+.PHONY: help install run test suite lint compat matrix shipped gpu-check docs figures
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ compat: $(COMPAT)/installed  ## the tests with the oldest transformers that is s
 
 matrix: install  ## every combination of a strategy's parts: what is legal runs, what is not says why
 	$(BIN)/python -m tests.support.matrix
+
+shipped: install  ## what comes with the embedded model is what the commands make of it
+	$(BIN)/python -m pytest -n 2 -m shipped
 
 gpu-check:  ## device tests and two tables on a GPU, with PYTHON's own packages; WHEELS=folder adds Hydra's
 	if [ -n "$(WHEELS)" ]; then \

@@ -28,6 +28,7 @@ from kvbench.train import RECIPE, read_corpus
 from kvbench.types import ModelView, RunShape
 
 RUN = RunShape(prompt_lengths=(600,), new_tokens=8)
+LONG = pytest.mark.shipped
 KINDS = {"headkv": "retrieval", "duoattention": "gate", "razorattention": "repetition"}
 
 
@@ -100,8 +101,7 @@ def test_the_embedded_model_needs_no_command(method: str) -> None:
     assert file.stat().st_size < 2000
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS.values())
+@pytest.mark.parametrize("kind", [*(pytest.param(each, marks=LONG) for each in ("retrieval", "gate")), "repetition"])
 def test_what_is_shipped_is_what_the_command_makes(kind: str, tmp_path: Path) -> None:
     assert main(["calibrate", kind, "model=tiny", "model.device=cpu", "--out", str(tmp_path)]) == 0
     (made,) = tmp_path.glob("head_scores_*.json")
@@ -205,8 +205,9 @@ def numbers_in(found: Any) -> list[float]:
     return [found] if isinstance(found, int | float) else []
 
 
-@pytest.mark.slow
-@of_each_kind
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=LONG if kind.name != "smooth" else (), id=kind.name) for kind in MEASURED]
+)
 def test_what_is_shipped_for_methods_is_what_the_command_makes_of_the_training_text(kind: Kind, tmp_path: Path) -> None:
     recipe = OmegaConf.load(RECIPE)
     corpus = read_corpus(recipe.data.held_out_every, list(recipe.data.skip_folders))

@@ -16,7 +16,6 @@ NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "analysis.ipynb"
 REAL = Path(__file__).parents[1] / "fixtures" / "runs"  # how it was made: tests/fixtures/README.md
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("is_real", [True, False], ids=["real", "made_up"])
 def test_the_notebook_runs_on_a_tree_of_runs(tmp_path: Path, is_real: bool) -> None:
     if not is_real:
