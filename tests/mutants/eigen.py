@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.codecs import eigen as rules
-from kvbench.cache.codecs.moments import Moments, blocks
+from kvbench.cache.codecs.moments import Moments, blocks, main_directions
 from kvbench.types import ModelView
 from tests.mutants.core_mutant import Mutant
 from tests.support import eigen
 
-bases, main_directions = rules._bases.__wrapped__, rules.main_directions
+bases = rules._bases.__wrapped__
 moments, of_one_share = rules._moments, rules.of_one_share
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from kvbench.bench import source_of
 from kvbench.cache.codecs import eigen
 from kvbench.cache.codecs.basis import Basis
-from kvbench.cache.codecs.eigen import EigenAttention, main_directions
-from kvbench.cache.codecs.moments import blocks, find
+from kvbench.cache.codecs.eigen import EigenAttention
+from kvbench.cache.codecs.moments import blocks, find, main_directions
 from kvbench.cache.rotary import turn, turned_back
 from kvbench.calibration import watching
 from kvbench.configuration import check, compose

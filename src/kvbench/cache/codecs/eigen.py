@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.codecs.basis import Basis
-from kvbench.cache.codecs.moments import KIND, Moments, blocks, find
+from kvbench.cache.codecs.moments import Moments, blocks, find, main_directions
 from kvbench.cache.codecs.palu import allotted, bias_of
-from kvbench.cache.codecs.projected import Projected
+from kvbench.cache.codecs.projected import Measured
 from kvbench.types import ModelView
 
 
 @dataclass(frozen=True, kw_only=True)
-class EigenAttention(Projected):
+class EigenAttention(Measured):
     """Each head of the keys, cut to the main directions of keys and queries together, and of the values, to their own.
 
     A direction that keys lie along and queries do not changes no logit, so those that both lie along are worth most.
@@ -32,14 +32,12 @@ class EigenAttention(Projected):
 
     Args:
         kept: share of all directions that is kept, over all layers.
-        moments: file or folder; "" for where `kvbench calibrate moments` leaves them.
+        moments: as in Measured.
     """
 
-    calibration: ClassVar[str] = KIND
     joins_heads: ClassVar[bool] = False
 
     kept: float
-    moments: str
 
     def __post_init__(self) -> None:
         """Refuse shares and latents that cannot be."""
@@ -50,14 +48,6 @@ class EigenAttention(Projected):
     def bases(self, view: ModelView, layer: int) -> tuple[Basis, Basis]:
         """Return the directions of the keys and of the values of a layer."""
         return _bases(view, self)[layer]
-
-    def unsupported(self, view: ModelView) -> str | None:
-        """Return why there are no directions for a model, with the command that finds them, or None."""
-        try:
-            _bases(view, self)
-        except ValueError as error:
-            return str(error)
-        return super().unsupported(view)
 
 
 @lru_cache(maxsize=4)
@@ -88,12 +78,6 @@ def _moments(found: Moments, sizes: Sequence[int]) -> Iterator[Tensor]:
     for layer, queries in enumerate(found.queries):
         yield blocks(found.keys[layer], sizes[2 * layer]) + queries
         yield blocks(found.values[layer], sizes[2 * layer + 1])
-
-
-def main_directions(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the squares along directions, largest first, and the directions, in float64 [G, D], [G, D, D]."""
-    squares, directions = torch.linalg.eigh(moments.double())
-    return squares.flip(1), directions.flip(2)
 
 
 def of_one_share(spectra: Sequence[Tensor], total: int) -> list[int]:

@@ -141,6 +141,12 @@ def blocks(moments: Tensor, size: int) -> Tensor:
     return made
 
 
+def main_directions(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the squares along directions, largest first, and the directions, in float64 [n, c], [n, c, c]."""
+    squares, directions = torch.linalg.eigh(moments.double())
+    return squares.flip(1), directions.flip(2)
+
+
 def places(moments: Tensor) -> Tensor:
     """Return where each channel comes in the order of how far it lies along its group's main direction [n, c].
 
@@ -149,7 +155,7 @@ def places(moments: Tensor) -> Tensor:
     Args:
         moments: of groups of channels [n, c, c].
     """
-    main = torch.linalg.eigh(moments.double()).eigenvectors[..., -1]
+    main = main_directions(moments)[1][..., 0]
     main = (
         main * main.gather(1, main.abs().argmax(dim=1, keepdim=True)).sign()
     )  # eigenvectors have no sign of their own

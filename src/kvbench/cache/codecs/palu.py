@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from kvbench.cache.codecs.basis import Basis
 from kvbench.cache.codecs.lorc import ROUNDED_TO
-from kvbench.cache.codecs.moments import KIND, Moments, blocks, find, joined, refuse_groups
-from kvbench.cache.codecs.projected import Projected
+from kvbench.cache.codecs.moments import Moments, blocks, find, joined, main_directions, refuse_groups
+from kvbench.cache.codecs.projected import Measured
 from kvbench.cache.codecs.rotated import hadamard
 from kvbench.types import ModelView, Projection
 
 
 @dataclass(frozen=True, kw_only=True)
-class Palu(Projected):
+class Palu(Measured):
     """Keys and values of neighbouring heads, cut to the directions along which they are largest, and turned.
 
     For inputs X and weights W the products XW change least, of all changes that leave W rank r, where W is cut to the r
@@ -35,15 +35,12 @@ class Palu(Projected):
         heads: of a group, at most; they share coordinates.
         kept: share of all directions that is kept, over all layers.
         ranks: whether each side of a layer keeps as many as its share of squared gradients, "fisher", or "uniform".
-        moments: file or folder; "" for where `kvbench calibrate moments` leaves them.
+        moments: as in Measured.
     """
-
-    calibration: ClassVar[str] = KIND
 
     heads: int
     kept: float
     ranks: Literal["fisher", "uniform"]
-    moments: str
 
     def __post_init__(self) -> None:
         """Refuse groups, shares and latents that cannot be."""
@@ -62,14 +59,6 @@ class Palu(Projected):
     def bases(self, view: ModelView, layer: int) -> tuple[Basis, Basis]:
         """Return the directions of the keys and of the values of a layer."""
         return _bases(view, self)[layer]
-
-    def unsupported(self, view: ModelView) -> str | None:
-        """Return why there are no directions for a model, with the command that finds them, or None."""
-        try:
-            _bases(view, self)
-        except ValueError as error:
-            return str(error)
-        return super().unsupported(view)
 
 
 @lru_cache(maxsize=4)
@@ -104,8 +93,7 @@ def _directions(
     if found is None:
         groups = view.layers[layer].kv_heads // heads
         return torch.empty(groups, heads, size // heads, rank, dtype=wide, device=view.device)
-    found_here: Tensor = blocks(getattr(found, name)[layer], size)
-    main = torch.linalg.eigh(found_here.double()).eigenvectors.flip(2)[..., :rank]
+    main = main_directions(blocks(getattr(found, name)[layer], size))[1][..., :rank]
     turned: Tensor = (main @ hadamard(rank)).unflatten(1, (heads, -1))
     return turned.to(device=view.device, dtype=wide).contiguous()
 

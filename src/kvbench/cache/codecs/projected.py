@@ -11,6 +11,7 @@ import torch
 from kvbench.cache.codecs.base import Codec
 from kvbench.cache.codecs.basis import Basis
 from kvbench.cache.codecs.latent import LatentCodec, LatentFormat
+from kvbench.cache.codecs.moments import KIND
 from kvbench.types import ModelView
 
 
@@ -81,3 +82,24 @@ class Projected(ABC):
     def unsupported(self, view: ModelView) -> str | None:
         """Return why coordinates of a model cannot be written, or None."""
         return self.latent.unsupported(view)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Projected):
+    """Coordinates that follow from what was measured on a model.
+
+    Args:
+        moments: file or folder; "" for where `kvbench calibrate moments` leaves them.
+    """
+
+    calibration: ClassVar[str] = KIND
+
+    moments: str
+
+    def unsupported(self, view: ModelView) -> str | None:
+        """Return why there are no coordinates for a model, with the command that finds them, or None."""
+        try:
+            self.bases(view, 0)
+        except ValueError as error:
+            return str(error)
+        return super().unsupported(view)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from kvbench.cache.codecs.basis import Basis
-from kvbench.cache.codecs.moments import KIND, blocks, find, joined, places, refuse_groups
-from kvbench.cache.codecs.projected import Projected
+from kvbench.cache.codecs.moments import blocks, find, joined, places, refuse_groups
+from kvbench.cache.codecs.projected import Measured
 from kvbench.types import ModelView
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reordered(Projected):
+class Reordered(Measured):
     """Channels of neighbouring heads are sorted by what they are in text; keys as they were before rotation.
 
     Source: Duanmu et al. (SKVQ), arXiv:2405.06219, sec. 3: channels reordered, clipped rounding, a window of exact
@@ -28,13 +27,10 @@ class Reordered(Projected):
 
     Args:
         heads: neighbouring ones that are sorted together, at most.
-        moments: file or folder; "" for where `kvbench calibrate moments` leaves them.
+        moments: as in Measured.
     """
 
-    calibration: ClassVar[str] = KIND
-
     heads: int
-    moments: str
 
     def __post_init__(self) -> None:
         """Refuse groups and latents that cannot be."""
@@ -62,14 +58,6 @@ class Reordered(Projected):
     def of_values(self, moments: Tensor, heads: int) -> Basis:
         """Return the coordinates of values; arguments as of `of_keys`."""
         return Reordered.of_keys(self, moments, heads)
-
-    def unsupported(self, view: ModelView) -> str | None:
-        """Return why there is no order for a model, with the command that finds it, or None."""
-        try:
-            _bases(view, self)
-        except ValueError as error:
-            return str(error)
-        return super().unsupported(view)
 
 
 @lru_cache(maxsize=4)

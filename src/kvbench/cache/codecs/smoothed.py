@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.codecs.basis import Basis
-from kvbench.cache.codecs.moments import KIND, find
-from kvbench.cache.codecs.projected import Projected
+from kvbench.cache.codecs.moments import find
+from kvbench.cache.codecs.projected import Measured
 from kvbench.types import LayerShape, ModelView
 
 LEAST = 1e-5  # of the largest magnitude of a channel
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmoothedKeys(Projected):
+class SmoothedKeys(Measured):
     """Channels of keys are divided by a power of how large they get, those that are rotated into each other alike.
 
     Source: Lin et al. (QServe), arXiv:2405.04532, sec. 4.2, SmoothAttention, and its cache of 4 bits.
@@ -27,14 +27,12 @@ class SmoothedKeys(Projected):
 
     Args:
         alpha: exponent.
-        moments: file or folder; "" for where `kvbench calibrate moments` leaves them.
+        moments: as in Measured.
     """
 
-    calibration: ClassVar[str] = KIND
     joins_heads: ClassVar[bool] = False
 
     alpha: float
-    moments: str
 
     def __post_init__(self) -> None:
         """Refuse exponents and latents that cannot be."""
@@ -45,14 +43,6 @@ class SmoothedKeys(Projected):
     def bases(self, view: ModelView, layer: int) -> tuple[Basis, None]:
         """Return the scales of the keys of a layer; its values are written as they are."""
         return _scales(view, self)[layer], None
-
-    def unsupported(self, view: ModelView) -> str | None:
-        """Return why there are no scales for a model, with the command that finds them, or None."""
-        try:
-            _scales(view, self)
-        except ValueError as error:
-            return str(error)
-        return super().unsupported(view)
 
 
 @lru_cache(maxsize=4)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from kvbench.kernels.packed.reference import BLOCK
+from kvbench.kernels.packed.grouped import GroupedKeys
 from kvbench.kernels.packing import unpack
 
 
 @dataclass(frozen=True)
-class Polar:
+class Polar(GroupedKeys):
     """A run of keys whose pairs of channels are points in a plane.
 
     A code stands for the middle of its step.
@@ -34,22 +32,15 @@ class Polar:
     angle_bits: int
     half: int
 
-    outlier_rows: ClassVar[float] = 0.0
+    @property
+    def of_each(self) -> Tensor:
+        """What each key has of its own."""
+        return self.codes
 
     @property
-    def length(self) -> int:
-        """Rows."""
-        return self.codes.shape[2]
-
-    @property
-    def groups(self) -> int:
-        """KV heads."""
-        return self.codes.shape[1]
-
-    @property
-    def tokens(self) -> int:
-        """Rows that share scales."""
-        return self.length // self.scales.shape[2]
+    def of_groups(self) -> Tensor:
+        """What neighbouring keys share."""
+        return self.scales
 
     def dense(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Return rows start .. stop as numbers [B, G, stop - start, D]."""
@@ -68,21 +59,11 @@ class Polar:
             low, step, first, turn = self.scales[:, :, group].to(rows.dtype).chunk(4, dim=-1)
             phi = (first[..., None] + middle * turn[..., None])[:, :, None]
             table = x * phi.cos() + y * phi.sin()  # of what a radius of 1 adds [B, G, g, P, angles]
-            for start, stop in self._blocks(group):
+            for start, stop in self.blocks(group):
                 radius, angle = (codes.mT[:, :, None] for codes in self._codes(start, stop))
                 found = table.gather(-1, angle.long().expand(-1, -1, rows.shape[2], -1, -1))
                 found *= low[:, :, None, :, None] + (radius.to(rows.dtype) + 0.5) * step[:, :, None, :, None]
                 out[..., start:stop] = found.sum(dim=-2)
-
-    def weighted(self, weights: Tensor) -> Tensor:
-        """Never called: values are not written so."""
-        raise AssertionError
-
-    def _blocks(self, group: int) -> Iterator[tuple[int, int]]:
-        """Yield first and last rows of a group, a few at a time."""
-        end = (group + 1) * self.tokens
-        for start in range(group * self.tokens, end, BLOCK):
-            yield start, min(end, start + BLOCK)
 
     def _codes(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Return the codes of radii and of angles, uint8 [B, G, stop - start, P]."""

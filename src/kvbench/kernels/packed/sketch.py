@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from kvbench.kernels.packed.reference import BLOCK
+from kvbench.kernels.packed.grouped import GroupedKeys
 from kvbench.kernels.packing import unpack
 
 
 @dataclass(frozen=True)
-class Sketch:
+class Sketch(GroupedKeys):
     """A run of keys whose large channels are kept apart from the others, each part as signs and a length.
 
     Args:
@@ -34,22 +32,15 @@ class Sketch:
     directions: Tensor
     num_large: int
 
-    outlier_rows: ClassVar[float] = 0.0
+    @property
+    def of_each(self) -> Tensor:
+        """What each key has of its own."""
+        return self.signs
 
     @property
-    def length(self) -> int:
-        """Rows."""
-        return self.signs.shape[2]
-
-    @property
-    def groups(self) -> int:
-        """KV heads."""
-        return self.signs.shape[1]
-
-    @property
-    def tokens(self) -> int:
-        """Rows that share large channels."""
-        return self.length // self.large.shape[2]
+    def of_groups(self) -> Tensor:
+        """What neighbouring keys share."""
+        return self.large
 
     def dense(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Return the keys that give the products of rows start .. stop [B, G, stop - start, D]."""
@@ -73,15 +64,11 @@ class Sketch:
             of_large = torch.matmul(mine, directions.mT[channels])  # what large channels are of the products
             of_others = products - of_large
             of_large = of_large[..., : self.num_large]
-            for start, stop in self._blocks(group):
+            for start, stop in self.blocks(group):
                 length, large_length = self.lengths[:, :, None, start:stop].to(rows.dtype).unbind(dim=-1)
                 others = self._signed(of_others, self.signs, start, stop) * (self._scale(many) * length)
                 large = self._signed(of_large, self.large_signs, start, stop)
                 out[..., start:stop] = others + large * (self._scale(self.num_large) * large_length)
-
-    def weighted(self, weights: Tensor) -> Tensor:
-        """Never called: values are not written so."""
-        raise AssertionError
 
     def _signed(self, products: Tensor, signs: Tensor, start: int, stop: int) -> Tensor:
         """Return the sums of products [B, G, g, s] with the signs of rows start .. stop [B, G, g, stop - start]."""
@@ -94,12 +81,6 @@ class Sketch:
 
     def _scale(self, count: int) -> float:
         return unbiased(self.directions.shape[1]) / count
-
-    def _blocks(self, group: int) -> Iterator[tuple[int, int]]:
-        """Yield first and last rows of a group, a few at a time."""
-        end = (group + 1) * self.tokens
-        for start in range(group * self.tokens, end, BLOCK):
-            yield start, min(end, start + BLOCK)
 
 
 def unbiased(dim: int) -> float:
