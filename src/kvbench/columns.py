@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from kvbench.cache.kv_cache import KVCache
+from kvbench.cache.placement.tiers import Traffic
 from kvbench.engines.arm import Arm
 from kvbench.job import Job, Row
 from kvbench.measure import roofline, statistics
@@ -47,12 +48,35 @@ def held(arm: Arm, cache: KVCache, run: RunShape) -> Row:
         "bits_per_element": 8 * cache.used_bytes() / max(1, cache.numbers_held()),
         **cache.shares(),
         "kernel": arm.strategy.codec.kernel_on(arm.view.device, arm.view.dtype),
-        "host_bytes": 0,
-        "disk_bytes": 0,
+        "host_bytes": cache.bytes_on("host"),
+        "disk_bytes": cache.bytes_on("disk"),
         "entries_asked": sum(asked) / len(asked) if asked else None,
         "entries_held_mean": entries.mean().item(),
         "entries_held_min": int(entries.min()),
         "entries_held_max": int(entries.max()),
+    }
+
+
+def moved(arm: Arm, cache: KVCache, before: Traffic, steps: int) -> Row:
+    """Return what decode steps moved between the device and elsewhere, per step; nothing where all lies on the device.
+
+    Args:
+        arm: whose cache it is.
+        cache: after the steps.
+        before: what had moved when they began.
+        steps: how many there were.
+    """
+    if cache.mover is None or steps == 0:
+        return {}
+    after = cache.traffic()
+    return {
+        "up_bytes_per_step": (after.up - before.up) / steps,
+        "down_bytes_per_step": (after.down - before.down) / steps,
+        "disk_read_bytes_per_step": (after.read - before.read) / steps,
+        "disk_written_bytes_per_step": (after.written - before.written) / steps,
+        "recomputed_tokens_per_step": (after.recomputed - before.recomputed) / steps,
+        "modelled_link_ms": arm.strategy.placement.link_ms(before, after, steps),
+        "wait_share": (after.waits - before.waits) / (after.fetches - before.fetches),
     }
 
 

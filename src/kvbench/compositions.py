@@ -12,7 +12,19 @@ from typing import Any
 from kvbench.configuration import build_group, compose, resolved
 from kvbench.strategies.base import CacheStrategy
 
-PARTS = ("trigger", "scorer", "budget", "selector", "evicted", "position", "reader", "layout", "codec", "transform")
+PARTS = (
+    "trigger",
+    "scorer",
+    "budget",
+    "selector",
+    "evicted",
+    "position",
+    "reader",
+    "layout",
+    "codec",
+    "placement",
+    "transform",
+)
 
 
 def options(part: str) -> list[str]:

@@ -13,7 +13,7 @@ import transformers.utils.logging
 
 from kvbench.asking import all_cores, ask_likelihood, ask_recall, write_text
 from kvbench.bench import Bench, source_of
-from kvbench.columns import above, facts, held, latency_columns
+from kvbench.columns import above, facts, held, latency_columns, moved
 from kvbench.engines.arm import DecodeArm
 from kvbench.engines.stock import Generated, Stock
 from kvbench.honesty import check_reported, live_storages
@@ -68,7 +68,7 @@ def weigh(job: Job, name: str, report: Report) -> Measured:
     steady = above(meter.held_bytes(), idle)
     check_reported(before, cache.tensors())
     meter.reset()
-    samples = []
+    samples, before_steps = [], cache.traffic()
     for at in range(run.prompt_tokens, ids.shape[1]):
         arm.step(cache, ids[:, at : at + 1])
         samples.append(above(meter.held_bytes(), idle))
@@ -85,6 +85,7 @@ def weigh(job: Job, name: str, report: Report) -> Measured:
         "average_bytes": sum(known) // len(known) if known else None,
         "resident_bytes": meter.resident_bytes(),
         **held(arm, cache, run),
+        **moved(arm, cache, before_steps, ids.shape[1] - run.prompt_tokens),
     }
     return Measured(rows={"strategy": row})
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from kvbench.results.records import Record
 from kvbench.results.table import print_table
 from tests.mutants import results_table as mutants
-from tests.results.factory import baseline, failed, frame, row, without_quality
+from tests.results.factory import MIB, baseline, failed, frame, row, without_quality
 
 Printer = Callable[..., None]
 FASTER = row("h2o")
@@ -32,7 +32,7 @@ tova 25%     -     -     -         -     -      -               -  unsupported  
 
 ratio         time of a decode step over the baseline's, below 1 is faster, with its 95% interval
 ceiling       the most that the bytes read allow, as a speed-up
-KV, loss      all storages of the cache; nats per token above the full cache's loss
+KV, loss      all storages of the cache on the device; nats per token above the full cache's loss
 unsupported   tova 25%: a budget of 3 entries is below the 20 protected ones; raise it
 weights       embedded: a small model trained by kvbench and shipped with it
 files         runs/adhoc
@@ -50,6 +50,17 @@ def line_of(text: str, name: str) -> list[str]:
     """Return the words of the table's line that begins with a strategy's name."""
     (line,) = [line for line in text.split("\n") if line.startswith(f"{name} ") and "  " in line]
     return line.split()
+
+
+def test_what_lies_elsewhere_is_said_below() -> None:
+    moves = {"up_bytes_per_step": 10 * MIB, "down_bytes_per_step": 2048.0, "wait_share": 0.25}
+    away = row("offload", host_bytes=12 * MIB, disk_bytes=3 * MIB, modelled_link_ms=0.42, **moves)
+    text = " ".join(shown(frame([away, baseline()])).split())
+    assert "offload 25%: 12.0 MiB in the host's memory and 3.00 MiB on disk; a step brings 10.0 MiB" in text
+    assert "takes 2.00 KiB there, and 25% of its layers wait" in text
+    assert "a step's traffic would take a link 0.420 ms" in text
+    assert "two pools of one memory" in text
+    assert "two pools" not in shown(frame([FASTER, baseline()]))
 
 
 def test_a_table_on_one_line_per_row() -> None:

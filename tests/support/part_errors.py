@@ -376,6 +376,47 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         asked("quest", "reader.skip_layers=[5]"),
         r"reader\.skip_layers=\[5\]: the model has layers 0 to 1",
     ),
+    # placements
+    "link": (asked("offload", "placement.link_gb_per_s=0"), r"link_gb_per_s must be above 0 and link_latency_us at le"),
+    "shares elsewhere": (
+        asked("flexgen", "placement.host=0.8", "placement.disk=0.4"),
+        r"above 0 and at most 1; got host",
+    ),
+    "what is divided": (
+        changed("flexgen", "placement", axis="heads"),
+        r"placement\.axis must be sequence or batch; got 'heads'",
+    ),
+    "layers ahead": (
+        asked("offload", "placement.prefetch=-1"),
+        r"placement\.prefetch must be 0 or more layers; got -1",
+    ),
+    "part made again": (asked("kvpr", "placement.recompute=1.5"), r"a number of tokens, or a fraction.*; got 1\.5"),
+    "made again of rows": (
+        asked("kvpr", "placement.axis=batch"),
+        r"takes the place of the oldest entries that lie else",
+    ),
+    "stages": (asked("kvpr", "placement.stages=0"), r"placement\.stages must be at least 1; got 0"),
+    "no folder": (asked("disk", "placement.folder=/dev/null"), r"cannot be kept in /dev/null: .*placement\.folder, or"),
+    "overwritten elsewhere": (
+        asked("h2o", "strategy/placement=host"),
+        r"what lies elsewhere is written once, and strat",
+    ),
+    "pairs elsewhere": (
+        asked("minicache", "strategy/placement=host"),
+        r"paired keeps its prompt where two layers read",
+    ),
+    "codec elsewhere": (
+        asked("streaming_kvquant", "strategy/placement=host"),
+        r"change while they are held; use another",
+    ),
+    "packed and made again": (
+        asked("kivi4", "strategy/placement=recompute"),
+        r"all first tokens, as the model makes them",
+    ),
+    "normed and made again": (
+        lambda: composed("kvpr").build(view_of(model("qwen3")), uniform()),
+        r"with nothing after them but rotation, which this model has not; set strategy\.placement\.recompute=0",
+    ),
     # layouts
     "pairs that lose entries": (
         asked("h2o", "strategy/layout=paired"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from kvbench.cache.barrier import Barrier
 from kvbench.cache.layer import CacheLayer
 from kvbench.cache.pair import Meeting
+from kvbench.cache.placement.mover import mover_of
+from kvbench.cache.placement.tiers import Traffic
 from kvbench.cache.plan import LayerPlan
 from kvbench.cache.protocols import Repeater
 from kvbench.cache.repeat import repeated_positions, repetitions
@@ -55,7 +57,10 @@ class KVCache(Cache):
         barrier = Barrier(len(waiting)) if waiting else None
         meetings = {plan.index: Meeting() for plan in plans if plan.pair is not None and not plan.pair.is_upper}
         meetings |= {index + 1: meeting for index, meeting in meetings.items()}
-        layers = [CacheLayer(plan, run, self.padding, empty, barrier, meetings.get(plan.index)) for plan in plans]
+        self.mover = mover_of(plans, view.device)
+        layers = [
+            CacheLayer(plan, run, self.padding, empty, barrier, meetings.get(plan.index), self.mover) for plan in plans
+        ]
         super().__init__(layers=layers)  # type: ignore[arg-type]
         self.view = view
         self.run = run
@@ -177,14 +182,27 @@ class KVCache(Cache):
     # -- what others ask ----------------------------------------------------------------------------------------
 
     def allocated_bytes(self) -> int:
-        """Return the bytes of every storage the cache holds: payload, metadata, working rows."""
+        """Return the bytes of every storage on the device: payload, metadata, working rows, buffers."""
         storages = [t.untyped_storage() for t in self.tensors() if t.numel() > 0]
-        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+        held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+        return held - self.bytes_on("host")
+
+    def bytes_on(self, tier: Literal["host", "disk"]) -> int:
+        """Return the bytes that lie elsewhere than on the device."""
+        return 0 if self.mover is None else sum(home.bytes_on(tier) for home in self.mover.homes)
+
+    def traffic(self) -> Traffic:
+        """Return what has moved between the device and elsewhere so far."""
+        found = Traffic()
+        for home in self.mover.homes if self.mover is not None else ():
+            found.add(home.traffic)
+        return found
 
     def tensors(self) -> list[Tensor]:
         """Return everything the cache holds."""
         mine = [t for t in (self.padding, self._rank, self._dropped) if t is not None]
-        return mine + [t for layer in self.layers for t in layer.tensors()]
+        moved = () if self.mover is None else self.mover.tensors()
+        return [*mine, *moved, *(t for layer in self.layers for t in layer.tensors())]
 
     def used_bytes(self) -> int:
         """Return the bytes of the occupied slots, metadata included; syncs with the device."""

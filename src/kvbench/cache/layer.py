@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from kvbench.cache.barrier import Barrier
 from kvbench.cache.codecs.dense import Dense
 from kvbench.cache.pair import Half, Meeting, Prompt
+from kvbench.cache.placement.mover import Mover
 from kvbench.cache.plan import LayerPlan, Region, score_dtype
 from kvbench.cache.repeat import repeated_positions
 from kvbench.cache.slots import Slots
@@ -29,6 +31,7 @@ class CacheLayer:
         empty: a tensor [0] of the dtype and on the device of keys and values.
         barrier: where layers wait for each other that share a budget.
         meeting: where the layers of a pair wait for each other.
+        mover: what brings entries that lie elsewhere, where any layer's do.
     """
 
     def __init__(
@@ -39,12 +42,15 @@ class CacheLayer:
         empty: Tensor,
         barrier: Barrier | None = None,
         meeting: Meeting | None = None,
+        mover: Mover | None = None,
     ) -> None:
         self.plan = plan
         self.run = run
         self.padding = padding
         self.barrier = barrier
         self.meeting = meeting
+        self.mover = mover
+        self.home = None if mover is None else mover.home_of(plan.index)
         self.seen = 0  # columns that passed through, padding included
         self.stores: list[tuple[Region, Store]] = []
         self._chunks: Slots | None = None  # the prompt as far as it was read in pieces, where not all of it stays
@@ -59,6 +65,7 @@ class CacheLayer:
             key, value = (empty.new_empty(size) for size in sizes)
             (region,) = plan.regions(run)
             self.stores = [(region, Store(plan, run, padding, key, value))]
+            self._leave()
 
     # -- the hot path -------------------------------------------------------------------------------------------
 
@@ -75,6 +82,23 @@ class CacheLayer:
         Returns:
             The attention output [B, H, T, D_v].
         """
+        with self.at_hand():
+            return self._attend(query, key, value, scale, step)
+
+    @contextmanager
+    def at_hand(self) -> Iterator[None]:
+        """Have entries that lie elsewhere where they can be read and written."""
+        if self.home is not None and self.mover is not None:
+            self.mover.open(self.home)
+        yield
+        self._leave()
+
+    def _leave(self) -> None:
+        """Let entries go to where they lie between steps."""
+        if self.home is not None and self.mover is not None:
+            self.mover.close(self.home, [store.slots for _, store in self.stores])
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, step: Step) -> Tensor:
         tokens = query.shape[2]
         if step.phase == "repeat":
             return self._repeat(query, key, value, scale, step)
@@ -82,7 +106,7 @@ class CacheLayer:
             out = self._prefill(query, key, value, scale, step.is_last_chunk)
         elif tokens > 1 and self.plan.one_by_one:  # each token must see what the one before it left
             parts = [t.split(1, dim=2) for t in (query, key, value)]
-            return torch.cat([self.attend(q, k, v, scale, step) for q, k, v in zip(*parts, strict=True)], dim=2)
+            return torch.cat([self._attend(q, k, v, scale, step) for q, k, v in zip(*parts, strict=True)], dim=2)
         else:
             out = self._through_stores(query, key, value, scale)
         self.seen += tokens
@@ -261,6 +285,7 @@ class CacheLayer:
             store = Store(region.plan, region.run, self.padding if is_whole else None, keys, values)
             store.fill(keys, values, view.position[rows, :, skip:], scores, queries, mine)
             self.stores.append((region, store))
+        self._leave()
 
     def go_on_from(self, prompt: Prompt, keys: Tensor, values: Tensor) -> None:
         """Keep a prompt that is shared with another layer, and only what follows it in slots.
@@ -317,13 +342,16 @@ class CacheLayer:
 
     def snapshot(self) -> Mapping[str, object]:
         """Return what `restore` needs to go back to this point."""
-        return {"seen": self.seen, "stores": [store.snapshot() for _, store in self.stores]}
+        home = None if self.home is None else self.home.snapshot()
+        return {"seen": self.seen, "home": home, "stores": [store.snapshot() for _, store in self.stores]}
 
     def restore(self, snapshot: Mapping[str, object]) -> None:
         """Go back to a snapshot, in the same storage."""
         self.seen = snapshot["seen"]  # type: ignore[assignment]
         for (_, store), mine in zip(self.stores, snapshot["stores"], strict=True):  # type: ignore[call-overload]
             store.restore(mine)
+        if self.home is not None:
+            self.home.restore(snapshot["home"])  # type: ignore[arg-type]
 
 
 def latest(earlier: Tensor | None, query: Tensor, count: int) -> Tensor:

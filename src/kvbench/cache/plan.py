@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kvbench.cache.codecs.base import LayerCodec, QueryDriven
+from kvbench.cache.codecs.base import Format, LayerCodec, QueryDriven
 from kvbench.cache.protocols import Evicted, Fitted, Repeater, Scorer, Selector, Sharer
 from kvbench.types import LayerShape, RunShape
 
 if TYPE_CHECKING:
     from kvbench.cache.pages import Paging
     from kvbench.cache.pair import Pair
+    from kvbench.cache.placement.rooms import Place
 
 GROW_SHARE = 4  # a cache of unknown length grows by a quarter
 GROW_LEAST = 64  # entries
@@ -57,6 +58,7 @@ class LayerPlan:
         rerotates: whether the keys kept at the prompt's end are turned to positions 0, 1, 2 ...
         paging: which entries a decode step reads; None for all.
         pair: the part in a pair of layers that share their prompt; None for a layer on its own.
+        place: where entries lie between steps; None for the device.
     """
 
     index: int
@@ -73,6 +75,7 @@ class LayerPlan:
     rerotates: bool = False
     paging: Paging | None = None
     pair: Pair | None = None
+    place: Place | None = None
 
     @property
     def evicts(self) -> bool:
@@ -109,6 +112,11 @@ class LayerPlan:
         """Last queries of a prompt that its entries are written by."""
         how = self.codec.key_format
         return how.num_queries if isinstance(how, QueryDriven) else 0
+
+    @property
+    def formats(self) -> tuple[Format, Format]:
+        """How keys and values are written."""
+        return self.codec.key_format, self.codec.value_format
 
     @property
     def score_heads(self) -> int:

@@ -111,7 +111,12 @@ def _projections(
         biases = [None if fused.bias is None else fused.bias[mine] for mine in rows]
         made = [Projection(*_per_head(weight[m], b, kv_heads)) for m, b in zip(rows, biases, strict=True)]
     is_normed = any(getattr(attention, name, None) is not None for name in ("k_norm", "k_layernorm"))
-    return None if is_normed else made[0], made[1]
+    return None if is_normed or _scales_rotation(model) else made[0], made[1]
+
+
+def _scales_rotation(model: nn.Module) -> bool:
+    """Return whether rotating also changes the length of keys, as YaRN does."""
+    return any(getattr(module, "attention_scaling", 1.0) != 1.0 for module in model.modules())
 
 
 def _per_head(weight: Tensor, bias: Tensor | None, heads: int) -> tuple[Tensor, Tensor | None]:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from kvbench.results.cells import FIELDS, Row, Units, label_of, plain, ratio_of, units_of
 from kvbench.results.control import no_better_than_random
+from kvbench.results.elsewhere import elsewhere
 
 _KIND = (
     "schema_version",
@@ -206,7 +207,7 @@ def _legend(rows: Sequence[Row]) -> Iterator[RenderableType]:
         yield _note("ratio", f"time of {what} over the baseline's, below 1 is faster, with its 95% interval")
         yield _note("ceiling", "the most that the bytes read allow, as a speed-up")
     if any(row["status"] == "ok" for row in rows):
-        yield _note("KV, loss", "all storages of the cache; nats per token above the full cache's loss")
+        yield _note("KV, loss", "all storages of the cache on the device; nats per token above the full cache's loss")
 
 
 def _notes(group: _Group) -> Iterator[RenderableType]:
@@ -218,6 +219,8 @@ def _notes(group: _Group) -> Iterator[RenderableType]:
             yield _note("inconclusive", f"{name}: {row['reason']}")
         if name.endswith(f"({row['run_id']})"):
             yield _note("overrides", f"{row['run_id']}: {row['overrides'] or 'none'}")
+    for title, text in elsewhere(rows):
+        yield _note(title, text)
     if any(row["regime"] == "overhead_bound" for row in rows):
         yield _note("overhead", "all that a step reads fits in the processor's own cache: its speed allows no verdict")
     if any(row["data_dependent"] for row in rows if row["weights"] == "random"):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from kvbench.cache.codecs.base import Codec
 from kvbench.cache.codecs.dense import Dense
 from kvbench.cache.pair import Pair
+from kvbench.cache.placement.rooms import Placed, placed
 from kvbench.cache.plan import LayerPlan, padding_bytes
 from kvbench.cache.protocols import Evicted, Layout, Reader, Scorer, Selector
 from kvbench.strategies.budget.base import Budget, ChoosyBudget, WatchingBudget
 from kvbench.strategies.budget.heads import HeadBudget
 from kvbench.strategies.evicted.drop import Drop
+from kvbench.strategies.placement.base import Placing
 from kvbench.strategies.position.policies import Position
 from kvbench.strategies.selection.recency import Recency
 from kvbench.strategies.selection.selector import Protected
@@ -41,6 +44,7 @@ class CacheStrategy:
         codec: how an entry is written.
         reader: what of the entries a decode step reads.
         layout: whether layers keep entries together.
+        placement: where entries lie between steps.
         transform: what is changed in the network.
     """
 
@@ -53,6 +57,7 @@ class CacheStrategy:
     codec: Codec
     reader: Reader
     layout: Layout
+    placement: Placing
     transform: Transform
 
     def __post_init__(self) -> None:
@@ -103,6 +108,7 @@ class CacheStrategy:
             if reason is not None:
                 raise ValueError(reason)
         self._check_reading()
+        self._check_placement()
 
     def _check_reading(self) -> None:
         """Refuse ways of reading that do not fit what is stored."""
@@ -133,6 +139,21 @@ class CacheStrategy:
                 "strategy/codec=dense."
             )
 
+    def _check_placement(self) -> None:
+        """Refuse entries elsewhere that are changed there."""
+        if not self.placement.is_elsewhere:
+            return
+        if self.budget.limits and self.trigger.period > 0:
+            raise ValueError(
+                "what lies elsewhere is written once, and strategy/trigger=every_step overwrites entries; use "
+                "strategy/trigger=prefill_end, or strategy/placement=device."
+            )
+        if self.layout.merges:
+            raise ValueError(
+                "strategy/layout=paired keeps its prompt where two layers read it; use strategy/layout=separate, or "
+                "strategy/placement=device."
+            )
+
     @property
     def _changes_entries(self) -> bool:
         """Whether entries that are held are read, or written, other than by attention."""
@@ -161,11 +182,14 @@ class CacheStrategy:
 
         return KVCache(self.plans(view, run), view, run)
 
-    def attach(self, model: nn.Module, cache: KVCache) -> contextlib.AbstractContextManager[None]:
+    @contextmanager
+    def attach(self, model: nn.Module, cache: KVCache) -> Iterator[None]:
         """Return a context in which the model has the hooks the strategy needs while it reads a prompt."""
-        if isinstance(self.budget, WatchingBudget) and any(layer.plan.compresses for layer in cache.layers):
-            return self.budget.watch(model, cache)
-        return contextlib.nullcontext()
+        with ExitStack() as hooks:
+            hooks.enter_context(self.placement.watch(model, cache))
+            if isinstance(self.budget, WatchingBudget) and any(layer.plan.compresses for layer in cache.layers):
+                hooks.enter_context(self.budget.watch(model, cache))
+            yield
 
     # -- what it says -------------------------------------------------------------------------------------------
 
@@ -183,8 +207,15 @@ class CacheStrategy:
         pagings = self.reader.pagings(view, run)
         heads = self.budget.counts(budgets, free, view, run) if isinstance(self.budget, HeadBudget) else ()
         counts = dict(enumerate(heads))
+        place = self.placement.of_run(view, run)
         return [
-            replace(plan, paging=pagings[plan.index], pair=pairs.get(plan.index), counts=counts.get(plan.index))
+            replace(
+                plan,
+                paging=pagings[plan.index],
+                pair=pairs.get(plan.index),
+                counts=counts.get(plan.index),
+                place=None if plan.shape.window > 0 else place,
+            )
             for plan in plans
         ]
 
@@ -217,8 +248,14 @@ class CacheStrategy:
         )
 
     def allocated_bytes(self, view: ModelView, run: RunShape) -> int:
-        """Return the bytes held once the prompt is read: every storage, metadata included."""
-        return padding_bytes(run) + sum(plan.allocated_bytes(run, view.dtype) for plan in self.plans(view, run))
+        """Return the bytes held on the device once the prompt is read: every storage, metadata included."""
+        plans = self.plans(view, run)
+        total = padding_bytes(run) + sum(plan.allocated_bytes(run, view.dtype) for plan in plans)
+        return total + placed(plans, run, view.dtype).device
+
+    def bytes_elsewhere(self, view: ModelView, run: RunShape) -> Placed:
+        """Return the bytes that lie in the host's memory and on disk, and how many more, or fewer, on the device."""
+        return placed(self.plans(view, run), run, view.dtype)
 
     def used_bytes(self, view: ModelView, run: RunShape, tokens_seen: int) -> int:
         """Return the bytes of occupied slots after so many columns, metadata included."""
@@ -232,6 +269,7 @@ class CacheStrategy:
             return reason
         plans = self.plans(view, run)
         reason = self.position.unsupported(plans) or self.layout.unsupported(plans)
+        reason = reason or self.placement.unsupported(plans, run)
         if reason is not None:
             return reason
         repeater = next((plan.repeater for plan in plans if plan.repeater is not None), None)
@@ -262,7 +300,9 @@ class CacheStrategy:
         """What kind of saving the method makes."""
         if not self.codec.is_exact:
             return "packed"
-        return "physical" if self.budget.limits or self.layout.merges else "none"
+        if self.budget.limits or self.layout.merges:
+            return "physical"
+        return "offloaded" if self.placement.is_elsewhere else "none"
 
     @property
     def fidelity(self) -> Fidelity:
@@ -277,7 +317,8 @@ class CacheStrategy:
         if not self.budget.limits:
             return self.codec.data_dependent
         shares = self.budget.sharer is not None and not self.codec.writes_each_token_alone  # groups fill unevenly
-        return self.codec.data_dependent or self.budget.data_dependent or shares
+        divides = self.placement.is_elsewhere and self.budget.sharer is not None  # unequal parts are rounded apart
+        return self.codec.data_dependent or self.budget.data_dependent or shares or divides
 
     @property
     def statistic(self) -> Literal["median", "mean"]:

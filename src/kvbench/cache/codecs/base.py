@@ -108,6 +108,37 @@ class Format(Protocol):
         """Return the bytes of so many entries of so many heads, metadata included, once they have settled."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """A storage [B, heads, entries, ...] whose rows along dimension 2 never change once they are written.
+
+    Args:
+        batch: rows of the batch.
+        entries: rows along dimension 2, of one token or of several that are packed together.
+        bytes: of all of it.
+    """
+
+    batch: int
+    entries: int
+    bytes: int
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """A format whose entries may lie elsewhere between the steps that read them; it makes `Appended` storage."""
+
+    def rooms(self, batch: int, heads: int, dim: int, capacity: int, dtype: torch.dtype) -> list[Room]:
+        """Return the storages that room for so many entries is made of, but for those of the latest entries."""
+
+
+@runtime_checkable
+class Appended(Protocol):
+    """Storage that grows by what is appended."""
+
+    def appended(self, stop: int) -> list[tuple[Tensor, int]]:
+        """Return its `rooms` and how many rows of each are in use, given the slots in use."""
+
+
 @runtime_checkable
 class QueryDriven(Protocol):
     """A format that depends on the last queries of a prompt; it makes storage that is `Asked`."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from kvbench.cache.codecs.base import Room
 from kvbench.types import ModelView
 
 
@@ -60,6 +61,10 @@ class Dense:
 
     used_bytes = allocated_bytes
 
+    def rooms(self, batch: int, heads: int, dim: int, capacity: int, dtype: torch.dtype) -> list[Room]:
+        """Return the one storage."""
+        return [Room(batch=batch, entries=capacity, bytes=batch * self.allocated_bytes(heads, dim, capacity, dtype))]
+
 
 class DensePayload:
     """One tensor [B, G, capacity, D], allocated once."""
@@ -89,6 +94,10 @@ class DensePayload:
         return self.data if stop == self.data.shape[2] else self.data.narrow(2, 0, stop)
 
     entries = read
+
+    def appended(self, stop: int) -> list[tuple[Tensor, int]]:
+        """Return the one storage, and the slots in use."""
+        return [(self.data, stop)]
 
     def unused_bytes(self) -> int:
         """Return 0: entries need what the closed form says."""

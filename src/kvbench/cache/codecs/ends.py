@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvbench.cache.codecs.base import Format, Payload
+from kvbench.cache.codecs.base import Appended, Format, Movable, Payload, Room
 from kvbench.kernels.packed import Rows, Run
 
 
@@ -49,6 +49,11 @@ class EndsFormat:
         written = self.written(entries)
         inner = self.inner.used_bytes(heads, dim, written, dtype)
         return inner + heads * (entries - written) * dim * dtype.itemsize
+
+    def rooms(self, batch: int, heads: int, dim: int, capacity: int, dtype: torch.dtype) -> list[Room]:
+        """Return the storages of what is between the first and the latest entries."""
+        assert isinstance(self.inner, Movable)
+        return self.inner.rooms(batch, heads, dim, self.written(capacity), dtype)
 
 
 class EndsPayload:
@@ -129,6 +134,12 @@ class EndsPayload:
         assert position is not None
         wide = torch.promote_types(self.dtype, torch.float32)
         return self.entries(stop, position).numbers(0, stop, wide).to(self.dtype)
+
+    def appended(self, stop: int) -> list[tuple[Tensor, int]]:
+        """Return the storages of what is between, and how many rows of each are in use."""
+        assert isinstance(self.inner, Appended)
+        written = self.written if self.latest.shape[2] > 0 else max(0, stop - self.first.shape[2])
+        return self.inner.appended(written)
 
     def unused_bytes(self) -> int:
         """Return the bytes that what is between did not need."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kvbench.cache.codecs.base import Format
+from kvbench.cache.codecs.base import Appended, Format, Movable, Room
 from kvbench.cache.codecs.basis import Basis
 from kvbench.cache.codecs.ends import EndsFormat
 from kvbench.cache.rotary import turn, turned_back
@@ -96,6 +96,11 @@ class LatentFormat:
         """Return the bytes of so many entries of all heads, metadata included."""
         return self.inner.used_bytes(heads // self.basis.joined, self.basis.rank, entries, dtype)
 
+    def rooms(self, batch: int, heads: int, dim: int, capacity: int, dtype: torch.dtype) -> list[Room]:
+        """Return the storages of the coordinates."""
+        assert isinstance(self.inner, Movable)
+        return self.inner.rooms(batch, heads // self.basis.joined, self.basis.rank, capacity, dtype)
+
 
 class LatentPayload:
     """Coordinates of entries; keys whose rotation is not part of them lose it when they are written.
@@ -143,6 +148,11 @@ class LatentPayload:
         assert position is not None
         wide = torch.promote_types(self.dtype, torch.float32)
         return self.entries(stop, position).numbers(0, stop, wide).to(self.dtype)
+
+    def appended(self, stop: int) -> list[tuple[Tensor, int]]:
+        """Return the storages of the coordinates, and how many rows of each are in use."""
+        assert isinstance(self.inner, Appended)
+        return self.inner.appended(stop)
 
     def unused_bytes(self) -> int:
         """Return 0: entries need what the closed form says."""

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from kvbench.cache.codecs.base import Packing
+from kvbench.cache.codecs.base import Packing, Room
 from kvbench.cache.codecs.kernel import ReadByKernel
 from kvbench.cache.codecs.quantiser import Quantiser
 from kvbench.kernels.packed import Kernel, Rows, Run
@@ -141,6 +141,14 @@ class PackedFormat:
         packed = self.packed(entries)
         return heads * (self.packed_bytes(dim, packed) + (entries - packed) * dim * dtype.itemsize)
 
+    def rooms(self, batch: int, heads: int, dim: int, capacity: int, dtype: torch.dtype) -> list[Room]:
+        """Return what is kept of packed entries."""
+        packed = self.packed(capacity)
+        return [
+            Room(batch=batch, entries=packed // each.tokens, bytes=batch * heads * each.bytes(packed))
+            for each in self.quantiser.kept(dim)
+        ]
+
     def packed_bytes(self, dim: int, entries: int) -> int:
         """Return the bytes of so many packed entries of one head."""
         return sum(each.bytes(entries) for each in self.quantiser.kept(dim))
@@ -239,6 +247,12 @@ class PackedPayload:
         """Return a copy of slots 0 .. stop as numbers [B, G, stop, D]."""
         wide = torch.promote_types(self.dtype, torch.float32)
         return self.entries(stop).numbers(0, stop, wide).to(self.dtype)
+
+    def appended(self, stop: int) -> list[tuple[Tensor, int]]:
+        """Return what is kept of packed entries, and how much of it is."""
+        packed = stop if self.exact.shape[2] == 0 else self.packed
+        kept = self.how.quantiser.kept(self.exact.shape[3])
+        return [(room, packed // each.tokens) for room, each in zip(self.kept, kept, strict=True)]
 
     def unused_bytes(self) -> int:
         """Return 0: entries need what the closed form says."""

@@ -1,0 +1,219 @@
+"""Where the entries of one layer lie between the steps that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from kvbench.cache.codecs.base import Room
+from kvbench.cache.placement.rooms import ALIGN, Tier, buffer_bytes
+from kvbench.cache.placement.tiers import OnDevice, OnDisk, OnHost, Part, Traffic
+from kvbench.cache.plan import LayerPlan
+from kvbench.cache.rotary import turn
+from kvbench.cache.slots import Slots
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some of the rows, or of the batch, of one storage, and where they lie."""
+
+    where: range
+    part: Part
+
+
+class Home:
+    """Keeps the storages of a layer in parts, and lends them a buffer while the layer attends.
+
+    Between steps the storages are empty; they may be read only while they are lent a buffer.
+
+    Args:
+        plan: of the layer.
+        nothing: some bytes on the device that stand for all of a storage while it is empty.
+    """
+
+    def __init__(self, plan: LayerPlan, nothing: Tensor) -> None:
+        assert plan.place is not None
+        self.place, self.shape, self._nothing = plan.place, plan.shape, nothing
+        self.traffic = Traffic()
+        self._underway = Traffic()  # of what comes to a buffer, counted once it is there
+        self._pieces: list[list[Piece]] = []  # of each storage
+        self._storages: list[Tensor] = []
+        self._sizes: list[torch.Size] = []
+        self._kept: list[int] = []  # rows of each storage that lie in its parts
+        self._hidden: OnHost | None = None  # what the first tokens' keys and values are made of [B, 1, tokens, hidden]
+        self._noted = 0  # tokens of it
+        self._told: Tensor | None = None  # of the pass under way
+        self._position: Tensor | None = None  # of the slots [B, 1, capacity]
+        self._lent: Tensor | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is kept yet."""
+        return not self._storages
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of the buffer that all storages need."""
+        return buffer_bytes(_room(storage) for storage in self._storages) + self._hidden_bytes
+
+    @property
+    def _hidden_bytes(self) -> int:
+        return 0 if self._hidden is None else self._hidden.bytes
+
+    def keep(self, slots: Sequence[Slots]) -> None:
+        """Write what was appended since, and leave the storages empty."""
+        self._keep_hidden()
+        appended = [
+            pair
+            for each in slots
+            for payload in (each.keys, each.values)
+            for pair in payload.appended(each.filled)  # type: ignore[attr-defined]
+        ]
+        self._position, self._lent = slots[0].position if slots else None, None
+        if [storage.shape for storage, _ in appended] != self._sizes:
+            self._divide([storage for storage, _ in appended])
+        for at, (storage, rows) in enumerate(appended):
+            self._write(at, storage, self._kept[at], rows)
+            self._kept[at] = rows
+            empty = self._nothing[: storage.itemsize].view(storage.dtype)
+            storage.set_(empty.expand(storage.shape))
+
+    def _divide(self, storages: list[Tensor]) -> None:
+        self._storages, self._kept = storages, [0] * len(storages)
+        self._sizes = [storage.shape for storage in storages]
+        self._pieces = [
+            [Piece(where, self._part(tier, storage, len(where))) for tier, where in cut.items() if len(where) > 0]
+            for storage in storages
+            for cut in [self.place.shares.cut(_room(storage), self.place.recomputed)]
+        ]
+
+    def _part(self, tier: Tier, storage: Tensor, size: int) -> Part:
+        along = self._dimension
+        shape = torch.Size((*storage.shape[:along], size, *storage.shape[along + 1 :]))
+        if tier == "disk":
+            return OnDisk(storage, shape, self.place.folder, is_cold=self.place.is_cold)
+        return OnHost(storage, shape) if tier == "host" else OnDevice(storage, shape)
+
+    @property
+    def _dimension(self) -> int:
+        return 2 if self.place.shares.axis == "sequence" else 0
+
+    def _write(self, at: int, storage: Tensor, start: int, stop: int) -> None:
+        for piece in self._pieces[at]:
+            first, last = piece.where.start, piece.where.stop
+            if self._dimension == 0:
+                rows = storage[first:last, :, start:stop]
+            else:
+                rows, first = storage[:, :, max(start, first) : min(stop, last)], max(start, first) - first
+            if rows.shape[2] > 0:
+                piece.part.put(start if self._dimension == 0 else first, rows, self.traffic)
+
+    def note(self, hidden: Tensor) -> None:
+        """Be told what the keys and values of a pass are made of [B, T, hidden]."""
+        self._told = hidden
+
+    def _keep_hidden(self) -> None:
+        """Keep what was told, as far as it is asked for."""
+        hidden, self._told = self._told, None
+        if hidden is None:
+            return
+        tokens = min(hidden.shape[1], self.place.recomputed - self._noted)
+        if tokens <= 0:
+            return
+        if self._hidden is None:
+            size = torch.Size((hidden.shape[0], 1, self.place.recomputed, hidden.shape[2]))
+            self._hidden = OnHost(hidden, size)
+        self._hidden.put(self._noted, hidden[:, None, :tokens], self.traffic)
+        self._noted += tokens
+
+    def copies(self, buffer: Tensor) -> list[Callable[[], None]]:
+        """Return what copies all that is kept to a buffer of bytes, in the order it is needed."""
+        return [*(partial(self._fetch_hidden, buffer, stage) for stage in self._stages()), partial(self._fetch, buffer)]
+
+    def _stages(self) -> list[range]:
+        """Return the tokens to make keys and values of, piece by piece."""
+        if self._noted == 0:
+            return []
+        size = -(-self._noted // self.place.stages)
+        return [range(first, min(first + size, self._noted)) for first in range(0, self._noted, size)]
+
+    def _fetch_hidden(self, buffer: Tensor, stage: range) -> None:
+        assert self._hidden is not None
+        into = self._carve_hidden(buffer)[:, :, stage.start : stage.stop]
+        self._hidden.get(into, self._underway, stage.start)
+
+    def _carve_hidden(self, buffer: Tensor) -> Tensor:
+        assert self._hidden is not None
+        data = self._hidden.data
+        first = self.buffer_bytes - data.nbytes
+        return buffer[first : first + data.nbytes].view(data.dtype).view(data.shape)
+
+    def arrived(self, number: int) -> None:
+        """Go on once one of the `copies` has come to the buffer lent: make keys and values of what they are made of."""
+        stages = self._stages()
+        if number == len(stages):
+            self.traffic.add(self._underway)
+            self._underway = Traffic()
+            return
+        tokens = slice(stages[number].start, stages[number].stop)
+        assert self._lent is not None
+        assert self._position is not None
+        hidden = self._carve_hidden(self._lent)[:, 0, tokens]
+        made = (self.shape.key_projection, self.shape.value_projection)
+        for storage, projection, rotary in zip(self._storages, made, (self.shape.rotary, None), strict=True):
+            assert projection is not None
+            weight, bias = projection.weight.flatten(0, 1), projection.bias
+            rows = torch.nn.functional.linear(hidden, weight, None if bias is None else bias.flatten())
+            rows = rows.unflatten(2, projection.weight.shape[:2]).transpose(1, 2)
+            storage[:, :, tokens] = rows if rotary is None else turn(rows, self._position[:, :, tokens], rotary)
+        self.traffic.recomputed += len(stages[number])
+
+    def _fetch(self, buffer: Tensor) -> None:
+        for storage, pieces, kept in zip(self._carve(buffer), self._pieces, self._kept, strict=True):
+            for piece in pieces:
+                first, last = piece.where.start, piece.where.stop
+                in_batch = self._dimension == 0
+                there = storage[first:last, :, :kept] if in_batch else storage[:, :, first : min(kept, last)]
+                if there.shape[2] > 0:
+                    piece.part.get(there, self._underway)
+
+    def lend(self, buffer: Tensor) -> None:
+        """Let the storages be those of a buffer of bytes."""
+        self._lent = buffer
+        for storage, lent in zip(self._storages, self._carve(buffer), strict=True):
+            storage.set_(lent)  # type: ignore[call-overload]
+
+    def _carve(self, buffer: Tensor) -> list[Tensor]:
+        first, found = 0, []
+        for storage in self._storages:
+            size = storage.shape.numel() * storage.itemsize
+            found.append(buffer[first : first + size].view(storage.dtype).view(storage.shape))
+            first += -(-size // ALIGN) * ALIGN
+        return found
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return everything held in memory."""
+        hidden = () if self._hidden is None else self._hidden.tensors()
+        return (*hidden, *(t for pieces in self._pieces for piece in pieces for t in piece.part.tensors()))
+
+    def bytes_on(self, tier: Tier) -> int:
+        """Return the bytes that lie in one tier."""
+        hidden = self._hidden_bytes if tier == "host" else 0
+        return hidden + sum(piece.part.bytes for pieces in self._pieces for piece in pieces if piece.part.tier == tier)
+
+    def snapshot(self) -> list[int]:
+        """Return what `restore` needs to take back entries appended later."""
+        return list(self._kept)
+
+    def restore(self, snapshot: list[int]) -> None:
+        """Go back to a snapshot, in the same storage."""
+        self._kept = [min(now, then) for now, then in zip(self._kept, snapshot, strict=True)]
+
+
+def _room(storage: Tensor) -> Room:
+    batch, _, entries = storage.shape[:3]
+    return Room(batch=batch, entries=entries, bytes=storage.shape.numel() * storage.itemsize)

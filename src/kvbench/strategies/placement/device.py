@@ -1,0 +1,37 @@
+"""Everything lies where the model computes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kvbench.cache.kv_cache import KVCache
+    from kvbench.cache.placement.tiers import Traffic
+    from kvbench.cache.plan import LayerPlan
+    from kvbench.types import ModelView, RunShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDevice:
+    """Every entry stays on the device."""
+
+    is_elsewhere: ClassVar[bool] = False
+    changes_entries: ClassVar[bool] = False
+
+    def of_run(self, view: ModelView, run: RunShape) -> None:
+        """Return None: nothing lies elsewhere."""
+
+    def watch(self, model: nn.Module, cache: KVCache) -> contextlib.AbstractContextManager[None]:
+        """Return a context without hooks."""
+        return contextlib.nullcontext()
+
+    def link_ms(self, before: Traffic, after: Traffic, steps: int) -> None:
+        """Return None: nothing moves."""
+
+    def unsupported(self, plans: Sequence[LayerPlan], run: RunShape) -> None:
+        """Return None: every layer's can."""

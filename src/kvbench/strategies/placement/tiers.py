@@ -1,0 +1,164 @@
+"""Entries lie on the device, in the host's memory and on disk, and pass through buffers on the device to be read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from kvbench.cache.codecs.base import Movable
+from kvbench.cache.placement.rooms import Axis, Place, Shares
+from kvbench.models.view import attention_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kvbench.cache.kv_cache import KVCache
+    from kvbench.cache.placement.home import Home
+    from kvbench.cache.placement.tiers import Traffic
+    from kvbench.cache.plan import LayerPlan
+    from kvbench.types import ModelView, RunShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiers:
+    """Divides the entries of every layer, and fetches those of the next layers while one attends.
+
+    A token is written once, where it lies; what is fetched is never written back.
+
+    What the host keeps of a token, instead of its keys and values, is the input of the layer's projections; they are
+    made again on the device while the entries of other tokens are on their way.
+
+    Source: Sheng et al. (FlexGen), arXiv:2303.06865, sec. 3 and 4; https://github.com/FMInference/FlexLLMGen.
+        Jiang et al. (KVPR), arXiv:2411.17089, sec. 3.
+    Deviates: only caches move, weights and activations stay; one batch at a time. Over a sequence the oldest entries
+        lie furthest away, so that new ones stay near. What lies on the device is copied to the buffer as well, so that
+        attention reads one piece and its output is that of a cache on the device, bit by bit.
+
+    Args:
+        host: share of every storage that lies in the host's memory.
+        disk: share that lies on disk.
+        axis: what is divided: "sequence", the entries of each row, or "batch", whole rows.
+        prefetch: layers fetched ahead of need; each takes the room of a layer on the device.
+        folder: where files lie, "" for the system's folder of temporary files; they have no name and end with the
+            process.
+        cold: whether what was read of a file is forgotten by the operating system, so that the disk is read again.
+        recompute: first tokens whose keys and values are made again from what the host keeps of them instead: a number
+            of tokens, or, with a point, a fraction of the prompt; 0 for none.
+        stages: pieces in which that is fetched.
+        link: "real", or "modelled" to note beside what is measured how long a step's traffic would take a link.
+        link_gb_per_s: of the link that is modelled, in 10^9 bytes, up or down.
+        link_latency_us: before the first byte of each layer.
+    """
+
+    is_elsewhere: ClassVar[bool] = True
+
+    host: float
+    disk: float
+    axis: Axis
+    prefetch: int
+    folder: str
+    cold: bool
+    recompute: int | float
+    stages: int
+    link: Literal["real", "modelled"]
+    link_gb_per_s: float
+    link_latency_us: float
+
+    def __post_init__(self) -> None:
+        """Refuse shares that mean nothing."""
+        if min(self.host, self.disk) < 0 or not 0 < self.host + self.disk <= 1:
+            raise ValueError(
+                f"strategy.placement.host and strategy.placement.disk are the shares that lie there, together above 0 "
+                f"and at most 1; got host={self.host}, disk={self.disk}. For none use strategy/placement=device."
+            )
+        if self.axis not in ("sequence", "batch"):
+            raise ValueError(f"strategy.placement.axis must be sequence or batch; got {self.axis!r}.")
+        is_share = isinstance(self.recompute, float)
+        if self.recompute < 0 or (is_share and self.recompute > 1):
+            raise ValueError(
+                f"strategy.placement.recompute must be a number of tokens, or a fraction of the prompt up to 1.0; got "
+                f"{self.recompute}."
+            )
+        if self.recompute > 0 and (self.axis == "batch" or self.host + self.disk < 1):
+            raise ValueError(
+                "strategy.placement.recompute takes the place of the oldest entries that lie elsewhere; use "
+                "strategy.placement.axis=sequence, and strategy.placement.host and disk that add up to 1."
+            )
+        if self.link_gb_per_s <= 0 or self.link_latency_us < 0:
+            raise ValueError(
+                f"strategy.placement.link_gb_per_s must be above 0 and link_latency_us at least 0; got "
+                f"{self.link_gb_per_s} and {self.link_latency_us}."
+            )
+        if self.stages < 1:
+            raise ValueError(f"strategy.placement.stages must be at least 1; got {self.stages}.")
+        if self.prefetch < 0:
+            raise ValueError(f"strategy.placement.prefetch must be 0 or more layers; got {self.prefetch}.")
+
+    @property
+    def changes_entries(self) -> bool:
+        """Whether keys and values are made again, by other sums than the model's."""
+        return self.recompute != 0
+
+    def of_run(self, view: ModelView, run: RunShape) -> Place:
+        """Return where the entries of a layer lie."""
+        prompt = run.prompt_tokens
+        tokens = math.floor(self.recompute * prompt) if isinstance(self.recompute, float) else self.recompute
+        return Place(
+            shares=Shares(axis=self.axis, host=self.host, disk=self.disk),
+            prefetch=self.prefetch,
+            folder=self.folder,
+            is_cold=self.cold,
+            recomputed=min(tokens, prompt),
+            stages=self.stages,
+        )
+
+    def link_ms(self, before: Traffic, after: Traffic, steps: int) -> float | None:
+        """Return the time that what moved in so many steps would take the link, per step; None where it is real."""
+        if self.link == "real":
+            return None
+        num_bytes = after.up + after.down - before.up - before.down
+        waiting_us = (after.fetches - before.fetches) * self.link_latency_us
+        return (num_bytes / (self.link_gb_per_s * 1e9) * 1e3 + waiting_us / 1e3) / steps
+
+    def unsupported(self, plans: Sequence[LayerPlan], run: RunShape) -> str | None:
+        """Return why the entries of these layers cannot lie so, or None."""
+        elsewhere = [plan for plan in plans if plan.place is not None]
+        if not all(isinstance(how, Movable) for plan in elsewhere for how in plan.formats):
+            return (
+                "entries of this strategy/codec change while they are held; use another strategy/codec, or "
+                "strategy/placement=device"
+            )
+        if not self.changes_entries:
+            return None
+        if not all(plan.stays for plan in elsewhere):
+            return (
+                "strategy.placement.recompute makes keys and values of all first tokens, as the model makes them; use "
+                "strategy/budget=all with strategy/codec=dense, or strategy.placement.recompute=0"
+            )
+        if any(plan.shape.key_projection is None or plan.shape.value_projection is None for plan in elsewhere):
+            return (
+                "strategy.placement.recompute needs linear layers that make keys and values, with nothing after them "
+                "but rotation, which this model has not; set strategy.placement.recompute=0"
+            )
+        return None
+
+    @contextmanager
+    def watch(self, model: nn.Module, cache: KVCache) -> Iterator[None]:
+        """Tell each layer of the cache what its keys and values are made of, where they are made again."""
+        with ExitStack() as hooks:
+            for layer in cache.layers if self.changes_entries else ():
+                found = attention_of(model, layer.plan.index)
+                if found is not None and layer.home is not None:
+                    hook = found[0].register_forward_pre_hook(_teller(layer.home), with_kwargs=True)
+                    hooks.callback(hook.remove)
+            yield
+
+
+def _teller(home: Home) -> Any:
+    def tell(module: nn.Module, given: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        home.note(given[0] if given else keywords["hidden_states"])
+
+    return tell

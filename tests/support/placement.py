@@ -1,0 +1,215 @@
+"""What must hold for entries that lie elsewhere between the steps that read them."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kvbench.cache.codecs.base import Room
+from kvbench.cache.kv_cache import KVCache
+from kvbench.cache.placement.rooms import Shares, rooms_of
+from kvbench.cache.placement.tiers import OnDisk, Traffic
+from kvbench.models.view import view_of
+from kvbench.strategies.base import CacheStrategy
+from kvbench.types import DECODE, RunShape
+from tests.support.checks import NEW, PROMPT, assert_close, uniform
+from tests.support.drive import Driven, drive, padded
+from tests.support.models import WIDTH, attention, ids, model
+from tests.support.strategies import composed
+
+KIVI = ("codec.residual=8", "codec.key_quantiser.group=4", "codec.value_quantiser.group=8")
+THIRDS = ("placement.host=0.3", "placement.disk=0.4")
+
+
+def placed(placement: str, *overrides: str, codec: str = "dense", name: str = "baseline") -> CacheStrategy:
+    """Return a strategy whose entries lie elsewhere."""
+    small = KIVI if codec.startswith("kivi") else ()
+    parts = (f"strategy/codec={codec}", f"strategy/placement={placement}")
+    return composed(name, *parts, *small, *overrides)
+
+
+def resident(codec: str, name: str = "baseline", *overrides: str) -> CacheStrategy:
+    """Return the same strategy with everything on the device."""
+    return placed("device", *overrides, codec=codec, name=name)
+
+
+def _driven(made: CacheStrategy, model_name: str, lengths: Sequence[int], chunks: Sequence[int] = ()) -> Driven:
+    text = padded([ids(40 + row, 1, length + NEW)[0] for row, length in enumerate(lengths)])
+    return drive(model(model_name), made, text, RunShape(prompt_lengths=tuple(lengths), new_tokens=NEW), chunks=chunks)
+
+
+def same_as_resident(
+    model_name: str,
+    placement: str,
+    *overrides: str,
+    codec: str = "dense",
+    lengths: Sequence[int] = (PROMPT,),
+    chunks: Sequence[int] = (),
+) -> None:
+    """Logits are those of the cache on the device, bit by bit."""
+    want = _driven(resident(codec), model_name, lengths, chunks)
+    got = _driven(placed(placement, *overrides, codec=codec), model_name, lengths, chunks)
+    moved = got.cache.traffic()
+    assert moved.up + moved.read > 0, "nothing came from elsewhere"
+    assert torch.equal(got.logits, want.logits)
+
+
+def survivors_same_as_resident(model_name: str, placement: str, *overrides: str, codec: str = "dense") -> None:
+    """The same of what SnapKV leaves."""
+    limited = ("scorer.window=4", "scorer.kernel=3", "budget.unit=tokens", "budget.amount=12")
+    want = _driven(resident(codec, "snapkv", *limited), model_name, (PROMPT,))
+    got = _driven(placed(placement, *limited, *overrides, codec=codec, name="snapkv"), model_name, (PROMPT,))
+    assert got.cache.bytes_on("host") + got.cache.bytes_on("disk") > 0
+    assert torch.equal(got.logits, want.logits)
+
+
+def made_again_equals_the_full_cache(
+    model_name: str, amount: str, *overrides: str, lengths: Sequence[int] = (PROMPT,), chunks: Sequence[int] = ()
+) -> None:
+    """Logits of rows whose first keys and values are made again are those of the full cache, but for rounding."""
+    want = _driven(resident("dense"), model_name, lengths, chunks)
+    made = placed("recompute", f"placement.recompute={amount}", *overrides)
+    got = _driven(made, model_name, lengths, chunks)
+    assert got.cache.traffic().recomputed > 0
+    for row, length in enumerate(lengths):
+        assert_close(got.logits[row, PROMPT - length :], want.logits[row, PROMPT - length :])
+
+
+def moves_what_the_formula_says(placement: str, *overrides: str, codec: str = "dense", rows: int = 1) -> None:
+    """Every decode step brings all that lies elsewhere, and takes the new token there and nothing else."""
+    made, run = placed(placement, *overrides, codec=codec), uniform(rows=rows)
+    view = view_of(model("llama_gqa"))
+    rooms = [rooms_of(plan, run, view.dtype) for plan in made.plans(view, run)]
+    hidden = made.placement.of_run(view, run).recomputed * rows * view.layers[0].key_projection.weight.shape[2]  # type: ignore[union-attr]
+    before = Traffic()
+    seen_before = [0]
+
+    def watch(cache: KVCache, seen: int) -> None:
+        now = cache.traffic()
+        if seen > PROMPT:
+            up, down = now.up - before.up, now.down - before.down
+            host = _used(made, view, run, rooms, seen - 1, "host")
+            assert up == host + len(view.layers) * hidden * view.dtype.itemsize, f"{up} bytes came at {seen}"
+            assert down == _used(made, view, run, rooms, seen, "host") - host
+            assert now.read - before.read == _used(made, view, run, rooms, seen - 1, "disk")
+        before.__dict__.update(now.__dict__)
+        seen_before[0] = seen
+
+    text = ids(41, rows, PROMPT + NEW)
+    drive(model("llama_gqa"), made, text, run, watch=watch)
+    assert seen_before[0] == PROMPT + NEW
+
+
+def _used(
+    made: CacheStrategy, view: object, run: RunShape, rooms: Sequence[Sequence[Room]], seen: int, tier: str
+) -> int:
+    """Return the bytes of rows in use that lie in a tier, of codecs whose tokens are packed alone."""
+    place = made.placement.of_run(view, run)  # type: ignore[arg-type]
+    assert place is not None
+    total = 0
+    for room in (each for layer in rooms for each in layer):
+        where = place.shares.cut(room, place.recomputed)[tier]  # type: ignore[index]
+        if place.shares.axis == "sequence":
+            total += room.bytes // room.entries * max(0, min(seen, where.stop) - where.start)
+        else:
+            total += room.bytes // room.entries // room.batch * seen * len(where)
+    return total
+
+
+def bytes_lie_where_they_were_said_to(placement: str, *overrides: str, codec: str = "dense", rows: int = 2) -> None:
+    """Host, disk and device hold what the closed forms say, and together what a resident cache holds, and buffers."""
+    made, run = placed(placement, *overrides, codec=codec), uniform(rows=rows)
+    view = view_of(model("llama_gqa"))
+    said = made.bytes_elsewhere(view, run)
+    assert said.host + said.disk > 0
+    cache = drive(model("llama_gqa"), made, ids(42, rows, PROMPT + NEW), run).cache
+    assert (cache.bytes_on("host"), cache.bytes_on("disk")) == (said.host, said.disk)
+    assert cache.allocated_bytes() == made.allocated_bytes(view, run)
+    assert cache.mover is not None
+    buffers = sum(len(buffer.data) for buffer in cache.mover._buffers) + len(cache.mover._nothing)
+    here = resident(codec).allocated_bytes(view, run)
+    assert cache.allocated_bytes() - buffers + said.host + said.disk == here
+
+
+def shares_are_exact() -> None:
+    """Parts touch, add up, and are as large as asked, the furthest first."""
+    room = Room(batch=4, entries=10, bytes=400)
+    cut = Shares(axis="sequence", host=0.3, disk=0.4).cut(room)
+    assert cut == {"disk": range(4), "host": range(4, 7), "device": range(7, 10)}
+    assert Shares(axis="sequence", host=0.5, disk=0.0).cut(room, 4)["host"] == range(4, 7)
+    assert Shares(axis="batch", host=0.5, disk=0.25).cut(room) == {
+        "disk": range(1),
+        "host": range(1, 3),
+        "device": range(3, 4),
+    }
+    assert Shares(axis="batch", host=0.5, disk=0.25).bytes(room, "host") == 200
+
+
+def a_restored_cache_decodes_the_same(placement: str, *overrides: str, codec: str = "dense") -> None:
+    """What follows a restored snapshot is what follows the prompt, bit by bit, whatever was decoded between."""
+    network, run = model("llama_gqa"), uniform()
+    made = placed(placement, *overrides, "placement.prefetch=0", codec=codec)  # layers share the one buffer
+    prompt, one, other = ids(43, 1, PROMPT), ids(44, 1, NEW), ids(45, 1, NEW)
+    with attention(network, "kvbench"):
+        cache = drive(network, made, prompt, run).cache
+        snapshot = cache.snapshot()
+        decoded = _decoded(network, cache, one)
+        cache.restore(snapshot)
+        again = _decoded(network, cache, other)
+        alone = _decoded(network, drive(network, made, prompt, run).cache, other)
+    assert torch.equal(again, alone)
+    assert not torch.equal(decoded, alone)
+
+
+def _decoded(network: PreTrainedModel, cache: KVCache, text: Tensor) -> Tensor:
+    """Return the logits after the last of some tokens [1, T], one at a time."""
+    for at in range(text.shape[1]):
+        cache.begin(DECODE)
+        position = cache.position_ids(1)
+        logits: Tensor = network(text[:, at : at + 1], past_key_values=cache, position_ids=position).logits
+    return logits
+
+
+def a_full_disk_says_where(folder: Path) -> None:
+    """A folder without room, or that is none, is an error that names the keys."""
+    like = torch.zeros(1, 2, 1, WIDTH)
+    for missing in (folder / "none", Path("/dev/null")):
+        with pytest.raises(ValueError, match=r"strategy\.placement\.folder"):
+            OnDisk(like, like.shape, str(missing), is_cold=False)
+    room = os.statvfs(folder)
+    too_long = torch.Size((1, 2, (room.f_bavail * room.f_frsize) // (2 * WIDTH * 4) + 2**40, WIDTH))
+    with pytest.raises(ValueError, match=r"cannot be kept in .*strategy\.placement\.disk"):
+        OnDisk(like, too_long, str(folder), is_cold=False)
+    assert list(folder.iterdir()) == []
+
+
+def files_have_no_name_and_are_closed(folder: Path) -> None:
+    """Nothing is seen in the folder while a cache lives, and no file is open once it is gone."""
+    before = _open_files()
+    cache = _driven(placed("disk", f"placement.folder={folder}"), "llama_gqa", (PROMPT,)).cache
+    assert cache.bytes_on("disk") > 0
+    assert list(folder.iterdir()) == []
+    assert len(_open_files()) > len(before)
+    del cache
+    gc.collect()
+    assert len(_open_files()) == len(before)
+
+
+def _open_files() -> list[str]:
+    return [path.name for path in Path("/proc/self/fd").iterdir()]
+
+
+def a_link_is_modelled_beside_what_is_measured() -> None:
+    """A step's bytes over the bandwidth, and the latency of each layer; nothing where the link is real."""
+    settings = ("placement.link=modelled", "placement.link_gb_per_s=2", "placement.link_latency_us=5")
+    before, after = Traffic(up=1_000, down=10, fetches=4), Traffic(up=2_001_000, down=2_000_010, fetches=24)
+    made = placed("host", *settings).placement.link_ms(before, after, steps=10)
+    assert made == pytest.approx((4_000_000 / 2e9 * 1e3 + 20 * 5e-3) / 10)
+    assert placed("host").placement.link_ms(before, after, steps=10) is None
