@@ -79,10 +79,7 @@ def packed_again(self: PackedPayload, position: Tensor) -> None:
     before = self.packed
     settle(self, position)
     if self.packed > before > 0:
-        for room, rows in zip(
-            self.kept, self._encoded(self.read(self.filled)[:, :, : self.packed] * 1.01), strict=True
-        ):
-            room[:, :, : rows.shape[2]] = rows
+        self._pack(0, self.read(self.filled)[:, :, : self.packed] * 1.01)
 
 
 def whole_copy(self: Rows, rows: Tensor) -> Tensor:
@@ -103,9 +100,8 @@ def without_least_numbers(packed: Packed, start: int, stop: int, dtype: torch.dt
     return numbers
 
 
-def only_whole_blocks(packed: Packed) -> Any:
+def only_whole_blocks(length: int) -> Any:
     """Leave out what does not fill a block."""
-    length = packed.codes.shape[2]
     return (slice(start, start + 32) for start in range(0, length - 31, 32))
 
 

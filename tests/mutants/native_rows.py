@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import tempfile
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from kvbench.kernels.packed import native
 from tests.mutants.core_mutant import Mutant
-from tests.support.codecs import kernels_find_the_same_codes, products_equal_dense_ones, quantiser
+from tests.support.codecs import both_kernels_keep_the_same, products_equal_dense_ones, quantiser
 from tests.support.packed_rows import ALL, Case, rows_are_what_they_stand_for
 
 KEYS = Case(codebook=True, outliers=7, rotary=32, tokens=ALL, expanded=True, share=4)
@@ -30,10 +31,10 @@ def _changed(source: Path, before: str, after: str) -> Path:
 
 
 def _mutant(name: str, before: str, after: str, *killed_by: partial[None]) -> Mutant:
-    fresh = functools.lru_cache(maxsize=None)(native._library.__wrapped__)  # what was compiled of the true source stays
+    fresh = functools.lru_cache(maxsize=None)(native._reader.__wrapped__)  # what was compiled of the true source stays
     return Mutant(
         name=name,
-        patches=((native, "SOURCE", _changed(native.SOURCE, before, after)), (native, "_library", fresh)),
+        patches=((native, "SOURCE", _changed(native.SOURCE, before, after)), (native, "_reader", fresh)),
         killed_by=killed_by,
     )
 
@@ -47,7 +48,20 @@ def _encoder(name: str, before: str, after: str, *killed_by: partial[None]) -> M
     )
 
 
+read = native.Given.read
+
+
+def one_row_short(self: native.Given, share: int, entries: int) -> tuple[ctypes.CDLL, int]:
+    """Leave the last row out."""
+    return read(self, share, entries - 1)
+
+
 MUTANTS = (
+    Mutant(
+        name="the last row is not read",
+        patches=((native.Given, "read", one_row_short),),
+        killed_by=(partial(products_equal_dense_ones, quantiser(4), 64, 1, "native"),),
+    ),
     _mutant(
         "the halves of a byte change places",
         "codes[part * each + at] |=",
@@ -76,25 +90,49 @@ MUTANTS = (
         "codes are made with a scale that is not what is kept",
         "const float scale = (float)kept;",
         "const float scale = reach == 0 ? 1 : reach;",
-        partial(kernels_find_the_same_codes, quantiser(4, group=5), 12),
+        partial(both_kernels_keep_the_same, quantiser(4, group=5), 12),
     ),
     _encoder(
         "the last group is as long as the others",
         "first + CHANNELS > DIM ? DIM - first : CHANNELS",
         "first + CHANNELS > DIM ? DIM - first - 1 : CHANNELS",
-        partial(kernels_find_the_same_codes, quantiser(4, group=5), 12),
+        partial(both_kernels_keep_the_same, quantiser(4, group=5), 12),
     ),
     _encoder(
         "a group of zeros has no scale",
-        "if (kept == 0) kept = 1;",
+        "if ((float)kept == 0) kept = in_few_bits<Scale>(1);",
         "",
-        partial(kernels_find_the_same_codes, quantiser(2, group=32), 64),
+        partial(both_kernels_keep_the_same, quantiser(2, group=32), 64),
     ),
     _encoder(
         "small floating point numbers are rounded as large ones",
         "size < 0x3c800000 ? small : normal",
         "normal",
-        partial(kernels_find_the_same_codes, FLOAT, 64),
+        partial(both_kernels_keep_the_same, FLOAT, 64),
+    ),
+    _encoder(
+        "scales that e4m3 does not reach are no numbers",
+        "to_e4m3(clamped(number, -LARGEST_E4M3, LARGEST_E4M3))};",
+        "to_e4m3(number)};",
+        partial(both_kernels_keep_the_same, quantiser(2, group=32, scales="e4m3"), 64),
+    ),
+    _encoder(
+        "the second batch row is written over the first",
+        "batch * to->codes_step[0] + head",
+        "head",
+        partial(both_kernels_keep_the_same, quantiser(4, group=5), 12),
+    ),
+    _encoder(
+        "tokens are read one behind the other, however they lie",
+        "head * head_step + token * token_step",
+        "head * head_step + token * DIM",
+        partial(both_kernels_keep_the_same, quantiser(4, group=5), 12),
+    ),
+    _encoder(
+        "all heads take the slots of the first",
+        "(batch * to->heads + head) * tokens + token",
+        "batch * to->heads * tokens + token",
+        partial(both_kernels_keep_the_same, quantiser(4, group=5), 12),
     ),
     _mutant(
         "the upper half of a table is its lower half",

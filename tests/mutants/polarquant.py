@@ -40,9 +40,9 @@ def smallest_angle(angle: Tensor) -> Tensor:
     return angle.amin(dim=3)
 
 
-def wider(self: PolarPacking, entries: Tensor, *, kernel: Any) -> tuple[Tensor, Tensor]:
+def wider(self: PolarPacking, entries: Tensor) -> tuple[Tensor, Tensor]:
     """Keep steps that are wider than those codes were made with."""
-    codes, scales = encode(self, entries, kernel=kernel)
+    codes, scales = encode(self, entries)
     return codes, scales * 1.05
 
 

@@ -41,17 +41,17 @@ def one_block(size: int, random: torch.Generator) -> Tensor:
     return rotation(size, torch.Generator().manual_seed(random.initial_seed()))
 
 
-def one_length(self: SketchPacking, entries: Tensor, *, kernel: Any) -> tuple[Tensor, ...]:
+def one_length(self: SketchPacking, entries: Tensor) -> tuple[Tensor, ...]:
     """Keep the length of the key for that of both parts."""
-    signs, large_signs, lengths, large = encode(self, entries, kernel=kernel)
+    signs, large_signs, lengths, large = encode(self, entries)
     return signs, large_signs, lengths.norm(dim=-1, keepdim=True).expand_as(lengths), large
 
 
-def smallest(self: SketchPacking, entries: Tensor, *, kernel: Any) -> tuple[Tensor, ...]:
+def smallest(self: SketchPacking, entries: Tensor) -> tuple[Tensor, ...]:
     """Keep the smallest channels apart."""
     sizes = entries.unflatten(2, (-1, self.tokens)).norm(dim=3).repeat_interleave(self.tokens, dim=2)
-    kept = encode(self, entries / sizes.square(), kernel=kernel)
-    return (*encode(self, entries, kernel=kernel)[:3], kept[3])
+    kept = encode(self, entries / sizes.square())
+    return (*encode(self, entries)[:3], kept[3])
 
 
 def no_large_channel(self: Sketch, rows: Tensor, out: Tensor) -> None:

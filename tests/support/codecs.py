@@ -23,7 +23,7 @@ from kvbench.cache.codecs.sides import LayerSides
 from kvbench.cache.layer import CacheLayer
 from kvbench.cache.packing_error import squares
 from kvbench.kernels.attend import Tile, attend_one
-from kvbench.kernels.packed import Kernel, Packed, Rows, native, on_gpu, reference
+from kvbench.kernels.packed import First, Kernel, Packed, Rows, native, on_gpu, reference
 from kvbench.kernels.packing import pack, packed_width, unpack
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
@@ -172,17 +172,25 @@ def codes_equal_plain_loops() -> None:
         assert_close(read_back(entries, how), stand_ins(entries, how))
 
 
-def kernels_find_the_same_codes(how: Quantiser, dim: int) -> None:
-    """Codes, scales and least numbers are the same to the bit, of small numbers, large ones and none."""
-    entries = rand(2, 3, 40, dim, seed=5)
-    entries[:, :, 10:20] *= torch.logspace(-9, 2, 10)[:, None]
+def both_kernels_keep_the_same(how: Quantiser, dim: int) -> None:
+    """Codes, scales and least numbers are the same to the bit, of small numbers, large ones and none, wherever kept."""
+    entries = rand(2, 40, 3, dim, seed=5).transpose(1, 2)
+    entries[:, :, 10:20] *= torch.logspace(-9, 6, 10)[:, None]
     entries[:, :, 20:30] *= torch.logspace(-6, 0, dim)
     entries[:, :, 30] = 0.0
     entries[:, :, 31] = 3.5
-    for got, want in zip(how.encode(entries, kernel="native"), how.encode(entries), strict=True):
-        assert (got is None) == (want is None)
-        if got is not None and want is not None:
-            assert torch.equal(got, want)
+    slots = torch.rand(2, 3, 50, generator=torch.Generator().manual_seed(6)).argsort(dim=-1)[..., :40]
+    for at in (7, slots, slots[:, :1]):
+        got, want = (_written(how, entries, at, kernel) for kernel in ("native", "reference"))
+        assert all(map(torch.equal, got, want))
+
+
+def _written(how: Quantiser, entries: Tensor, at: int | Tensor, kernel: Kernel) -> list[Tensor]:
+    """Return the bytes of all that is kept of entries [B, G, T, D] in a part of room for more of them."""
+    batch, heads, _, dim = entries.shape
+    kept = [torch.full((batch, heads + 1, 50, k.width), 2).to(k.dtype)[:, :heads] for k in how.kept(dim)]
+    how.write(kept, how.run(kept, dim, kernel), at, entries)
+    return [each.contiguous().view(torch.uint8) for each in kept]
 
 
 def rounding_stays_within_its_bound() -> None:
@@ -248,8 +256,8 @@ def packed_rows(how: Quantiser, dim: int, tokens: int, kernel: Kernel, seed: int
 
 
 def products_equal_dense_ones(how: Quantiser, dim: int, share: int, kernel: Kernel, device: str = "cpu") -> None:
-    """Logits and sums of values over packed rows are those over the numbers that the codes stand for."""
-    packed = packed_rows(how, dim, 132, kernel)
+    """Logits and sums of values over first rows are those over the numbers that the codes stand for."""
+    packed = packed_rows(how, dim, 140, kernel)  # of which 132 are read
     numbers, packed = packed.dense(0, 132, torch.float64), moved(packed, device)
     rows = rand(2, 3, share, dim, seed=5)
     weights = torch.rand(2, 3, share, 140, generator=torch.Generator().manual_seed(6))[..., 4:136]
@@ -510,8 +518,12 @@ def bytes_are_counted_to_the_last(name: str) -> None:
             assert stored - fixed == how.allocated_bytes(heads, 8, entries.shape[2], entries.dtype)
             used = 0
             for part in payload.entries(held, NOWHERE).parts:
-                given = [part] if isinstance(part, Tensor) else vars(part).values()
-                used += sum(t.nbytes for t in given if isinstance(t, Tensor) and t.data_ptr() not in shared)
+                if isinstance(part, First):
+                    given = [t for t in vars(part.run).values() if isinstance(t, Tensor) and t.data_ptr() not in shared]
+                    used += sum(t.nbytes for t in given) * part.length // part.run.length
+                else:
+                    assert isinstance(part, Tensor)
+                    used += part.nbytes
             assert used == how.used_bytes(heads, 8, held, entries.dtype)
 
 

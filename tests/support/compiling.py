@@ -28,7 +28,7 @@ def cubin(read: Any, packed: Packed, *, is_sum: bool) -> bytes:
     """Return the machine code for some rows and three queries of each KV head."""
     numbers = torch.empty(0)
     given = {"given": numbers, "given_step": 1, "out": numbers, "out_step": 1, "part_rows": 1}
-    given |= on_gpu.arguments(packed, 3, is_sum=is_sum)
+    given |= on_gpu.arguments(packed, 3, packed.length, is_sum=is_sum)
     signature, constants = {}, {}
     for parameter in read.params:
         value = given[parameter.name]

@@ -35,7 +35,7 @@ def packing(radius: int = 4, angle: int = 4, *, half: int, group: int = 8) -> Po
 
 def written(keys: Tensor, how: PolarPacking) -> Polar:
     """Return keys [B, G, T, D] as they are kept."""
-    return how.run(how.encode(keys, kernel="reference"), keys.shape[3], "reference")
+    return how.run(how.encode(keys), keys.shape[3], "reference")
 
 
 def partners(dim: int, half: int) -> list[tuple[int, int]]:

@@ -39,7 +39,7 @@ def view(dim: int) -> ModelView:
 
 def written(keys: Tensor, how: SketchPacking) -> Sketch:
     """Return keys [B, G, T, D] as they are kept."""
-    kept = [t for t in how.encode(keys, kernel="reference") if t is not None]
+    kept = [t for t in how.encode(keys) if t is not None]
     return how.run(kept, keys.shape[3], "reference")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -75,24 +76,51 @@ class Kept:
         return entries // self.tokens * self.width * self.dtype.itemsize
 
 
-class Packing(Protocol):
+class Packing(ABC):
     """How a run of entries is packed, once and for good."""
 
     @property
+    @abstractmethod
     def tokens(self) -> int:
         """Tokens that are packed together; 1 where each is packed alone."""
 
+    @abstractmethod
     def kept(self, dim: int) -> tuple[Kept, ...]:
         """Return what is kept of entries with so many numbers."""
 
-    def encode(self, entries: Tensor, *, kernel: Kernel) -> Sequence[Tensor | None]:
+    @abstractmethod
+    def encode(self, entries: Tensor) -> Sequence[Tensor | None]:
         """Return what is kept of entries [B, G, T, D], in this order, but for None; T is a multiple of `tokens`."""
 
+    @abstractmethod
     def run(self, kept: Sequence[Tensor], dim: int, kernel: Kernel) -> Run:
         """Return entries with so many numbers as attention reads them, of what is kept."""
 
+    @abstractmethod
     def tensors(self) -> tuple[Tensor, ...]:
         """Return what entries are packed with, which all caches of a model share."""
+
+    def write(self, kept: Sequence[Tensor], run: Run, at: int | Tensor, entries: Tensor) -> None:
+        """Pack entries where they are kept.
+
+        Args:
+            kept: room for what is kept of them.
+            run: of that room.
+            at: slot of the first one, or each one's own where each is packed alone [B, 1 or G, T].
+            entries: [B, G, T, D]; T is a multiple of `tokens`.
+        """
+        packed = (rows for rows in self.encode(entries) if rows is not None)
+        for room, rows in zip(kept, packed, strict=True):
+            if isinstance(at, Tensor):
+                _bytes(room).scatter_(2, at[..., None].expand_as(rows), _bytes(rows))
+            else:
+                tokens = entries.shape[2] // rows.shape[2]
+                room.narrow(2, at // tokens, rows.shape[2]).copy_(rows)
+
+
+def _bytes(rows: Tensor) -> Tensor:
+    """Return numbers of 8 bits as bytes, which torch scatters."""
+    return rows.view(torch.uint8) if rows.dtype.itemsize == 1 else rows
 
 
 class Format(Protocol):

@@ -11,7 +11,7 @@ from torch import Tensor
 from kvbench.cache.codecs.base import Packing, Room
 from kvbench.cache.codecs.kernel import ReadByKernel
 from kvbench.cache.codecs.quantiser import Quantiser
-from kvbench.kernels.packed import Kernel, Rows, Run
+from kvbench.kernels.packed import First, Kernel, Rows, Run
 from kvbench.types import ModelView
 
 
@@ -170,15 +170,17 @@ class PackedPayload:
         self.exact = like.new_zeros((batch, heads, how.exact_rows, dim))
         self.filled = 0  # slots in use, where some are exact
         self.packed = 0  # the first of them, whose entries are codes
-        self.kept = self._room(how.packed(capacity))
+        self._allocate(capacity)
 
-    def _room(self, slots: int) -> list[Tensor]:
-        """Return room for what is kept of so many packed entries."""
-        batch, heads, _, dim = self.exact.shape
-        return [
+    def _allocate(self, capacity: int) -> None:
+        """Make room for what is kept of packed entries."""
+        (batch, heads, _, dim), quantiser = self.exact.shape, self.how.quantiser
+        slots = self.how.packed(capacity)
+        self.kept = [
             self.exact.new_zeros((batch, heads, slots // each.tokens, each.width), dtype=each.dtype)
-            for each in self.how.quantiser.kept(dim)
+            for each in quantiser.kept(dim)
         ]
+        self.run = quantiser.run(self.kept, dim, self.kernel)
 
     def write(self, start: int, entries: Tensor, position: Tensor | int | None = None) -> None:
         """Store entries [B, G, T, D] at slots start .. start + T."""
@@ -193,7 +195,7 @@ class PackedPayload:
             entries = entries[:, :, self.packed - start :]
         first = self.filled - entries.shape[2]
         if entries.shape[2] == 1:
-            self.exact.select(2, first % rows).copy_(entries[:, :, 0])
+            self.exact.narrow(2, first % rows, 1).copy_(entries)
         elif entries.shape[2] > 1:
             row = torch.arange(first, self.filled, device=entries.device) % rows
             self.exact.index_copy_(2, row, entries)
@@ -207,35 +209,19 @@ class PackedPayload:
         self._pack(self.packed, self.exact.narrow(2, first, flush))
         self.packed += flush
 
-    def _pack(self, start: int, entries: Tensor) -> None:
-        count = entries.shape[2]
-        if count == 0:
-            return
-        for room, rows in zip(self.kept, self._encoded(entries), strict=True):
-            tokens = count // rows.shape[2]
-            room.narrow(2, start // tokens, rows.shape[2]).copy_(rows)
-
-    def _encoded(self, entries: Tensor) -> list[Tensor]:
-        return [rows for rows in self.how.quantiser.encode(entries, kernel=self.kernel) if rows is not None]
+    def _pack(self, at: int | Tensor, entries: Tensor) -> None:
+        if entries.shape[2] > 0:
+            self.how.quantiser.write(self.kept, self.run, at, entries)
 
     def scatter(self, slot: Tensor, entry: Tensor, position: Tensor | int | None = None) -> None:
         """Store one entry [B, G, 1, D] per row and head at its own slot [B, 1 or G], or k of them at [B, 1 or G, k]."""
-        at = (slot[:, :, None] if slot.dim() == 2 else slot)[..., None]
-        for room, rows in zip(self.kept, self._encoded(entry), strict=True):
-            _bytes(room).scatter_(2, at.expand_as(rows), _bytes(rows))
+        self._pack(slot[:, :, None] if slot.dim() == 2 else slot, entry)
 
     def entries(self, stop: int, position: Tensor | None = None) -> Rows:
         """Return the entries of slots 0 .. stop: codes, and the exact ones, as they lie."""
-        rows, dim = self.exact.shape[2:]
+        rows = self.exact.shape[2]
         packed = stop if rows == 0 else self.packed
-        parts: list[Tensor | Run] = []
-        if packed > 0:
-            quantiser = self.how.quantiser
-            kept = [
-                room.narrow(2, 0, packed // each.tokens)
-                for room, each in zip(self.kept, quantiser.kept(dim), strict=True)
-            ]
-            parts.append(quantiser.run(kept, dim, self.kernel))
+        parts: list[Tensor | Run] = [First(self.run, packed)] if packed > 0 else []
         if packed < stop:
             first = packed % rows
             parts.append(self.exact.narrow(2, first, min(stop - packed, rows - first)))
@@ -261,7 +247,7 @@ class PackedPayload:
     def grow(self, capacity: int, used: int) -> None:
         """Move to storage for `capacity` slots; the old storage is freed."""
         before, self.capacity = self.kept, capacity
-        self.kept = self._room(self.how.packed(capacity))
+        self._allocate(capacity)
         for room, rows in zip(self.kept, before, strict=True):
             room.narrow(2, 0, rows.shape[2]).copy_(rows)
 
@@ -278,8 +264,3 @@ class PackedPayload:
         exact: Tensor
         self.filled, self.packed, exact = snapshot  # type: ignore[misc]
         self.exact.copy_(exact)
-
-
-def _bytes(rows: Tensor) -> Tensor:
-    """Return numbers of 8 bits as bytes, which torch scatters."""
-    return rows.view(torch.uint8) if rows.dtype.itemsize == 1 else rows

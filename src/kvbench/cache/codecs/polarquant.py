@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvbench.cache.codecs.base import Kept
+from kvbench.cache.codecs.base import Kept, Packing
 from kvbench.cache.codecs.packed_keys import PackedKeys
 from kvbench.kernels.packed import Kernel
 from kvbench.kernels.packed.polar import Polar, pairs
@@ -61,7 +61,7 @@ class PolarQuant(PackedKeys):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolarPacking:
+class PolarPacking(Packing):
     """How the keys of a layer are packed.
 
     Args:
@@ -85,7 +85,7 @@ class PolarPacking:
             Kept(tokens=self.tokens, width=4 * (dim // 2), dtype=torch.float16),
         )
 
-    def encode(self, entries: Tensor, *, kernel: Kernel) -> tuple[Tensor, Tensor]:
+    def encode(self, entries: Tensor) -> tuple[Tensor, Tensor]:
         """Return what is kept of keys [B, G, T, D]."""
         rule = self.rule
         x, y = pairs(entries.float(), self.half).unflatten(2, (-1, self.tokens)).unbind(dim=-2)

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from kvbench.cache.codecs.base import Kept
+from kvbench.cache.codecs.base import Kept, Packing
 from kvbench.cache.codecs.packed_keys import PackedKeys
 from kvbench.cache.codecs.turboquant import rotation
 from kvbench.kernels.packed import Kernel
@@ -85,7 +85,7 @@ def _packing(rule: QJL, view: ModelView, layer: int) -> SketchPacking:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SketchPacking:
+class SketchPacking(Packing):
     """How the keys of a layer are packed.
 
     Args:
@@ -115,7 +115,7 @@ class SketchPacking:
             Kept(tokens=self.tokens, width=self.rule.num_large, dtype=torch.uint8),
         )
 
-    def encode(self, entries: Tensor, *, kernel: Kernel) -> tuple[Tensor, ...]:
+    def encode(self, entries: Tensor) -> tuple[Tensor, ...]:
         """Return what is kept of keys [B, G, T, D]."""
         groups = entries.float().unflatten(2, (-1, self.tokens))
         large = groups.norm(dim=3).topk(self.rule.num_large, dim=-1).indices

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.codecs import normal
-from kvbench.cache.codecs.base import Kept
-from kvbench.kernels.packed import Form, Kernel, Packed
+from kvbench.cache.codecs.base import Kept, Packing
+from kvbench.kernels.packed import Form, Kernel, Packed, Run
 from kvbench.kernels.packing import pack, packed_width
 
 LARGEST_E4M3 = 448.0
@@ -20,7 +20,7 @@ _BITS = {"integers": (2, 3, 4, 8), "e4m3": (8,), "float16": (16,), "normal": (2,
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantiser:
+class Quantiser(Packing):
     """Rounds numbers to codes; scales and least numbers are kept in few bits, and codes are made with what is kept.
 
     Args:
@@ -115,15 +115,22 @@ class Quantiser:
         """Return nothing: entries are packed with constants."""
         return ()
 
-    def encode(
-        self, entries: Tensor, reach: Tensor | None = None, kernel: Kernel = "reference"
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def write(self, kept: Sequence[Tensor], run: Run, at: int | Tensor, entries: Tensor) -> None:
+        """Pack entries where they are kept, as in Packing; both kernels find the same codes."""
+        assert isinstance(run, Packed)
+        if run.kernel == "native" and self.tokens == 1 and self.levels in ("integers", "e4m3"):
+            from kvbench.kernels.packed import native
+
+            native.write(entries.float(), run, at, self.clip)
+        else:
+            super().write(kept, run, at, entries)
+
+    def encode(self, entries: Tensor, reach: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return what is kept of entries [B, G, T, D]; T is a multiple of `tokens`.
 
         Args:
             entries: numbers.
             reach: magnitude of the largest symmetric code, as the scales; without one the largest number's.
-            kernel: what rounds tokens that have scales of their own; both find the same codes.
 
         Returns:
             Packed codes [B, G, T, w], scales [B, G, T / tokens, n], and least numbers as the scales, or None.
@@ -135,10 +142,6 @@ class Quantiser:
         if self.levels == "normal":
             codes, scale = normal.encode(entries.float(), self.bits)
             return pack(codes, self.bits), scale, None
-        if kernel == "native" and self.tokens == 1 and reach is None and self.scales == "float16":
-            from kvbench.kernels.packed import native
-
-            return native.encode(entries.float(), form, self.clip)
         numbers, size = entries.float(), self.tokens
         groups = numbers.unflatten(2, (-1, size)) if size > 1 else _by_channels(numbers, form.channels)
         over = 3 if size > 1 else 4

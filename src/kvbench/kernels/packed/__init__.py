@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
-from typing import ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from kvbench.kernels.packed.native import Given
 
 Kernel = Literal["native", "triton", "reference"]
 
@@ -71,7 +74,7 @@ class Turned:
 
 
 class Run(Protocol):
-    """A run of entries that are not kept as numbers."""
+    """A run of entries that are not kept as numbers; not all of them need to be read."""
 
     @property
     def length(self) -> int:
@@ -89,10 +92,10 @@ class Run(Protocol):
         """Return rows start .. stop as numbers [B, G, stop - start, D]."""
 
     def logits(self, rows: Tensor, out: Tensor) -> None:
-        """Write the products of rows [B, G, g, D], float32 or wider, into out [B, G, g, m]."""
+        """Write the products of rows [B, G, g, D], float32 or wider, with the first m into out [B, G, g, m]."""
 
     def weighted(self, weights: Tensor) -> Tensor:
-        """Return the sum of the rows by weights [B, G, g, m], as [B, G, g, D]."""
+        """Return the sum of the first m rows by weights [B, G, g, m], as [B, G, g, D]."""
 
 
 @dataclass(frozen=True)
@@ -145,16 +148,23 @@ class Packed:
         return reference.dense(self, start, stop, dtype)
 
     def logits(self, rows: Tensor, out: Tensor) -> None:
-        """Write the products of rows [B, G, g, D], float32 or wider, into out [B, G, g, m]."""
+        """Write the products of rows [B, G, g, D], float32 or wider, with the first m into out [B, G, g, m]."""
         self._kernel.logits(rows, self, out)
 
     def weighted(self, weights: Tensor) -> Tensor:
-        """Return the sum of the rows by weights [B, G, g, m], as [B, G, g, D]."""
+        """Return the sum of the first m rows by weights [B, G, g, m], as [B, G, g, D]."""
         assert self.turned is None, "values are not rotated"
         summed: Tensor = self._kernel.weighted(weights, self)
         return summed
 
-    @property
+    @cached_property
+    def given(self) -> Given:
+        """The rows as the native kernel is given them, made once for a storage."""
+        from kvbench.kernels.packed.native import Given
+
+        return Given(self)
+
+    @cached_property
     def _kernel(self) -> ModuleType:
         if self.kernel == "native":
             from kvbench.kernels.packed import native
@@ -167,6 +177,41 @@ class Packed:
         from kvbench.kernels.packed import reference
 
         return reference
+
+
+@dataclass(frozen=True)
+class First:
+    """The first rows of a run.
+
+    Args:
+        run: at least as long.
+        length: rows of each head.
+    """
+
+    run: Run
+    length: int
+
+    @property
+    def groups(self) -> int:
+        """KV heads."""
+        return self.run.groups
+
+    @property
+    def outlier_rows(self) -> float:
+        """As many rows of each head as outliers would fill."""
+        return self.run.outlier_rows * self.length / self.run.length
+
+    def dense(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Return rows start .. stop as numbers [B, G, stop - start, D]."""
+        return self.run.dense(start, stop, dtype)
+
+    def logits(self, rows: Tensor, out: Tensor) -> None:
+        """Write the products of rows [B, G, g, D], float32 or wider, with the first m into out [B, G, g, m]."""
+        self.run.logits(rows, out)
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        """Return the sum of the first m rows by weights [B, G, g, m], as [B, G, g, D]."""
+        return self.run.weighted(weights)
 
 
 @dataclass(frozen=True)
@@ -183,7 +228,7 @@ class Rows:
 
     sink_entries: ClassVar[int] = 0
 
-    @cached_property
+    @property
     def lengths(self) -> tuple[int, ...]:
         """Entries of each part."""
         return tuple(part.shape[2] if isinstance(part, Tensor) else part.length for part in self.parts)
@@ -220,27 +265,30 @@ class Rows:
         """Return the products of rows [B, G, g, D] with every entry [B, G, g, m], float32 or wider."""
         wide = torch.promote_types(rows.dtype, torch.float32)
         out = rows.new_empty((*rows.shape[:3], sum(self.lengths)), dtype=wide)
-        start = 0
-        for part, length in zip(self.parts, self.lengths, strict=True):
-            here = out.narrow(3, start, length)
+        wide_rows = _as(rows, wide)
+        for part, here in zip(self.parts, self._split(out), strict=True):
             if isinstance(part, Tensor):
-                here.copy_(torch.matmul(rows.to(part.dtype), part.transpose(-1, -2)))
+                here.copy_(torch.matmul(_as(rows, part.dtype), part.transpose(-1, -2)))
             else:
-                part.logits(rows.to(wide), here)
-            start += length
+                part.logits(wide_rows, here)
         return out
 
     def weighted(self, weights: Tensor) -> Tensor:
         """Return the sum of the entries by weights [B, G, g, m], as [B, G, g, D]."""
-        out: Tensor | None = None
-        start = 0
-        for part, length in zip(self.parts, self.lengths, strict=True):
-            mine = weights.narrow(3, start, length)
-            summed = torch.matmul(mine.to(part.dtype), part) if isinstance(part, Tensor) else part.weighted(mine)
-            out = summed if out is None else out + summed
-            start += length
-        assert out is not None
-        return out.to(self.dtype)
+        first, *others = (
+            torch.matmul(_as(mine, part.dtype), part) if isinstance(part, Tensor) else part.weighted(mine)
+            for part, mine in zip(self.parts, self._split(weights), strict=True)
+        )
+        return _as(sum(others, first), self.dtype)
+
+    def _split(self, numbers: Tensor) -> Sequence[Tensor]:
+        """Return what numbers [B, G, g, m] say of each part."""
+        return (numbers,) if len(self.parts) == 1 else numbers.split(self.lengths, dim=3)
+
+
+def _as(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return numbers in a type: asking for the one they have takes torch some microseconds."""
+    return numbers if numbers.dtype == dtype else numbers.to(dtype)
 
 
 def why_not(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> str | None:

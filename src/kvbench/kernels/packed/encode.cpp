@@ -3,7 +3,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "form.h"
+#include "kept.h"
 
 namespace {
 
@@ -24,7 +24,16 @@ inline float clamped(float number, float least, float most) {
     return number < least ? least : number > most ? most : number;
 }
 
-inline void encode_group(const float* numbers, int count, float clip, Half* scale_out, Half* low_out, uint8_t* codes) {
+// What is kept of a scale or of a least number: e4m3 has no infinity.
+template <typename To>
+inline To in_few_bits(float number) {
+    if constexpr (sizeof(To) == 1)
+        return {to_e4m3(clamped(number, -LARGEST_E4M3, LARGEST_E4M3))};
+    else
+        return (To)number;
+}
+
+inline void encode_group(const float* numbers, int count, float clip, Scale* scale_out, Scale* low_out, uint8_t* codes) {
     float least = numbers[0], most = numbers[0];
     for (int at = 1; at < count; at++) {
         least = numbers[at] < least ? numbers[at] : least;
@@ -36,13 +45,13 @@ inline void encode_group(const float* numbers, int count, float clip, Half* scal
     }
     const float largest = -least > most ? -least : most;
     const float reach = E4M3 ? largest / LARGEST_E4M3 : SYMMETRIC ? largest / MIDDLE : (most - least) / LEVELS;
-    Half kept = (Half)reach;
-    if (kept == 0) kept = 1;
+    Scale kept = in_few_bits<Scale>(reach);
+    if ((float)kept == 0) kept = in_few_bits<Scale>(1);
     *scale_out = kept;
     const float scale = (float)kept;
     float low = 0;
     if constexpr (!SYMMETRIC) {
-        *low_out = (Half)least;
+        *low_out = in_few_bits<Scale>(least);
         low = (float)*low_out;
     }
     for (int at = 0; at < count; at++) {
@@ -68,20 +77,31 @@ inline void pack(const uint8_t* codes, int shift, uint8_t* out) {
     }
 }
 
+inline void encode_row(const float* numbers, float clip, uint8_t* codes, Scale* scales, Scale* lows) {
+    uint8_t each[DIM];
+    for (int group = 0; group < SCALES; group++) {
+        const int first = group * CHANNELS, count = first + CHANNELS > DIM ? DIM - first : CHANNELS;
+        encode_group(numbers + first, count, clip, scales + group, lows + group, each + first);
+    }
+    pack<FIRST>(each, 0, codes);
+    if constexpr (BITS == 3) pack<1>(each, 2, codes + width(2));
+}
+
 }  // namespace
 
-// Codes [rows, WIDTH], scales and least numbers [rows, SCALES] of numbers [rows, DIM].
-extern "C" void encode(const float* numbers, long rows, float clip, uint8_t* codes, void* scales, void* lows) {
-    for (long row = 0; row < rows; row++) {
-        const float* mine = numbers + row * DIM;
-        uint8_t* out = codes + row * WIDTH;
-        uint8_t each[DIM];
-        for (int group = 0; group < SCALES; group++) {
-            const int first = group * CHANNELS, count = first + CHANNELS > DIM ? DIM - first : CHANNELS;
-            const long at = row * SCALES + group;
-            encode_group(mine + first, count, clip, (Half*)scales + at, (Half*)lows + at, each + first);
+// Keeps numbers [batch, heads, tokens, DIM] as rows first, first + 1 ... of each head, or as the rows that `at` says
+// [batch, heads, tokens]. Steps of the numbers are from one batch row, head and token to the next.
+extern "C" void encode(const float* numbers, long batch_step, long head_step, long token_step, long tokens, float clip,
+                       long first, const int64_t* at, const Kept* to) {
+    for (long batch = 0; batch < to->batch; batch++)
+        for (long head = 0; head < to->heads; head++) {
+            uint8_t* codes = to->codes + batch * to->codes_step[0] + head * to->codes_step[1];
+            Scale* scales = to->scales + batch * to->scales_step[0] + head * to->scales_step[1];
+            Scale* lows = to->lows + batch * to->lows_step[0] + head * to->lows_step[1];
+            for (long token = 0; token < tokens; token++) {
+                const long row = at ? at[(batch * to->heads + head) * tokens + token] : first + token;
+                const float* mine = numbers + batch * batch_step + head * head_step + token * token_step;
+                encode_row(mine, clip, codes + row * WIDTH, scales + row * SCALES, lows + row * SCALES);
+            }
         }
-        pack<FIRST>(each, 0, out);
-        if constexpr (BITS == 3) pack<1>(each, 2, out + width(2));
-    }
 }

@@ -7,8 +7,8 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from kvbench.folders import cache_folder
 from kvbench.kernels.packed import steps
-from kvbench.kernels.packing import packed_width
 
 if TYPE_CHECKING:
     from kvbench.kernels.packed import Form, Packed
@@ -49,84 +48,111 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def logits(rows: Tensor, packed: Packed, out: Tensor) -> None:
-    """Write the products of rows [B, G, g, D] with packed ones into out [B, G, g, m], float32."""
+    """Write the products of rows [B, G, g, D] with the first m packed ones into out [B, G, g, m], float32."""
     rows = rows.contiguous()
-    library, given = _call(packed, rows.shape[2])
-    library.logits(rows.data_ptr(), out.data_ptr(), out.stride(2), ctypes.byref(given))
+    library, given = packed.given.read(rows.shape[2], out.shape[3])
+    library.logits(rows.data_ptr(), out.data_ptr(), out.stride(2), given)
 
 
 def weighted(weights: Tensor, packed: Packed) -> Tensor:
-    """Return the sum of packed rows by weights [B, G, g, m] float32, as [B, G, g, D]."""
-    batch, groups, share, _ = weights.shape
-    library, given = _call(packed, share)
-    out = weights.new_empty((given.parts, batch, groups, share, packed.form.dim))
-    library.weighted(weights.data_ptr(), weights.stride(2), out.data_ptr(), ctypes.byref(given))
-    return out[0] if given.parts == 1 else out.sum(dim=0)
+    """Return the sum of the first m packed rows by weights [B, G, g, m] float32, as [B, G, g, D]."""
+    batch, groups, share, entries = weights.shape
+    library, given = packed.given.read(share, entries)
+    parts = packed.given.rows.parts
+    out = weights.new_empty((parts * batch, groups, share, packed.form.dim))
+    library.weighted(weights.data_ptr(), weights.stride(2), out.data_ptr(), given)
+    return out if parts == 1 else out.unflatten(0, (parts, batch)).sum(dim=0)
 
 
-def encode(rows: Tensor, form: Form, clip: float) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return what `Quantiser.encode` does of rows float32 [B, G, T, D], each of which has scales of its own."""
-    size, rows = rows.shape[:3], rows.contiguous()
-    codes = torch.empty((*size, packed_width(form.dim, form.bits)), dtype=torch.uint8)
-    scale = torch.empty((*size, form.scales), dtype=torch.float16)
-    low = None if form.symmetric else torch.empty_like(scale)
-    pointers = [codes.data_ptr(), scale.data_ptr(), scale.data_ptr() if low is None else low.data_ptr()]
-    _encoder(form).encode(rows.data_ptr(), size.numel(), clip, *pointers)
-    return codes, scale, low
+def write(entries: Tensor, packed: Packed, at: int | Tensor, clip: float) -> None:
+    """Do what `Quantiser.write` does with entries float32 [B, G, T, D], each of which has scales of its own."""
+    batch, heads, tokens, _ = entries.shape
+    assert (batch, heads) == packed.codes.shape[:2]
+    entries = entries if entries.stride(3) == 1 else entries.contiguous()
+    slots = None if isinstance(at, int) else at.expand(batch, heads, tokens).contiguous()
+    first = at if isinstance(at, int) else 0
+    where = None if slots is None else slots.data_ptr()
+    packed.given.write(entries.data_ptr(), *entries.stride()[:3], tokens, clip, first, where, packed.given.address)
 
 
-class _Rows(ctypes.Structure):
-    """What rows.cpp reads; what rows do not have is null, and steps are in numbers."""
+class _Kept(ctypes.Structure):
+    """What kept.h reads; what rows do not have is null, and steps are in numbers."""
 
     _fields_: ClassVar = [
-        *((name, _POINTER) for name in ("codes", "scales", "lows", "levels", "values", "channels")),
-        *((name, _POINTER) for name in ("positions", "frequencies")),
+        *((name, _POINTER) for name in ("codes", "scales", "lows")),
         *((name, _LONG * 2) for name in ("codes_step", "scales_step", "lows_step")),
-        ("outliers_step", _LONG),
-        ("positions_step", _LONG * 2),
-        *((name, _LONG) for name in ("batch", "heads", "entries", "tokens", "outliers", "parts", "threads")),
+        *((name, _LONG) for name in ("batch", "heads")),
     ]
 
 
-def _call(packed: Packed, share: int) -> tuple[ctypes.CDLL, _Rows]:
-    """Return the library for rows, and the rows as it reads them."""
-    form, codes, scale, low = packed.form, packed.codes, packed.scale, packed.low
-    outliers, turned = packed.outliers, packed.turned
-    given = _Rows()
-    given.batch, given.heads, given.entries, _ = codes.shape
-    given.tokens, given.threads = form.tokens, torch.get_num_threads()
-    given.parts = max(1, min(given.threads, given.entries // LEAST_ROWS))
-    given.codes, given.codes_step = codes.data_ptr(), steps(codes)
-    given.scales, given.scales_step = scale.data_ptr(), steps(scale)
-    if low is not None:
-        given.lows, given.lows_step = low.data_ptr(), steps(low)
-    if packed.levels is not None:
-        assert packed.levels.dtype == torch.float32
-        given.levels = packed.levels.data_ptr()
-    if outliers is not None:
-        assert outliers.value.stride() == outliers.channel.stride()
-        given.values, given.channels = outliers.value.data_ptr(), outliers.channel.data_ptr()
-        given.outliers, given.outliers_step = outliers.value.shape[2], outliers.value.stride(0)
-    if turned is not None:
-        position, frequency = turned.position, turned.inverse_frequency
-        assert (position.dtype, position.stride(2), frequency.dtype) == (torch.int32, 1, torch.float32)
-        given.positions, given.frequencies = position.data_ptr(), frequency.data_ptr()
-        given.positions_step = position.stride(0), position.stride(1) if position.shape[1] > 1 else 0
-    library = _library(
-        form,
-        PER_CHANNEL=int(form.tokens > 1),
-        CODEBOOK=int(form.levels == "codebook"),
-        OUTLIERS=0 if outliers is None else outliers.channel.dtype.itemsize,
-        SHORT_SCALES=int(scale.dtype == torch.float8_e4m3fn),
-        ROTARY=0 if turned is None else len(turned.inverse_frequency),
-        SHARE=share,
-    )
-    return library, given
+class _Rows(_Kept):
+    """What rows.cpp reads."""
+
+    _fields_: ClassVar = [
+        *((name, _POINTER) for name in ("levels", "values", "channels", "positions", "frequencies")),
+        ("outliers_step", _LONG),
+        ("positions_step", _LONG * 2),
+        *((name, _LONG) for name in ("tokens", "outliers", "entries", "parts", "threads")),
+    ]
+
+
+class Given:
+    """Packed rows as the native kernel is given them, and what was compiled for them.
+
+    Args:
+        packed: whose storage has to outlive this.
+    """
+
+    def __init__(self, packed: Packed) -> None:
+        form, codes, scale, low = packed.form, packed.codes, packed.scale, packed.low
+        outliers, turned = packed.outliers, packed.turned
+        given = self.rows = _Rows()
+        given.batch, given.heads = codes.shape[:2]
+        given.tokens = form.tokens
+        given.codes, given.codes_step = codes.data_ptr(), steps(codes)
+        given.scales, given.scales_step = scale.data_ptr(), steps(scale)
+        if low is not None:
+            given.lows, given.lows_step = low.data_ptr(), steps(low)
+        if packed.levels is not None:
+            assert packed.levels.dtype == torch.float32
+            given.levels = packed.levels.data_ptr()
+        if outliers is not None:
+            assert outliers.value.stride() == outliers.channel.stride()
+            given.values, given.channels = outliers.value.data_ptr(), outliers.channel.data_ptr()
+            given.outliers, given.outliers_step = outliers.value.shape[2], outliers.value.stride(0)
+        if turned is not None:
+            position, frequency = turned.position, turned.inverse_frequency
+            assert (position.dtype, position.stride(2), frequency.dtype) == (torch.int32, 1, torch.float32)
+            given.positions, given.frequencies = position.data_ptr(), frequency.data_ptr()
+            given.positions_step = position.stride(0), position.stride(1) if position.shape[1] > 1 else 0
+        self.address = ctypes.addressof(given)
+        self._form = _numbers(form, scale)
+        self._run = {
+            "PER_CHANNEL": int(form.tokens > 1),
+            "CODEBOOK": int(form.levels == "codebook"),
+            "OUTLIERS": 0 if outliers is None else outliers.channel.dtype.itemsize,
+            "ROTARY": 0 if turned is None else len(turned.inverse_frequency),
+        }
+        self._readers: dict[int, ctypes.CDLL] = {}
+
+    def read(self, share: int, entries: int) -> tuple[ctypes.CDLL, int]:
+        """Return the library for so many queries of a KV head, and the address of the first so many rows."""
+        given = self.rows
+        given.entries, given.threads = entries, torch.get_num_threads()
+        given.parts = max(1, min(given.threads, entries // LEAST_ROWS))
+        if share not in self._readers:
+            self._readers[share] = _reader(**self._form, **self._run, SHARE=share)
+        return self._readers[share], self.address
+
+    @cached_property
+    def write(self) -> Callable[..., None]:
+        """What rounds numbers to codes and keeps them."""
+        return _encoder(**self._form).encode
 
 
 @cache
-def _library(form: Form, **numbers: int) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(_compiled(SOURCE, {**_numbers(form), **numbers})))
+def _reader(**numbers: int) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(_compiled(SOURCE, numbers)))
     library.logits.argtypes = [_POINTER, _POINTER, _LONG, _POINTER]
     library.weighted.argtypes = [_POINTER, _LONG, _POINTER, _POINTER]
     library.logits.restype = library.weighted.restype = None
@@ -134,20 +160,21 @@ def _library(form: Form, **numbers: int) -> ctypes.CDLL:
 
 
 @cache
-def _encoder(form: Form) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(_compiled(ENCODER, _numbers(form))))
-    library.encode.argtypes = [_POINTER, _LONG, ctypes.c_float, _POINTER, _POINTER, _POINTER]
+def _encoder(**numbers: int) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(_compiled(ENCODER, numbers)))
+    library.encode.argtypes = [_POINTER, *[_LONG] * 4, ctypes.c_float, _LONG, _POINTER, _POINTER]
     library.encode.restype = None
     return library
 
 
-def _numbers(form: Form) -> dict[str, int]:
+def _numbers(form: Form, scale: Tensor) -> dict[str, int]:
     return {
         "DIM": form.dim,
         "BITS": form.bits,
         "CHANNELS": form.channels,
         "SYMMETRIC": int(form.symmetric),
         "E4M3": int(form.levels == "e4m3"),
+        "SHORT_SCALES": int(scale.dtype == torch.float8_e4m3fn),
     }
 
 

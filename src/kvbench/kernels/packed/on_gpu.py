@@ -35,15 +35,15 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def logits(rows: Tensor, packed: Packed, out: Tensor) -> None:
-    """Write the products of rows [B, G, g, D] with packed ones into out [B, G, g, m], float32."""
-    given = arguments(packed, rows.shape[2])
-    _read(rows.contiguous(), packed.form.dim, out, out.stride(2), parts(packed, given["ROWS"]), given)
+    """Write the products of rows [B, G, g, D] with the first m packed ones into out [B, G, g, m], float32."""
+    given = arguments(packed, rows.shape[2], out.shape[3])
+    _read(rows.contiguous(), packed.form.dim, out, out.stride(2), parts(given, len(rows)), given)
 
 
 def weighted(weights: Tensor, packed: Packed) -> Tensor:
-    """Return the sum of packed rows by weights [B, G, g, m] float32, as [B, G, g, D]."""
-    given, dim = arguments(packed, weights.shape[2], is_sum=True), packed.form.dim
-    count, size = parts(packed, given["ROWS"])
+    """Return the sum of the first m packed rows by weights [B, G, g, m] float32, as [B, G, g, D]."""
+    given, dim = arguments(packed, *weights.shape[2:], is_sum=True), packed.form.dim
+    count, size = parts(given, len(weights))
     out = weights.new_empty((count, *weights.shape[:3], dim))
     _read(weights, weights.stride(2), out, dim, (count, size), given)
     return out[0] if count == 1 else out.sum(dim=0)
@@ -60,16 +60,16 @@ def _read(
         grid(given, given_step, out, out_step, part_rows=parts[1], enable_fp_fusion=True, **rest)
 
 
-def parts(packed: Packed, rows: int) -> tuple[int, int]:
+def parts(given: dict[str, Any], batch: int) -> tuple[int, int]:
     """Return how many parts the rows are read in, side by side, and how many of them a part has at most."""
-    batch, heads, entries, _ = packed.codes.shape
-    blocks = -(-entries // rows)
-    each = -(-blocks // max(1, PROGRAMS // (batch * heads)))
+    rows = given["ROWS"]
+    blocks = -(-given["entries"] // rows)
+    each = -(-blocks // max(1, PROGRAMS // (batch * given["heads"])))
     return max(1, -(-blocks // max(1, each))), max(1, each) * rows
 
 
-def arguments(packed: Packed, share: int, *, is_sum: bool = False) -> dict[str, Any]:
-    """Return what the kernel is told of rows, and of their form, by name; steps are in numbers."""
+def arguments(packed: Packed, share: int, entries: int, *, is_sum: bool = False) -> dict[str, Any]:
+    """Return what the kernel is told of the first rows, and of their form, by name; steps are in numbers."""
     form, codes, low, outliers, turned = packed.form, packed.codes, packed.low, packed.outliers, packed.turned
     rotary = 0 if turned is None else len(turned.inverse_frequency)
     rows = max(LEAST_ROWS, min(MOST_ROWS, NUMBERS // _power(form.dim)))
@@ -79,7 +79,7 @@ def arguments(packed: Packed, share: int, *, is_sum: bool = False) -> dict[str, 
     numbers = codes.view(torch.float16) if form.levels == "float16" else codes
     given = _pointers(packed, numbers)
     return given | {
-        "entries": codes.shape[2],
+        "entries": entries,
         "heads": codes.shape[1],
         "SUMS": is_sum,
         "SHARE": share,

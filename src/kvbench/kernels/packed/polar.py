@@ -52,10 +52,10 @@ class Polar(GroupedKeys):
         return joined(torch.stack([length * phi.cos(), length * phi.sin()], dim=-2), self.half)
 
     def logits(self, rows: Tensor, out: Tensor) -> None:
-        """Write the products of rows [B, G, g, D], float32 or wider, into out [B, G, g, m]."""
+        """Write the products of rows [B, G, g, D], float32 or wider, with the first m into out [B, G, g, m]."""
         x, y = (each[..., None] for each in pairs(rows, self.half).unbind(dim=-2))
         middle = torch.arange(2**self.angle_bits, device=rows.device, dtype=rows.dtype) + 0.5
-        for group in range(self.scales.shape[2]):
+        for group in range(out.shape[3] // self.tokens):
             low, step, first, turn = self.scales[:, :, group].to(rows.dtype).chunk(4, dim=-1)
             phi = (first[..., None] + middle * turn[..., None])[:, :, None]
             table = x * phi.cos() + y * phi.sin()  # of what a radius of 1 adds [B, G, g, P, angles]

@@ -50,22 +50,21 @@ def _coded(packed: Packed, start: int, stop: int, dtype: torch.dtype) -> Tensor:
 
 
 def logits(rows: Tensor, packed: Packed, out: Tensor) -> None:
-    """Write the products of rows [B, G, g, D] with packed ones into out [B, G, g, m]."""
-    for block in _blocks(packed):
+    """Write the products of rows [B, G, g, D] with the first m packed ones into out [B, G, g, m]."""
+    for block in _blocks(out.shape[3]):
         numbers = dense(packed, block.start, block.stop, rows.dtype)
         out[..., block] = torch.matmul(rows, numbers.transpose(-1, -2))
 
 
 def weighted(weights: Tensor, packed: Packed) -> Tensor:
-    """Return the sum of packed rows by weights [B, G, g, m], as [B, G, g, D]."""
+    """Return the sum of the first m packed rows by weights [B, G, g, m], as [B, G, g, D]."""
     out = weights.new_zeros((*weights.shape[:3], packed.form.dim))
-    for block in _blocks(packed):
+    for block in _blocks(weights.shape[3]):
         out += torch.matmul(weights[..., block], dense(packed, block.start, block.stop, weights.dtype))
     return out
 
 
-def _blocks(packed: Packed) -> Iterator[slice]:
-    length = packed.codes.shape[2]
+def _blocks(length: int) -> Iterator[slice]:
     for start in range(0, length, BLOCK):
         yield slice(start, min(length, start + BLOCK))
 

@@ -8,8 +8,7 @@
 #include <vector>
 
 #include "angles.h"
-#include "form.h"
-#include "lanes.h"
+#include "kept.h"
 
 namespace {
 
@@ -24,23 +23,15 @@ constexpr bool IN_REGISTERS = DIM % LANES == 0 && fits(FIRST) && (BITS != 3 || f
 typedef Table<CODEBOOK ? 1 << BITS : 0> Levels;
 typedef std::conditional<OUTLIERS == 2, int16_t, int32_t>::type Channel;
 
-struct Short {
-    uint8_t bits;
-    operator float() const { return float_of_e4m3(bits); }
-};
-typedef std::conditional<SHORT_SCALES, Short, Half>::type Scale;
-
-// As kvbench.kernels.packed.native has it. Steps are from one batch row, and from one head, to the next.
-struct Rows {
-    const uint8_t* codes;
-    const Scale *scales, *lows;
+// As kvbench.kernels.packed.native has it.
+struct Rows : Kept {
     const float* levels;
     const Half* values;
     const Channel* channels;
     const int32_t* positions;
     const float* frequencies;
-    long codes_step[2], scales_step[2], lows_step[2], outliers_step, positions_step[2];
-    long batch, heads, entries, tokens, outliers, parts, threads;
+    long outliers_step, positions_step[2];
+    long tokens, outliers, entries, parts, threads;
 
     long start(long part) const { return part * entries / parts; }
 };

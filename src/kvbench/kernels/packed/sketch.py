@@ -55,10 +55,10 @@ class Sketch(GroupedKeys):
         return torch.where(is_large, large, others)
 
     def logits(self, rows: Tensor, out: Tensor) -> None:
-        """Write the products of rows [B, G, g, D], float32 or wider, into out [B, G, g, m]."""
+        """Write the products of rows [B, G, g, D], float32 or wider, with the first m into out [B, G, g, m]."""
         directions, many = self.directions.to(rows.dtype), len(self.directions)
         products = torch.matmul(rows, directions.mT)
-        for group in range(self.large.shape[2]):
+        for group in range(out.shape[3] // self.tokens):
             channels = self.large[:, :, group].long()
             mine = rows.gather(-1, channels[:, :, None].expand(-1, -1, rows.shape[2], -1))
             of_large = torch.matmul(mine, directions.mT[channels])  # what large channels are of the products
