@@ -164,7 +164,7 @@ class Packed:
 
         return Given(self)
 
-    @cached_property
+    @property
     def _kernel(self) -> ModuleType:
         if self.kernel == "native":
             from kvbench.kernels.packed import native
