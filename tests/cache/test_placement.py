@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.mutants.core_mutant import Check, Mutant, each_of, seen_to_fail
 from tests.mutants.placement import MUTANTS
@@ -45,6 +46,11 @@ def test_outputs_are_those_of_a_cache_on_the_device_bit_for_bit(
 @each_tier
 def test_packed_entries_come_back_as_they_went(where: str, overrides: tuple[str, ...], codec: str) -> None:
     placement.same_as_resident("llama_gqa", where, *overrides, codec=codec, lengths=(PROMPT,) * 3)
+
+
+@pytest.mark.parametrize("codec", ["int8", "kivi4", "fp8"])
+def test_the_native_kernel_reads_what_came(codec: str) -> None:
+    placement.same_as_resident("llama_gqa", "host", "placement.prefetch=0", codec=codec, dtype=torch.float32)
 
 
 @each_tier

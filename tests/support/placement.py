@@ -40,9 +40,17 @@ def resident(codec: str, name: str = "baseline", *overrides: str) -> CacheStrate
     return placed("device", *overrides, codec=codec, name=name)
 
 
-def _driven(made: CacheStrategy, model_name: str, lengths: Sequence[int], chunks: Sequence[int] = ()) -> Driven:
+def _driven(
+    made: CacheStrategy,
+    model_name: str,
+    lengths: Sequence[int],
+    chunks: Sequence[int] = (),
+    dtype: torch.dtype = torch.float64,
+) -> Driven:
     text = padded([ids(40 + row, 1, length + NEW)[0] for row, length in enumerate(lengths)])
-    return drive(model(model_name), made, text, RunShape(prompt_lengths=tuple(lengths), new_tokens=NEW), chunks=chunks)
+    return drive(
+        model(model_name, dtype), made, text, RunShape(prompt_lengths=tuple(lengths), new_tokens=NEW), chunks=chunks
+    )
 
 
 def same_as_resident(
@@ -52,10 +60,11 @@ def same_as_resident(
     codec: str = "dense",
     lengths: Sequence[int] = (PROMPT,),
     chunks: Sequence[int] = (),
+    dtype: torch.dtype = torch.float64,
 ) -> None:
     """Logits are those of the cache on the device, bit by bit."""
-    want = _driven(resident(codec), model_name, lengths, chunks)
-    got = _driven(placed(placement, *overrides, codec=codec), model_name, lengths, chunks)
+    want = _driven(resident(codec), model_name, lengths, chunks, dtype)
+    got = _driven(placed(placement, *overrides, codec=codec), model_name, lengths, chunks, dtype)
     moved = got.cache.traffic()
     assert moved.up + moved.read > 0, "nothing came from elsewhere"
     assert torch.equal(got.logits, want.logits)

@@ -166,6 +166,9 @@ class Appended(Protocol):
     def appended(self, stop: int) -> list[tuple[Tensor, int]]:
         """Return its `rooms` and how many rows of each are in use, given the slots in use."""
 
+    def moved(self) -> None:
+        """Forget where its `rooms` were: they are somewhere else now."""
+
 
 @runtime_checkable
 class QueryDriven(Protocol):

@@ -99,6 +99,9 @@ class DensePayload:
         """Return the one storage, and the slots in use."""
         return [(self.data, stop)]
 
+    def moved(self) -> None:
+        """Do nothing: the storage is all there is."""
+
     def unused_bytes(self) -> int:
         """Return 0: entries need what the closed form says."""
         return 0

@@ -141,6 +141,11 @@ class EndsPayload:
         written = self.written if self.latest.shape[2] > 0 else max(0, stop - self.first.shape[2])
         return self.inner.appended(written)
 
+    def moved(self) -> None:
+        """Tell what entries are written as."""
+        assert isinstance(self.inner, Appended)
+        self.inner.moved()
+
     def unused_bytes(self) -> int:
         """Return the bytes that what is between did not need."""
         return self.inner.unused_bytes()

@@ -154,6 +154,11 @@ class LatentPayload:
         assert isinstance(self.inner, Appended)
         return self.inner.appended(stop)
 
+    def moved(self) -> None:
+        """Tell what entries are written as."""
+        assert isinstance(self.inner, Appended)
+        self.inner.moved()
+
     def unused_bytes(self) -> int:
         """Return 0: entries need what the closed form says."""
         return 0

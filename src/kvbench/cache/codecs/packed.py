@@ -180,7 +180,11 @@ class PackedPayload:
             self.exact.new_zeros((batch, heads, slots // each.tokens, each.width), dtype=each.dtype)
             for each in quantiser.kept(dim)
         ]
-        self.run = quantiser.run(self.kept, dim, self.kernel)
+        self.moved()
+
+    def moved(self) -> None:
+        """Read what is kept from where it is now."""
+        self.run = self.how.quantiser.run(self.kept, self.exact.shape[3], self.kernel)
 
     def write(self, start: int, entries: Tensor, position: Tensor | int | None = None) -> None:
         """Store entries [B, G, T, D] at slots start .. start + T."""

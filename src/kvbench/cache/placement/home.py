@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kvbench.cache.codecs.base import Room
+from kvbench.cache.codecs.base import Appended, Room
 from kvbench.cache.placement.rooms import ALIGN, Tier, buffer_bytes
 from kvbench.cache.placement.tiers import OnDevice, OnDisk, OnHost, Part, Traffic
 from kvbench.cache.plan import LayerPlan
@@ -42,6 +42,7 @@ class Home:
         self._underway = Traffic()  # of what comes to a buffer, counted once it is there
         self._pieces: list[list[Piece]] = []  # of each storage
         self._storages: list[Tensor] = []
+        self._payloads: list[Appended] = []
         self._sizes: list[torch.Size] = []
         self._kept: list[int] = []  # rows of each storage that lie in its parts
         self._hidden: OnHost | None = None  # what the first tokens' keys and values are made of [B, 1, tokens, hidden]
@@ -67,12 +68,12 @@ class Home:
     def keep(self, slots: Sequence[Slots]) -> None:
         """Write what was appended since, and leave the storages empty."""
         self._keep_hidden()
-        appended = [
-            pair
-            for each in slots
-            for payload in (each.keys, each.values)
-            for pair in payload.appended(each.filled)  # type: ignore[attr-defined]
-        ]
+        appended, self._payloads = [], []
+        for each in slots:
+            for payload in (each.keys, each.values):
+                assert isinstance(payload, Appended)
+                self._payloads.append(payload)
+                appended += payload.appended(each.filled)
         self._position, self._lent = slots[0].position if slots else None, None
         if [storage.shape for storage, _ in appended] != self._sizes:
             self._divide([storage for storage, _ in appended])
@@ -186,6 +187,8 @@ class Home:
         self._lent = buffer
         for storage, lent in zip(self._storages, self._carve(buffer), strict=True):
             storage.set_(lent)  # type: ignore[call-overload]
+        for payload in self._payloads:
+            payload.moved()
 
     def _carve(self, buffer: Tensor) -> list[Tensor]:
         first, found = 0, []
