@@ -236,6 +236,7 @@ def _tuned(bits: float) -> tuple[str, ...]:
 
 
 _SIXTEEN = tuple(f"strategy.codec.latent.{side}_quantiser.group=16" for side in ("key", "value"))
+_UNCORRECTED = ("strategy.codec.rank=0", "strategy.codec.block_rank=0")
 
 CASES = (
     Case(label="float16", overrides=("strategy=baseline", "strategy/codec=float16")),
@@ -290,6 +291,8 @@ CASES = (
             (2, 0, 32, ", 2 bits in all layers, residual 32"),
         )
     ),
+    Case(label="gear", overrides=("strategy=gear",)),
+    Case(label="gear, outliers alone", overrides=("strategy=gear", *_UNCORRECTED)),
     Case(label="kvtuner", overrides=("strategy=kvtuner",)),
     *(
         Case(label=f"kvtuner, {bits:g} bits, residual 32", overrides=_tuned(bits), reference=reference)

@@ -13,6 +13,7 @@ from tests.support.strategies import strategy
 GATHERED = ("polarquant", "qjl")  # keys that are packed in ways of their own
 each_method = pytest.mark.parametrize("name", QUANTISED)
 each_packed = pytest.mark.parametrize("name", [*QUANTISED, *GATHERED])
+each_written = pytest.mark.parametrize("name", [*QUANTISED, *GATHERED, "gear"])
 
 
 def test_packing_keeps_every_code() -> None:
@@ -50,12 +51,12 @@ def test_attention_without_rotation_equals_attention_to_what_the_codes_stand_for
     codecs.equals_attention_to_what_the_codes_stand_for(name, "gpt2")
 
 
-@each_packed
+@each_written
 def test_a_token_is_packed_once(name: str) -> None:
     codecs.a_token_is_packed_once(name)
 
 
-@pytest.mark.parametrize("name", ["kivi2", "kivi4", *GATHERED])
+@pytest.mark.parametrize("name", ["kivi2", "kivi4", *GATHERED, "gear"])
 def test_kivi_keeps_the_latest_tokens_exact(name: str) -> None:
     codecs.the_latest_tokens_are_exact(name)
 
@@ -65,7 +66,7 @@ def test_bytes_are_counted_to_the_last(name: str) -> None:
     codecs.bytes_are_counted_to_the_last(name)
 
 
-@each_packed
+@each_written
 def test_a_step_needs_little_room(name: str) -> None:
     codecs.a_step_needs_little_room(name, "reference")
 

@@ -32,7 +32,7 @@ from tests.support.models import LAYERS, ids, model
 from tests.support.storage import storages_are_exact_and_reported
 
 PARTS = ("trigger", "scorer", "budget", "evicted", "position", "codec")
-CODECS = ("dense", "int8", "kivi2", "kvquant3", "lorc", "quarot", "streaming")  # one of each kind
+CODECS = ("dense", "int8", "kivi2", "gear", "kvquant3", "lorc", "quarot", "streaming")  # one of each kind
 TRIES = 20
 PROMPT, NEW, BUDGET, PERIOD = 60, 6, 44, 4  # room for the default numbers of every part
 RUN = RunShape(prompt_lengths=(PROMPT, PROMPT), new_tokens=NEW)

@@ -647,6 +647,18 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         too_many_channels,
         r"keeps the channel of an outlier in 16 bits, and a token of this model has 40000 numbers; use strategy/codec=",
     ),
+    "a token that is corrected alone": (
+        asked("gear", "codec.key_quantiser.along=channels", "codec.residual=1"),
+        r"codec\.residual must be at least 2 with strategy/codec=gear, as tokens are corrected together; got 1",
+    ),
+    "directions below 0": (
+        asked("gear", "codec.block_rank=-1"),
+        r"strategy\.codec\.rank and strategy\.codec\.block_rank 0 or more; got 0\.02, 4 and -1",
+    ),
+    "outliers of many channels": (
+        keys_of_size("gear", 20_000),
+        r"codec=gear keeps the channel of an outlier in 16 bits, and a token of this model has 40000 numbers; use ",
+    ),
     "heads that fill other slots": (
         asked("h2o", "strategy/codec=kvquant3"),
         r"writes all heads of a slot at once.*use strategy/trigger=prefill_end with strategy/budget=uniform",

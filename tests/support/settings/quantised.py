@@ -54,6 +54,7 @@ SETTINGS: dict[str, Setting] = {
     "kivi2": _packed(*_GROUPS),
     "kvtuner": _packed(*(f"codec.like.{each.removeprefix('codec.')}" for each in _GROUPS), _BITS),
     "kivi4": _packed(*_GROUPS, like="kivi2"),
+    "gear": _packed(*_GROUPS),
     "polarquant": _packed(*_KEYS),
     "qjl": _packed(*_KEYS, "codec.num_large=2", "codec.first_layers=1"),
 }

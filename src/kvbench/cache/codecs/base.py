@@ -63,13 +63,20 @@ class Kept:
 
     Args:
         tokens: neighbouring ones that share a row of it.
-        width: numbers of a row.
+        width: numbers of a row, for each head.
         dtype: of the numbers.
+        joined: whether all heads share a row.
     """
 
     tokens: int
     width: int
     dtype: torch.dtype
+    joined: bool = False
+
+    def rows(self, heads: int, entries: int) -> tuple[int, int, int]:
+        """Return how many sets of rows there are of so many entries of so many heads, how many rows, and numbers."""
+        count = entries // self.tokens
+        return (1, count, heads * self.width) if self.joined else (heads, count, self.width)
 
     def bytes(self, entries: int) -> int:
         """Return the bytes of so many entries of one head, a multiple of `tokens`."""
@@ -177,6 +184,14 @@ class QueryDriven(Protocol):
     @property
     def num_queries(self) -> int:
         """Last queries of a prompt that are asked for."""
+
+
+@runtime_checkable
+class SizedByPrompt(Protocol):
+    """A format whose bytes depend on how many of the entries came with the prompt."""
+
+    def after(self, prompt: int) -> Format:
+        """Return how entries are written behind so many that came with the prompt."""
 
 
 @runtime_checkable

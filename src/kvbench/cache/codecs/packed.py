@@ -174,11 +174,10 @@ class PackedPayload:
 
     def _allocate(self, capacity: int) -> None:
         """Make room for what is kept of packed entries."""
-        (batch, heads, _, dim), quantiser = self.exact.shape, self.how.quantiser
-        slots = self.how.packed(capacity)
+        (batch, heads, _, dim), slots = self.exact.shape, self.how.packed(capacity)
         self.kept = [
-            self.exact.new_zeros((batch, heads, slots // each.tokens, each.width), dtype=each.dtype)
-            for each in quantiser.kept(dim)
+            self.exact.new_zeros((batch, *each.rows(heads, slots)), dtype=each.dtype)
+            for each in self.how.quantiser.kept(dim)
         ]
         self.moved()
 
@@ -225,13 +224,17 @@ class PackedPayload:
         """Return the entries of slots 0 .. stop: codes, and the exact ones, as they lie."""
         rows = self.exact.shape[2]
         packed = stop if rows == 0 else self.packed
-        parts: list[Tensor | Run] = [First(self.run, packed)] if packed > 0 else []
+        parts: list[Tensor | Run] = [self._coded(packed)] if packed > 0 else []
         if packed < stop:
             first = packed % rows
             parts.append(self.exact.narrow(2, first, min(stop - packed, rows - first)))
             if stop - packed > rows - first:
                 parts.append(self.exact.narrow(2, 0, stop - packed - (rows - first)))
         return Rows(parts, self.dtype)
+
+    def _coded(self, count: int) -> Run:
+        """Return the first entries as attention reads them, of what is kept."""
+        return First(self.run, count)
 
     def read(self, stop: int, position: Tensor | None = None) -> Tensor:
         """Return a copy of slots 0 .. stop as numbers [B, G, stop, D]."""
