@@ -53,6 +53,10 @@ def test_bytes_are_those_of_the_paper() -> None:
     gear.bytes_are_those_of_the_paper()
 
 
+def test_a_budget_in_bytes_is_kept() -> None:
+    gear.a_budget_in_bytes_is_kept()
+
+
 @needs_compiler
 def test_a_native_step_needs_little_room() -> None:
     codecs.a_step_needs_little_room("gear", "native")
@@ -74,4 +78,5 @@ def test_every_oracle_is_seen_to_fail() -> None:
         gear.blocks_are_written_once,
         gear.bytes_are_those_of_every_piece,
         gear.bytes_are_those_of_the_paper,
+        gear.a_budget_in_bytes_is_kept,
     } <= seen_to_fail(MUTANTS)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.codecs import corrected
+from kvbench.cache.codecs.base import Format
 from kvbench.cache.codecs.corrected import CorrectedFormat, CorrectedPayload, low_rank
 from kvbench.cache.codecs.gear import SparsePacking
 from kvbench.cache.codecs.packed import PackedFormat, PackedPayload
+from kvbench.cache.plan import LayerPlan
 from kvbench.kernels.packed.corrected import Corrected, Factors
 from tests.mutants.core_mutant import Mutant
 from tests.support import codecs, gear
@@ -95,6 +97,11 @@ def free_blocks(self: CorrectedFormat, prompt: int) -> CorrectedFormat:
     return self.__class__(**{**vars(self), "prompt": 10**6})
 
 
+def without_a_prompt(self: LayerPlan, run: Any) -> tuple[Format, Format]:
+    """Count bytes as if nothing came with the prompt."""
+    return self.codec.key_format, self.codec.value_format
+
+
 MUTANTS = (
     Mutant(
         name="others stay exact than those that are furthest",
@@ -155,6 +162,11 @@ MUTANTS = (
         name="factors cost nothing",
         patches=((CorrectedFormat, "packed_bytes", free_factors),),
         killed_by=(gear.bytes_are_those_of_every_piece, gear.bytes_are_those_of_the_paper),
+    ),
+    Mutant(
+        name="no prompt is counted",
+        patches=((LayerPlan, "_formats", without_a_prompt),),
+        killed_by=(gear.a_budget_in_bytes_is_kept,),
     ),
     Mutant(
         name="blocks cost what a prompt does",

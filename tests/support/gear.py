@@ -12,9 +12,12 @@ from torch import Tensor
 from kvbench.cache.codecs.corrected import CorrectedFormat, CorrectedPayload, low_rank
 from kvbench.cache.codecs.gear import Gear, SparsePacking
 from kvbench.kernels.packed import Kernel, Rows
+from kvbench.models.view import view_of
 from tests.support import codecs
-from tests.support.checks import assert_close
+from tests.support.checks import assert_close, uniform
 from tests.support.codecs import NOWHERE, rand
+from tests.support.drive import drive
+from tests.support.models import ids, model
 from tests.support.strategies import composed
 
 HALF = torch.float16.itemsize
@@ -242,3 +245,16 @@ def bytes_are_those_of_the_paper() -> None:
     keys = codec.key_format
     more, less = (keys.after(0).used_bytes(1, 128, n, torch.float16) for n in (40, 20))
     assert more - less == 20 * 128 * (2 / 8 + 3 / 128 * 4) + 128 * 4 + 2 * 2 * (20 + 128)
+
+
+def a_budget_in_bytes_is_kept() -> None:
+    """What a selection keeps, and what comes later, never takes more bytes than it may, and is what was said."""
+    view = view_of(model("llama_gqa"))
+    for amount, new in itertools.product((20_000, 20_500, 25_000, 31_000), (12, 60, None)):
+        run = uniform(120, new)
+        limit = ("budget.unit=bytes", f"budget.amount={amount}", "budget.skip_layers=[]")
+        made = composed("knorm", "strategy/codec=gear", *limit)
+        cache = drive(model("llama_gqa"), made, ids(1, 1, 132), run).cache
+        assert cache.allocated_bytes() <= amount
+        assert cache.allocated_bytes() == made.allocated_bytes(view, run)
+        assert cache.used_bytes() == made.used_bytes(view, run, 132)

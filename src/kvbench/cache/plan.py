@@ -238,21 +238,21 @@ class LayerPlan:
 
     def room_bytes(self, slots: int, run: RunShape, dtype: torch.dtype) -> int:
         """Return the bytes of so many slots of one row, over all heads, metadata included."""
-        shape, (keys, values) = self.shape, self._formats(run, slots - (run.new_tokens or 0))
+        shape, (keys, values) = self.shape, self._formats(run)
         payload = keys.allocated_bytes(shape.kv_heads, shape.key_dim, slots, dtype)
         payload += values.allocated_bytes(shape.kv_heads, shape.value_dim, slots, dtype)
         return payload + slots * self._beside_bytes(run, dtype)
 
     def entry_bytes(self, entries: int, run: RunShape, dtype: torch.dtype) -> int:
         """Return the bytes of so many slots that are in use, of one row, over all heads, metadata included."""
-        shape, (keys, values) = self.shape, self._formats(run, entries)
+        shape, (keys, values) = self.shape, self._formats(run)
         payload = keys.used_bytes(shape.kv_heads, shape.key_dim, entries, dtype)
         payload += values.used_bytes(shape.kv_heads, shape.value_dim, entries, dtype)
         return payload + entries * self._beside_bytes(run, dtype)
 
-    def _formats(self, run: RunShape, most: int) -> tuple[Format, Format]:
-        """Return how keys and values are written behind what rows keep of the prompt, at most so many entries."""
-        prompt = 0 if self.pair is not None else max(0, min(most, self.held(run, run.prompt_tokens)[0]))
+    def _formats(self, run: RunShape) -> tuple[Format, Format]:
+        """Return how keys and values are written behind what rows keep of the prompt."""
+        prompt = 0 if self.pair is not None else self.held(run, run.prompt_tokens)[0]
         keys, values = (
             how.after(prompt) if isinstance(how, SizedByPrompt) else how
             for how in (self.codec.key_format, self.codec.value_format)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -133,11 +133,16 @@ class Uniform:
             return (1,) * run.batch_size
         fixed = padding_bytes(run) + sum(plan.fixed_bytes(run, view.dtype) for plan in chosen)
         free = (int(self.amount) - fixed) // run.batch_size
-        slots = largest(lambda slots: sum(plan.room_bytes(slots, run, view.dtype) for plan in chosen) <= free, free)
-        if chosen[0].period > 0:
-            kept = slots - chosen[0].period
-        elif run.new_tokens is None:
-            kept = min(slots - GROW_LEAST, slots * GROW_SHARE // (GROW_SHARE + 1))
-        else:
-            kept = slots - run.new_tokens
-        return (max(0, kept),) * run.batch_size
+
+        def kept(slots: int) -> int:
+            if chosen[0].period > 0:
+                return max(0, slots - chosen[0].period)
+            if run.new_tokens is None:
+                return max(0, min(slots - GROW_LEAST, slots * GROW_SHARE // (GROW_SHARE + 1)))
+            return max(0, slots - run.new_tokens)
+
+        def fits(slots: int) -> bool:
+            told = (replace(plan, budget=(kept(slots),) * run.batch_size) for plan in chosen)
+            return sum(plan.room_bytes(slots, run, view.dtype) for plan in told) <= free
+
+        return (kept(largest(fits, free)),) * run.batch_size
