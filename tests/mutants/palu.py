@@ -69,14 +69,15 @@ def each_channel_alone(largest: Tensor, shape: LayerShape) -> Tensor:
     return largest
 
 
-def as_the_weights_say(found: Any, name: str, layer: int, size: int, rank: int, heads: int, view: ModelView) -> Tensor:
+def as_the_weights_say(
+    found: Any, name: str, layer: int, size: int, rank: int, shape: LayerShape, heads: int
+) -> Tensor:
     """Take the main directions of the weights."""
-    shape = view.layers[layer]
     made = shape.key_projection if name == "keys" else shape.value_projection
     assert made is not None
     left = torch.linalg.svd(made.weight.flatten(0, 1).float(), full_matrices=False)[0][:, :rank]
     turned: Tensor = (left.double() @ hadamard(rank)).unflatten(0, (1, heads, -1))
-    return turned.to(view.dtype)
+    return turned
 
 
 @classmethod  # type: ignore[misc]

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kvbench.types import ModelView
+
 
 @dataclass(frozen=True, eq=False)
 class Basis:
@@ -55,6 +57,16 @@ class Basis:
         )
         scale, bias = (None if each is None else each[heads] for each in (self.scale, self.bias))
         return replace(self, directions=directions, scale=scale, bias=bias, place=place)
+
+    def on(self, view: ModelView) -> Basis:
+        """Return it on a model's device, in storage of its own, numbers in float32 or wider."""
+        wide = torch.promote_types(view.dtype, torch.float32)
+        directions, scale = (
+            None if each is None else torch.empty(each.shape, dtype=wide, device=view.device).copy_(each)
+            for each in (self.directions, self.scale)
+        )
+        place = None if self.place is None else self.place.to(view.device)
+        return replace(self, directions=directions, scale=scale, place=place)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return what is held; the bias is the model's."""

@@ -52,7 +52,7 @@ class EigenAttention(Measured):
 
 @lru_cache(maxsize=4)
 def _bases(view: ModelView, rule: EigenAttention) -> tuple[tuple[Basis, Basis], ...]:
-    found, wide = find(rule.moments, view), torch.promote_types(view.dtype, torch.float32)
+    found = find(rule.moments, view)
     sides = [(shape.kv_heads, dim) for shape in view.layers for dim in (shape.key_dim, shape.value_dim)]
     sizes = [dim for _, dim in sides]
     total = round(rule.kept * sum(sizes))
@@ -63,11 +63,11 @@ def _bases(view: ModelView, rule: EigenAttention) -> tuple[tuple[Basis, Basis], 
         squares, directions = zip(*(main_directions(each) for each in _moments(found, sizes)), strict=True)
         ranks = of_one_share(squares, total)
         made = [every[..., :rank] for every, rank in zip(directions, ranks, strict=True)]
-    kept = [each[:, None].to(device=view.device, dtype=wide).contiguous() for each in made]
+    kept = [each[:, None] for each in made]
     return tuple(
         (
-            Basis(keys, None, bias_of(shape.key_projection), shape.rotary),
-            Basis(values, None, bias_of(shape.value_projection), None),
+            Basis(keys, None, bias_of(shape.key_projection), shape.rotary).on(view),
+            Basis(values, None, bias_of(shape.value_projection), None).on(view),
         )
         for shape, keys, values in zip(view.layers, kept[::2], kept[1::2], strict=True)
     )

@@ -15,7 +15,7 @@ from kvbench.cache.codecs.lorc import ROUNDED_TO
 from kvbench.cache.codecs.moments import Moments, blocks, find, joined, main_directions, refuse_groups
 from kvbench.cache.codecs.projected import Measured
 from kvbench.cache.codecs.rotated import hadamard
-from kvbench.types import ModelView, Projection
+from kvbench.types import LayerShape, ModelView, Projection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,28 +74,26 @@ def _bases(view: ModelView, rule: Palu) -> tuple[tuple[Basis, Basis], ...]:
     for layer, shape in enumerate(view.layers):
         ranks = kept[2 * layer : 2 * layer + 2]
         keys, values = (
-            _directions(found, name, layer, size, rank, joined(shape, rule.heads), view)
+            _directions(found, name, layer, size, rank, shape, joined(shape, rule.heads))
             for name, size, rank in zip(("keys", "values"), sizes[2 * layer :], ranks, strict=False)
         )
         made.append(
             (
-                Basis(keys, None, bias_of(shape.key_projection), shape.rotary),
-                Basis(values, None, bias_of(shape.value_projection), None),
+                Basis(keys, None, bias_of(shape.key_projection), shape.rotary).on(view),
+                Basis(values, None, bias_of(shape.value_projection), None).on(view),
             )
         )
     return tuple(made)
 
 
 def _directions(
-    found: Moments | None, name: str, layer: int, size: int, rank: int, heads: int, view: ModelView
+    found: Moments | None, name: str, layer: int, size: int, rank: int, shape: LayerShape, heads: int
 ) -> Tensor:
-    wide = torch.promote_types(view.dtype, torch.float32)
     if found is None:
-        groups = view.layers[layer].kv_heads // heads
-        return torch.empty(groups, heads, size // heads, rank, dtype=wide, device=view.device)
+        return torch.empty(shape.kv_heads // heads, heads, size // heads, rank)
     main = main_directions(blocks(getattr(found, name)[layer], size))[1][..., :rank]
     turned: Tensor = (main @ hadamard(rank)).unflatten(1, (heads, -1))
-    return turned.to(device=view.device, dtype=wide).contiguous()
+    return turned
 
 
 def bias_of(made: Projection | None) -> Tensor | None:

@@ -77,16 +77,6 @@ def _bases(view: ModelView, rule: Reordered) -> tuple[tuple[Basis, Basis], ...]:
             )
             basis = (rule.of_keys if name == "keys" else rule.of_values)(moments, heads)
             bias = None if projection is None else projection.bias
-            sides.append(replace(_on(basis, view), bias=bias, rotary=rotary))
+            sides.append(replace(basis.on(view), bias=bias, rotary=rotary))
         made.append((sides[0], sides[1]))
     return tuple(made)
-
-
-def _on(basis: Basis, view: ModelView) -> Basis:
-    """Return a basis on a model's device, in float32 or wider."""
-    wide, directions, place = torch.promote_types(view.dtype, torch.float32), basis.directions, basis.place
-    return replace(
-        basis,
-        directions=None if directions is None else directions.to(device=view.device, dtype=wide),
-        place=None if place is None else place.to(view.device),
-    )

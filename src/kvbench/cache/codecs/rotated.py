@@ -43,8 +43,7 @@ def _bases(rule: Rotated, view: ModelView, layer: int) -> tuple[Basis, Basis]:
 
 
 def _rotation(matrix: Tensor, view: ModelView) -> Basis:
-    wide = torch.promote_types(view.dtype, torch.float32)
-    return Basis(matrix.to(device=view.device, dtype=wide, copy=True)[None, None], None, None, None)
+    return Basis(matrix[None, None], None, None, None).on(view)
 
 
 def hadamard(size: int) -> Tensor:

@@ -48,13 +48,12 @@ class SmoothedKeys(Measured):
 @lru_cache(maxsize=4)
 def _scales(view: ModelView, rule: SmoothedKeys) -> tuple[Basis, ...]:
     found, made = find(rule.moments, view), []
-    wide = torch.promote_types(view.dtype, torch.float32)
     for layer, shape in enumerate(view.layers):
         if found is None:
             scale = torch.empty(shape.kv_heads, shape.key_dim)
         else:
             scale = of_pairs(found.largest[layer].double(), shape).clamp(min=LEAST) ** rule.alpha
-        made.append(Basis(None, scale.to(device=view.device, dtype=wide), None, None))
+        made.append(Basis(None, scale, None, None).on(view))
     return tuple(made)
 
 
