@@ -13,6 +13,7 @@ from torch import Tensor
 from kvbench.cache.protocols import Sharer
 from kvbench.cache.views import PromptView, Scored
 from kvbench.strategies.budget.base import Uniform
+from kvbench.strategies.selection.selector import best
 
 _ALWAYS = float("inf")
 
@@ -81,13 +82,8 @@ class Adaptive(Uniform):
         protected = min(mean, plan.selector.num_sink + num_recent)
         safe = protected + int(Fraction(str(self.safeguard)) * (mean - protected))
         if safe > 0:
-            priority.scatter_(1, _best(priority)[:, :safe], _ALWAYS)
+            return priority.masked_fill_(best(priority[None], [min(safe, length)])[0], _ALWAYS)
         return priority
-
-
-def _best(priority: Tensor) -> Tensor:
-    """Return the entries of each head [G, n] from the best to the worst; of equals the later position comes first."""
-    return priority.shape[1] - 1 - priority.flip(1).sort(dim=1, descending=True, stable=True).indices
 
 
 def _winners(priority: Tensor, total: int) -> list[int]:
@@ -95,7 +91,7 @@ def _winners(priority: Tensor, total: int) -> list[int]:
     sets, length = priority.shape
     if total >= sets * length:  # everything stays, and there is room for what follows
         return [total // sets] * sets
-    by_position = priority.flip(1).t().flatten()  # so that heads that are alike win alike
-    best = by_position.sort(descending=True, stable=True).indices[:total] % sets
-    won: list[int] = torch.bincount(best, minlength=sets).tolist()
+    by_position = priority.flip(0).t().reshape(1, 1, -1)  # so that heads that are alike win alike
+    kept = best(by_position, [total])
+    won: list[int] = kept.view(length, sets).sum(dim=0).flip(0).tolist()
     return won

@@ -48,14 +48,9 @@ class Protected:
         self, score: Tensor, position: Tensor, budget: Sequence[int], lengths: Sequence[int]
     ) -> tuple[Tensor, bool]:
         """Choose entries at the end of the prompt; see `kvbench.cache.plan.Selector`."""
-        device, columns = score.device, score.shape[-1]
-        priority = self.priority(score, position, budget)
-        order = columns - 1 - priority.flip(-1).sort(dim=-1, descending=True, stable=True).indices
         counts = list(map(min, budget, lengths))
-        rank = torch.arange(max(counts), device=device)
-        spare = rank >= torch.tensor(counts, device=device)[:, None, None]
-        index = order[..., : max(counts)].masked_fill(spare, columns).sort(dim=-1).values
-        return index.masked_fill(index == columns, -1), min(counts) < max(counts)
+        kept = best(self.priority(score, position, budget), counts)
+        return in_order(kept, max(counts)), min(counts) < max(counts)
 
     def priority(self, score: Tensor, position: Tensor, budget: Sequence[int]) -> Tensor:
         """Return the scores [B, S, n], infinite where entries are protected and minus infinite at padding."""
@@ -84,3 +79,26 @@ class Protected:
             torch.argmin(score, dim=-1, keepdim=True, out=out)
         else:
             out.copy_(score.topk(out.shape[-1], dim=-1, largest=False, sorted=False).indices)
+
+
+def best(priority: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return whether entries are among the best of theirs [B, S, n]; of equals the later ones are.
+
+    Args:
+        priority: [B, S, n].
+        counts: how many, of each row.
+    """
+    number = torch.tensor(counts, device=priority.device)[:, None, None]
+    first = priority.topk(max(1, *counts), dim=-1).values  # sorting all of them takes five times as long
+    least = first.gather(-1, (number - 1).clamp(min=0).expand(-1, priority.shape[1], -1))
+    above, equal = priority > least, priority == least
+    later = equal.flip(-1).cumsum(dim=-1).flip(-1)
+    return above | (equal & (later <= number - above.sum(dim=-1, keepdim=True)))
+
+
+def in_order(kept: Tensor, most: int) -> Tensor:
+    """Return the indices of kept entries [B, S, n] in order [B, S, most], -1 where a row keeps fewer."""
+    index = kept.new_full((*kept.shape[:2], most + 1), -1, dtype=torch.int64)
+    place = (kept.cumsum(dim=-1) - 1).masked_fill(~kept, most)
+    own = torch.arange(kept.shape[-1], device=kept.device).expand_as(place)
+    return index.scatter_(2, place, own)[..., :most]
