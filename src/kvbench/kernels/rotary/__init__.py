@@ -17,13 +17,33 @@ def turn(keys: Tensor, shift: Tensor | int, inverse_frequency: Tensor) -> Tensor
         shift: positions [B], or [B, 1 or G, m] entry by entry, or one number for all.
         inverse_frequency: [rotary_dim / 2].
     """
-    wide = torch.promote_types(keys.dtype, torch.float32)
-    frequency = inverse_frequency.to(device=keys.device, dtype=wide)
     if isinstance(shift, Tensor):
-        shift = shift.to(wide)[..., None] if shift.dim() == 3 else shift.to(wide)[:, None, None, None]
-    angle = frequency * shift
-    cos, sin = angle.cos(), angle.sin()
-    half = inverse_frequency.shape[0]
+        shift = shift[..., None] if shift.dim() == 3 else shift[:, None, None, None]
+    return turn_by(keys, *turns(shift, inverse_frequency.to(keys.device), keys.dtype))
+
+
+def turns(shift: Tensor | int, inverse_frequency: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines of the angles of keys that are turned [..., rotary_dim / 2].
+
+    Args:
+        shift: positions [..., 1], or one number for all.
+        inverse_frequency: [rotary_dim / 2].
+        dtype: of the keys.
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    angle = inverse_frequency.to(wide) * (shift.to(wide) if isinstance(shift, Tensor) else shift)
+    return angle.cos(), angle.sin()
+
+
+def turn_by(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return keys turned by angles, as `turn` does.
+
+    Args:
+        keys: [B, G, m, D].
+        cos: of the angles, whose shape is that of the keys' first half, or spreads over it.
+        sin: of the angles.
+    """
+    half = cos.shape[-1]
     first, second = keys[..., :half], keys[..., half : 2 * half]
     turned = keys.clone()
     turned[..., :half] = first * cos - second * sin

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.plan import score_dtype
-from kvbench.cache.rotary import turn
+from kvbench.cache.rotary import turn_by, turns
 from kvbench.cache.views import PromptView
 from kvbench.strategies.selection.scorer import ScorerDefaults
 
@@ -54,26 +54,34 @@ class ExpectedAttention(ScorerDefaults):
 
     def prompt(self, view: PromptView) -> Tensor:
         """Return the expected attention times the values' norms [B, G, n], a KV head at a time."""
-        rotation = mean_rotation(view, self.num_future)
-        position = view.position.expand(-1, view.keys.shape[1], -1)
-        heads = [self._of_head(view, head, rotation, position[:, head]) for head in range(view.keys.shape[1])]
-        return torch.stack(heads, dim=1)
-
-    def _of_head(self, view: PromptView, head: int, rotation: Tensor, position: Tensor) -> Tensor:
-        mean, covariance = query_statistics(view, head, self.num_sink)
-        mean = mean @ rotation.transpose(-1, -2)
-        keys, values = (t[:, head].to(rotation.dtype) for t in (view.keys, view.values))
-        logits = (mean @ keys.transpose(-1, -2)) * view.scale  # [B, H / G, n]
-        if self.with_covariance:
-            covariance = rotation[:, None] @ covariance @ rotation[:, None].transpose(-1, -2)
-            for member in range(mean.shape[1]):
-                logits[:, member] += ((keys @ covariance[:, member]) * keys).sum(dim=-1) * (view.scale**2 / 2)
-        counts = position >= self.num_sink
-        expected = logits.masked_fill(~counts[:, None], -torch.inf).softmax(dim=-1).nan_to_num(0.0).mean(dim=1)
+        heads = range(view.keys.shape[1])
+        found = [query_statistics(view, head, self.num_sink) for head in heads]
+        mean, covariance = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))
+        rotation = mean_rotation(view, self.num_future)[:, None, None]
+        mean = view.scale * (rotation @ mean[..., None]).transpose(-1, -2)  # [B, G, H / G, 1, D]
+        covariance = view.scale**2 / 2 * (rotation @ covariance @ rotation.transpose(-1, -2))
+        logits = torch.stack([self._logits(view.keys[:, head], mean[:, head], covariance[:, head]) for head in heads])
+        counts = view.position >= self.num_sink
+        logits = logits.transpose(0, 1).masked_fill_(~counts[:, :, None], -torch.inf)
+        expected = logits.softmax(dim=-1).nan_to_num_(0.0).mean(dim=2)
         if self.with_value_norm:
-            expected = (expected + self.epsilon) * torch.linalg.vector_norm(values, dim=-1)
+            expected = (expected + self.epsilon) * torch.linalg.vector_norm(view.values.to(expected.dtype), dim=-1)
         best = expected.masked_fill(~counts, 0.0).amax(dim=-1, keepdim=True)
         return torch.where(counts, expected, best)
+
+    def _logits(self, keys: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
+        """Return the log of the expected exponentials of a KV head's keys [B, n, D], for each query head of its group.
+
+        Args:
+            keys: [B, n, D].
+            mean: [B, H / G, 1, D], scaled as logits are.
+            covariance: [B, H / G, D, D], scaled as half of their squares is.
+        """
+        keys = keys.to(mean.dtype)
+        if not self.with_covariance:
+            return (mean @ keys[:, None].transpose(-1, -2)).squeeze(2)
+        members = zip(mean.unbind(dim=1), covariance.unbind(dim=1), strict=True)
+        return torch.stack([torch.baddbmm(m, keys, c).mul_(keys).sum(dim=-1) for m, c in members], dim=1)
 
 
 def query_statistics(view: PromptView, head: int, num_sink: int) -> tuple[Tensor, Tensor]:
@@ -88,12 +96,18 @@ def query_statistics(view: PromptView, head: int, num_sink: int) -> tuple[Tensor
     query = view.query[:, head * share : (head + 1) * share]
     query = query.to(score_dtype(query.dtype))
     if view.shape.rotary is not None:
-        query = turn(query, -view.query_position[:, None], view.shape.rotary)
+        query = turn_by(query, *view.once(_turns_back))
     counts = (view.query_position >= num_sink).to(query.dtype)[:, None, :, None]
     number = counts.sum(dim=2).clamp(min=1)
-    mean = (query * counts).sum(dim=2) / number
-    apart = (query - mean[:, :, None]) * counts
+    mean = (counts.transpose(-1, -2) @ query).squeeze(2) / number
+    apart = (query - mean[:, :, None]).mul_(counts)
     return mean, apart.transpose(-1, -2) @ apart / number[..., None]
+
+
+def _turns_back(view: PromptView) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines that turn the queries of every head back [B, 1, T, rotary_dim / 2]."""
+    assert view.shape.rotary is not None
+    return turns(-view.query_position[:, None, :, None], view.shape.rotary, view.query.dtype)
 
 
 def mean_rotation(view: PromptView, num_future: int) -> Tensor:

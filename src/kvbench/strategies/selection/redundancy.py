@@ -77,26 +77,44 @@ class Redundancy(ScorerDefaults):
         logits = logits.unflatten(2, (-1, query.shape[2])).amax(dim=2).masked_fill(~before[:, :, None], -torch.inf)
         weights = logits.softmax(dim=-1).nan_to_num(0.0) * is_voter[:, None, :, None]  # nan: nothing is before it
         votes = weights.sum(dim=2) / is_voter.sum(dim=-1)[:, None, None]
-        order = position.argsort(dim=-1)
+        order = view.position.argsort(dim=-1).expand_as(position)
         near = max_pool1d(votes.gather(2, order), self.kernel, stride=1, padding=self.kernel // 2)
         return torch.zeros_like(votes).scatter(2, order, near) * before
 
     def _redundancy(self, keys: Tensor, position: Tensor, block: int) -> Tensor:
-        """Return how much each key of a head repeats others [B, n], so many keys against all at a time."""
-        is_there, entries = position >= 0, keys.shape[1]
-        unit = normalize(keys.to(score_dtype(keys.dtype)), dim=-1) * is_there[..., None]
-        total = (unit * (unit.sum(dim=1, keepdim=True) - unit)).sum(dim=-1)  # the cosines to all others
+        """Return how much each key of a head repeats others [B, n], so many keys against all before at a time."""
         order = position.argsort(dim=-1)
-        own = torch.arange(entries, device=keys.device)
-        place = (own + 1).to(unit.dtype).expand_as(order)
-        place = torch.zeros_like(total).scatter_(1, order, place) * is_there  # counted from 1 by position, 0 for none
-        for start in range(0, entries, block):
-            cosine = unit[:, start : start + block] @ unit.transpose(-1, -2)
-            cosine.diagonal(offset=start, dim1=1, dim2=2).zero_()
-            latest = cosine.gt_(self.threshold).mul_(place[:, None]).amax(dim=-1).long()
-            column = order.gather(1, (latest - 1).clamp(min=0))
-            counts = (latest > 0) & (column != own[start : start + block])
-            other = unit.gather(1, column[..., None].expand(-1, -1, unit.shape[2]))
-            total.scatter_add_(1, column, (unit[:, start : start + block] * other).sum(dim=-1).mul_(counts).neg_())
-        mean = total / is_there.sum(dim=-1, keepdim=True)
-        return mean.masked_fill(~is_there, -torch.inf).softmax(dim=-1)
+        row, own = (torch.arange(size, device=keys.device) for size in keys.shape[:2])
+        row = row[:, None]
+        is_there = position.gather(1, order) >= 0
+        unit = normalize(keys[row, order].to(score_dtype(keys.dtype)), dim=-1).mul_(is_there[..., None])
+        total = (unit.sum(dim=1, keepdim=True) - unit).mul_(unit).sum(dim=-1)  # the cosines to all others
+        column = self._latest_alike(unit, (own + 1) * is_there, block) - 1
+        counts = (column >= 0) & (column != own)
+        column = column.clamp_(min=0)
+        overlooked = (unit * unit[row, column]).sum(dim=-1).mul_(counts)
+        total = total.scatter_add(1, column, overlooked.neg_())
+        mean = (total / is_there.sum(dim=-1, keepdim=True)).masked_fill_(~is_there, -torch.inf)
+        return torch.zeros_like(mean).scatter_(1, order, mean.softmax(dim=-1))
+
+    def _latest_alike(self, unit: Tensor, place: Tensor, block: int) -> Tensor:
+        """Return the place of the latest key that is like each one, itself apart [B, n]; 0 for none.
+
+        Cosines are the same both ways: those of a block with all keys before it serve both.
+
+        Args:
+            unit: directions of keys in order of position [B, n, D].
+            place: counted from 1 [B, n]; 0 where there is no key.
+            block: so many keys at a time.
+        """
+        place = place.to(unit.dtype)
+        latest = torch.zeros_like(place)
+        for start in range(0, unit.shape[1], block):
+            stop = min(start + block, unit.shape[1])
+            cosine = unit[:, :stop] @ unit[:, start:stop].transpose(-1, -2)
+            cosine.diagonal(offset=-start, dim1=1, dim2=2).zero_()
+            alike = cosine.gt_(self.threshold)
+            so_far = latest[:, :stop]
+            torch.amax(alike * place[:, :stop, None], dim=1, out=so_far[:, start:])
+            torch.maximum(so_far, alike.mul_(place[:, None, start:stop]).amax(dim=2), out=so_far)
+        return latest.long()
