@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
+from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from kvbench.configuration import ConfigError, check, compose, composing, resolved
 from kvbench.configuration.composing import sweep_name
+from kvbench.configuration.reading import ReadOnce
 from tests.mutants import configuration as mutants
 
 
@@ -72,6 +76,49 @@ def test_composing_works_inside_another_application_of_hydra_and_leaves_it_alone
         outer = GlobalHydra.instance().hydra
         assert compose(["strategy=h2o"]).strategy.selector.recent_share == 0.5
         assert GlobalHydra.instance().hydra is outer
+
+
+def check_compositions_are_apart() -> None:
+    """Fail unless every composition is Hydra's own, whatever became of the one before."""
+    overrides = ["strategy=h2o", "strategy/codec=kivi2", "seed=3", "sweep=apart"]
+    with initialize_config_module(composing.CONF, version_base=composing.VERSION_BASE):
+        want = OmegaConf.to_container(hydra_compose(composing.ROOT, overrides))
+    for _ in range(2):
+        config = compose(overrides)
+        assert OmegaConf.to_container(config) == want
+        config.seed, config.runs, config.strategy.budget.amount = 4, "elsewhere", 0.9
+    assert compose([]).seed != 4
+
+
+def test_compositions_share_files_and_nothing_else() -> None:
+    check_compositions_are_apart()
+
+
+def test_the_check_of_sharing_catches_files_that_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ReadOnce, "load_config", mutants.SharesWhatItRead.load_config)
+    with pytest.raises(AssertionError):
+        check_compositions_are_apart()
+
+
+def check_own_folder_is_read_anew(folder: Path) -> None:
+    """Fail unless what a file on the search path says now is what counts."""
+    (folder / "quality").mkdir()
+    for samples in (3, 5):
+        text = f"defaults: [none, _self_]\nrecall_samples: {samples}\n"
+        (folder / "quality" / "mine.yaml").write_text(text, encoding="utf-8")
+        assert compose(["quality=mine", *composing.search_path(str(folder))]).quality.recall_samples == samples
+
+
+def test_a_folder_of_ones_own_is_read_anew(tmp_path: Path) -> None:
+    check_own_folder_is_read_anew(tmp_path)
+
+
+def test_the_check_of_ones_own_folder_catches_what_was_read_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ReadOnce, "initialize_sources", mutants.KeepsWhatItRead.initialize_sources)
+    with pytest.raises((AssertionError, ConfigError)):
+        check_own_folder_is_read_anew(tmp_path)
 
 
 def test_a_sweep_is_named_after_its_experiment_or_what_it_measures() -> None:

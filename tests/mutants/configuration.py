@@ -7,6 +7,35 @@ import importlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
+
+from hydra._internal.config_repository import ConfigRepository
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.config_source import ConfigResult
+
+from kvbench.configuration.reading import ReadOnce
+
+
+class SharesWhatItRead(ReadOnce):
+    """Hands the same nodes to every composition."""
+
+    files: ClassVar[dict[str, ConfigResult | None]] = {}
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        if config_path not in SharesWhatItRead.files:
+            SharesWhatItRead.files[config_path] = ConfigRepository.load_config(self, config_path)
+        return SharesWhatItRead.files[config_path]
+
+
+class KeepsWhatItRead(ReadOnce):
+    """Goes on with the files of the folders before."""
+
+    files: ClassVar[dict[str, ConfigResult | None]] = {}
+
+    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
+        ConfigRepository.initialize_sources(self, config_search_path)
+        self._read = KeepsWhatItRead.files
+
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 

@@ -13,6 +13,7 @@ from kvbench.cli.messages import complain, say
 from kvbench.cli.run import leave, show
 from kvbench.configuration import ConfigError, check
 from kvbench.configuration.composing import COMPOSITION_ERRORS, explain, parse
+from kvbench.configuration.reading import read_once
 
 
 class RowSweeper(BasicSweeper):
@@ -26,6 +27,8 @@ class RowSweeper(BasicSweeper):
         """
         assert self.config is not None
         assert self.launcher is not None
+        assert self.hydra_context is not None
+        read_once(self.hydra_context.config_loader)
         try:
             rows = self._rows(arguments)
         except COMPOSITION_ERRORS as error:

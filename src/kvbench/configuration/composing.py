@@ -19,13 +19,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from kvbench.configuration.errors import ConfigError, hint
+from kvbench.configuration.errors import ConfigError, hint, near_misses
+from kvbench.configuration.reading import read_once
 
 CONF = "kvbench.conf"
 ROOT = "config"
 VERSION_BASE = "1.3"
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)  # Hydra raises the last for strategy=5
 
+_BESIDE = "beside"
 _EXPERIMENT = re.compile(r"\+*experiment=(\w[\w.-]*)")
 _NOT_IN_NAME = re.compile(r"\+*(force|runs|sweep|hydra\..*|plugins)=.*")
 
@@ -62,7 +64,7 @@ def config_loader() -> Iterator[ConfigLoader]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module(CONF, version_base=VERSION_BASE):
-            yield GlobalHydra.instance().config_loader()
+            yield read_once(GlobalHydra.instance().config_loader())
     finally:
         GlobalHydra.instance().hydra = outer
 
@@ -180,25 +182,38 @@ def _unknown_key(key: str, groups: Sequence[str], chosen: Sequence[str], loader:
             prefix = f"{above}." if above else ""
             known = hint(part, settings, prefix=prefix, label="It has")
             where = above or "the configuration"
-            return f"{key}: {where} has no {part!r}. {known}{_elsewhere(key, above, groups, chosen, loader)}"
+            elsewhere = _elsewhere(key, above, groups, chosen, loader, is_typo=bool(near_misses(part, settings)))
+            return f"{key}: {where} has no {part!r}. {known}{elsewhere}"
         node = node[part]
         above = f"{above}.{part}" if above else part
     return None
 
 
-def _elsewhere(key: str, above: str, groups: Sequence[str], chosen: Sequence[str], loader: ConfigLoader) -> str:
+def _elsewhere(
+    key: str, above: str, groups: Sequence[str], chosen: Sequence[str], loader: ConfigLoader, *, is_typo: bool
+) -> str:
     """Return which other choices of a group have the key: what was meant when one was forgotten."""
     group = above.replace(".", "/")
     if group not in groups:
         return ""
-    having = []
-    for option in loader.get_group_options(group):
-        node = _plain(loader, [*chosen, f"{group}={option}"])
-        for part in key.split("."):
-            node = node.get(part) if isinstance(node, Mapping) else None
-        if node is not None:
-            having.append(f"{group}={option}")
+    options = loader.get_group_options(group)
+    if not any(other.startswith(f"{group}/") for other in groups):
+        beside = [f"+{group}@{_BESIDE}.{option}={option}" for option in options]
+        nodes = _at(_plain(loader, [*chosen, *beside]), _BESIDE) or {}
+    elif is_typo:  # strategies are made of parts and composed one by one, which takes ten seconds
+        return ""
+    else:
+        nodes = {option: _at(_plain(loader, [*chosen, f"{group}={option}"]), above) for option in options}
+    below = key.removeprefix(f"{above}.")
+    having = [f"{group}={option}" for option, node in nodes.items() if _at(node, below) is not None]
     return f" {key} exists with {', '.join(having)}." if having else ""
+
+
+def _at(node: Any, key: str) -> Any:
+    """Return what a node holds under a dotted key, or None."""
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
 
 
 def _plain(loader: ConfigLoader, overrides: Sequence[str]) -> Any:

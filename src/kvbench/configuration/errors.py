@@ -20,7 +20,13 @@ def hint(wrong: str, choices: Iterable[str], *, prefix: str = "", label: str = "
         label: what the choices are.
     """
     known = sorted(set(choices))
-    close = difflib.get_close_matches(wrong, known, n=3, cutoff=0.6)
-    close = close or [name for name in known if wrong and wrong in name][:3]
+    close = near_misses(wrong, known)
     guess = f"Did you mean {' or '.join(prefix + name for name in close)}? " if close else ""
     return f"{guess}{label}: {', '.join(known) if known else 'none'}."
+
+
+def near_misses(wrong: str, choices: Iterable[str]) -> list[str]:
+    """Return up to three choices that may have been meant."""
+    known = sorted(set(choices))
+    close = difflib.get_close_matches(wrong, known, n=3, cutoff=0.6)
+    return close or [name for name in known if wrong and wrong in name][:3]
