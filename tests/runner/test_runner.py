@@ -14,9 +14,12 @@ import kvbench
 from kvbench.runner import Result
 from kvbench.strategies import black_box
 
+TIMED = ["measure.cell_seconds=1.0", "measure.max_rounds=10"]
 QUICK = [
-    "measure.cell_seconds=1.0",
-    "measure.max_rounds=10",
+    "measure.cell_seconds=0.2",
+    "measure.min_rounds=2",
+    "measure.max_rounds=2",
+    "measure.quiet_seconds=0",
     "workload.prompt_tokens=96",
     "workload.new_tokens=12",
     "sink.wandb.mode=disabled",
@@ -41,7 +44,7 @@ def run(folder: Path, *overrides: str) -> Result:
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """One finished run."""
     folder = tmp_path_factory.mktemp("runs")
-    return folder, run(folder, "strategy=h2o", *SMALL_QUALITY)
+    return folder, run(folder, "strategy=h2o", *TIMED, *SMALL_QUALITY)
 
 
 def row(result: Result, arm: str = "strategy") -> pd.Series:
@@ -98,10 +101,10 @@ def test_quality_was_measured_for_both_arms(done: tuple[Path, Result]) -> None:
 
 def test_a_finished_run_is_not_repeated_and_force_repeats_it_beside(done: tuple[Path, Result]) -> None:
     folder, first = done
-    again = run(folder, "strategy=h2o", *SMALL_QUALITY)
+    again = run(folder, "strategy=h2o", *TIMED, *SMALL_QUALITY)
     assert not again.is_new
     assert again.folder == first.folder
-    beside = run(folder, "strategy=h2o", *SMALL_QUALITY, "force=true")
+    beside = run(folder, "strategy=h2o", *TIMED, *SMALL_QUALITY, "force=true")
     assert beside.is_new
     assert beside.folder != first.folder
     assert (first.folder / "run.parquet").is_file()
