@@ -45,5 +45,6 @@ FORBIDDEN_IMPORTS = [  # part, text
     ("results", "import torch.cuda"),
     ("plots", "from kvbench.models.load import load"),
     ("workloads", "from transformers import AutoTokenizer"),
+    ("planning", "from kvbench.measure.hardware import measure_hardware"),
     ("types", "import kvbench.cache.layer"),
 ]

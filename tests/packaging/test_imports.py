@@ -17,9 +17,10 @@ MAY_IMPORT = {
     "calibrated": {"folders", "types"},
     "kernels": {"folders"},
     "measure": set[str](),
+    "planning": set[str](),
     "results": set[str](),
     "cache": {"calibrated", "kernels", "types"},
-    "strategies": {"cache", "calibrated", "models", "types"},  # of models: where a layer's attention is, for hooks
+    "strategies": {"cache", "calibrated", "models", "planning", "types"},  # of models: where attention is, for hooks
     "models": {"types"},
     "workloads": {"types"},
     "engines": {"cache", "models", "strategies", "types"},
@@ -33,6 +34,7 @@ NEVER = {  # a method cannot time itself, results can be read anywhere, requests
     "cache": {"hydra", "omegaconf", "wandb"},
     "workloads": {"transformers", "hydra", "torch"},
     "kernels": {"transformers", "hydra"},
+    "planning": {"torch", "transformers", "hydra"},
 }
 
 

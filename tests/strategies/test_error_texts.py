@@ -25,14 +25,14 @@ from kvbench.strategies.selection.attention import WindowAttention
 from kvbench.strategies.selection.selector import Protected
 from kvbench.strategies.trigger import PrefillEnd
 from kvbench.types import PREFILL, RunShape
-from tests.support import black_boxes, part_errors, scorer_errors
+from tests.support import black_boxes, part_errors, scorer_errors, searching
 from tests.support.checks import PROMPT, uniform
 from tests.support.drive import drive
 from tests.support.generation import generate
 from tests.support.models import ids, model
 from tests.support.strategies import strategy
 
-SOURCES = ("calibrated.py", "cache", "kernels", "strategies", "models/view.py", "engines/eager.py")
+SOURCES = ("calibrated.py", "cache", "kernels", "planning", "strategies", "models/view.py", "engines/eager.py")
 
 
 def built(name: str, *, tokens: int, lengths: tuple[int, ...] = (PROMPT,), **parts: Any) -> KVCache:
@@ -145,6 +145,7 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
 CASES |= scorer_errors.ERRORS
 CASES |= part_errors.ERRORS
 CASES |= black_boxes.ERRORS
+CASES |= searching.ERRORS
 
 
 @functools.cache
@@ -157,7 +158,7 @@ def said(case: str) -> str:
 
 
 def test_no_two_cases_have_one_name() -> None:
-    others = (scorer_errors.ERRORS, part_errors.ERRORS, black_boxes.ERRORS)
+    others = (scorer_errors.ERRORS, part_errors.ERRORS, black_boxes.ERRORS, searching.ERRORS)
     assert len(set().union(*others)) == sum(map(len, others))
     assert {"ratio 0", "padded generate"} <= CASES.keys() - set().union(*others)
 
