@@ -1,4 +1,4 @@
-"""`kvbench list|table|compare|export|trace|hardware`."""
+"""`kvbench list|table|compare|export|trace`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 
-from kvbench.cli import hardware, main, trace
+from kvbench.cli import main, trace
 from kvbench.cli.catalogue import catalogue
-from kvbench.measure.hardware import Capability
 from kvbench.tracing import Trace
 from tests.cli.conftest import FakeRunner
 
@@ -32,7 +30,7 @@ def test_help_and_import_need_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("run", "list", "table", "compare", "export", "trace", "hardware"):
+    for command in ("run", "list", "table", "compare", "export", "trace", "hardware", "plan"):
         assert f"\n    {command} " in done.stdout
 
 
@@ -62,7 +60,6 @@ def test_list_can_be_asked_for_one_kind_and_for_a_page(capsys: pytest.CaptureFix
         ("compare nowhere nowhere", "no folder nowhere"),
         ("export nowhere out.csv", "no folder nowhere"),
         ("trace strategy=h2oo", "Did you mean strategy=h2o?"),
-        ("hardware --threads 0", "--threads must be at least 1; got 0."),
     ],
 )
 def test_wrong_input_gives_one_message_and_status_2(
@@ -115,26 +112,6 @@ def test_trace_draws_in_the_terminal_and_as_a_picture(
     assert out[1].endswith("#|")
     assert picture.stat().st_size > 1000
     assert main(["trace", *line.split(), "--config-dir", str(outside), "--out", str(tmp_path / "no" / "held.png")]) == 2
-
-
-def test_hardware_prints_and_writes_what_was_measured(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    read = Capability(
-        name="read",
-        device="cpu",
-        num_threads=2,
-        dtype="float32",
-        num_bytes=8,
-        unit="bytes/s",
-        value=2e10,
-        low=1e10,
-        high=3e10,
-    )
-    monkeypatch.setattr(hardware, "measure_hardware", lambda device, threads: [read])
-    assert main(["hardware", "--device", "cpu", "--threads", "2", "--out", str(tmp_path / "hardware.csv")]) == 0
-    assert capsys.readouterr().out.split() == ["read", "20.0", "GB/s", "(10.0", "to", "30.0)", "cpu", "float32"]
-    assert pd.read_csv(tmp_path / "hardware.csv").to_dict("records") == [read.record()]
 
 
 def test_the_catalogue_has_a_line_for_everything() -> None:

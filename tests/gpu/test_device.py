@@ -9,6 +9,8 @@ from kvbench.api import strategy
 from kvbench.cache.kv_cache import ATTENTION
 from kvbench.engines.arm import Arm, DecodeArm
 from kvbench.engines.eager import Eager
+from kvbench.measure.clock import clock_for
+from kvbench.measure.links import measure_links
 from kvbench.models.load import load
 from kvbench.strategies.transform.int8_linear import integer_product
 from kvbench.types import RunShape
@@ -84,3 +86,13 @@ def test_integer_products_are_exact(rows: int, width: int, outputs: int) -> None
     codes = [torch.randint(-127, 128, (n, width), dtype=torch.int8, generator=generator) for n in (rows, outputs)]
     got = integer_product(*(code.cuda() for code in codes))
     assert torch.equal(got.cpu(), (codes[0].long() @ codes[1].long().t()).int())
+
+
+def test_a_link_is_measured_each_way_and_both_at_once() -> None:
+    device = torch.device("cuda:0")
+    found = {one.name: one for one in measure_links(device, 64 * 2**20, clock_for(device), 1)}
+    ways = {f"{way}{kind}" for way in ("host_to_device", "device_to_host") for kind in ("", "_pageable")}
+    ways |= {"both_directions"}
+    assert found.keys() == ways | {f"{way}_latency" for way in ways}
+    assert all(found[way].value > 1e9 for way in ways)
+    assert all(0 <= found[f"{way}_latency"].value < 1e-3 for way in ways)

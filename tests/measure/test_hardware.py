@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from kvbench.measure import hardware
-from kvbench.measure.hardware import buffer_bytes, cpu_threads, measure_hardware, rates, stream_bandwidth
+from kvbench.measure.hardware import Widths, buffer_bytes, cpu_threads, measure_hardware, stream_bandwidth
+from kvbench.measure.rates import rates
 from tests.measure.fake_device import FakeDevice, FakeQueueClock
 from tests.mutants import measure_hardware as mutants
 
@@ -39,18 +40,29 @@ def test_oracle_catches_another_rate(mutant: Callable[..., tuple[float, float, f
 
 
 def test_each_capability_counts_what_it_moves() -> None:
-    found = {capability.name: capability for capability in measure_hardware(CPU, 1, num_bytes=256 * KIB)}
-    assert found.keys() == {"read", "copy", "gemv", "gemm"}
-    assert {name: capability.num_bytes for name, capability in found.items()} == {
-        "read": 256 * KIB,
-        "copy": 512 * KIB,
-        "gemv": 256 * KIB,
-        "gemm": 0,
+    widths = Widths(hidden=64, kv_width=32, batch_size=3)
+    found = {capability.name: capability for capability in measure_hardware(CPU, 1, widths=widths, num_bytes=256 * KIB)}
+    assert {name: (one.num_bytes, one.shape, one.unit) for name, one in found.items()} == {
+        "read": (256 * KIB, "", "bytes/s"),
+        "copy": (512 * KIB, "", "bytes/s"),
+        "gemv": (256 * KIB, "1x4096x16", "bytes/s"),
+        "gemm": (0, "1024x1024x1024", "flop/s"),
+        "launch": (0, "", "launches/s"),
+        "gemm_recompute": (0, "1024x64x32", "flop/s"),
+        "gemv_decode": (256 * KIB, "3x64x1024", "bytes/s"),
     }
-    assert {capability.unit for capability in found.values()} == {"bytes/s", "flop/s"}
     for capability in found.values():
         assert 0 < capability.low <= capability.value <= capability.high
         assert capability.record()["num_threads"] == 1
+
+
+def test_a_model_has_products_of_its_own() -> None:
+    names = {capability.name for capability in measure_hardware(CPU, 1, widths=None, num_bytes=256 * KIB)}
+    assert names == {"read", "copy", "gemv", "gemm", "launch"}
+
+
+def test_a_host_is_measured_beside_its_device() -> None:
+    assert [capability.name for capability in hardware._host(1, 256 * KIB)] == ["host_read", "host_gemm"]
 
 
 def test_a_runs_bandwidth_is_that_of_reading(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,3 +92,4 @@ def test_a_buffer_holds_random_numbers_throughout() -> None:
     assert data.nbytes == 256 * KIB
     assert data.std() == pytest.approx(1, abs=0.05)
     assert torch.equal(data, hardware._filled(256 * KIB, CPU))
+    assert hardware._filled(4 * (2**20 + 5), CPU).numel() == 2**20 + 5

@@ -147,7 +147,7 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
     "a share above 1": (partial(split.split_by_ratio, 8, 1.5), r"ratio must be between 0 and 1; got 1\.5"),
     "a plan that does not fit": (
         lambda: searched(Limits(device=300_000, host=0, disk=0)),
-        r"nothing fits: even with 2 bits, a batch of 1 and 128 of 128 tokens away, .* bytes of device memory are .*"
+        r"nothing fits: even with 2 bits, a batch of 1 and 128 of 128 tokens away, .* GiB of device memory are .*"
         r"Raise memory= \(or host=, disk=\), or lower context=",
     ),
 }

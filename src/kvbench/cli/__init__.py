@@ -84,10 +84,34 @@ def _parser() -> argparse.ArgumentParser:
         "--out", default="", help="json file or folder (default: $KVBENCH_CACHE or ~/.cache/kvbench)"
     )
 
-    hardware = _add(commands, "hardware", "hardware:main", "measure bandwidth, gemv, GEMM and the links to a GPU")
+    hardware = _add(
+        commands,
+        "hardware",
+        "hardware:main",
+        "measure memory, products, launches, the disk and the links to a GPU: kvbench hardware model=llama-3.1-8b",
+    )
+    hardware.add_argument("overrides", nargs="*", help="model=, whose products are measured too")
     hardware.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     hardware.add_argument("--threads", type=int, default=1, help="of the CPU (default: 1)")
-    hardware.add_argument("--out", default="", help="file to write (.csv or .json)")
+    hardware.add_argument("--batch", type=int, default=1, help="rows of a decode step (default: 1)")
+    hardware.add_argument("--disk", default="", help="folder on the disk to measure (default: the cache folder)")
+    hardware.add_argument(
+        "--out", default="", help=".csv or .json file (default: in $KVBENCH_CACHE or ~/.cache/kvbench)"
+    )
+
+    plan = _add(
+        commands,
+        "plan",
+        "plan:main",
+        "predict where a cache should be kept: kvbench plan model=llama-3.1-8b context=32768 batch=4 memory=24GiB",
+    )
+    plan.add_argument(
+        "settings",
+        nargs="+",
+        help="key=value: model=, model.*=, context=, batch= (one or several, 1,4,16), memory= (of the device, 24GiB); "
+        "limits host=, disk=; what is tried bits=, prefill_chunk=, block=, group=, steps=; a record hardware=, or the "
+        "numbers of another machine device_bandwidth=, device_flops=, link=, link_latency=, disk_bandwidth=, launch=",
+    )
     return parser
 
 

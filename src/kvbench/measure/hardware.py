@@ -8,72 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from kvbench.measure.blocks import run_block
 from kvbench.measure.clock import Clock, clock_for
 from kvbench.measure.environment import available_ram_bytes, last_level_cache_bytes
+from kvbench.measure.links import measure_links
+from kvbench.measure.rates import REPEATS, Capability, rates
 
-WARMUP, REPEATS, QUICK_REPEATS = 1, 10, 3
+QUICK_REPEATS = 3
 _LEAST_BUFFER = 256 * 2**20
 _MOST_BUFFER_SHARE = 8  # of the free memory, one part in so many
 _GEMM_WIDTH = {"cpu": 1024, "cuda": 8192, "mps": 2048}
 _GEMV_INPUTS = 4096
+_RECOMPUTED_ROWS = {"cpu": 1024, "cuda": 8192, "mps": 2048}  # tokens whose keys and values are made at once
+_LAUNCHES = 1000
 _TILE = 2**20  # random numbers, laid out again and again: zeros are read faster
-
-
-@dataclass(frozen=True, kw_only=True)
-class Capability:
-    """One measured number.
-
-    Args:
-        name: "read", "copy", "gemv", "gemm", "host_to_device", "device_to_host".
-        device: where it was measured.
-        num_threads: of the CPU.
-        dtype: of the data.
-        num_bytes: that one repeat moves; 0 where operations are counted.
-        unit: "bytes/s" or "flop/s".
-        value: median over the repeats.
-        low: the tenth percentile.
-        high: the ninetieth percentile.
-    """
-
-    name: str
-    device: str
-    num_threads: int
-    dtype: str
-    num_bytes: int
-    unit: str
-    value: float
-    low: float
-    high: float
-
-    def record(self) -> dict[str, str | int | float]:
-        """Return a plain row."""
-        return asdict(self)
-
-
-def rates(operation: Callable[[], object], amount: float, clock: Clock, repeats: int) -> tuple[float, float, float]:
-    """Return the median, the tenth and the ninetieth percentile of an amount per second.
-
-    Args:
-        operation: does the work once.
-        amount: bytes or operations that it stands for.
-        clock: of the device that does the work.
-        repeats: timed, after one that is not.
-    """
-
-    def step() -> None:
-        operation()
-
-    run_block(WARMUP, step, clock)
-    seconds = [duration.ms / 1e3 for duration in run_block(repeats, step, clock).durations]
-    low, middle, high = np.percentile(amount / np.asarray(seconds), [10, 50, 90])
-    return float(middle), float(low), float(high)
 
 
 def stream_bandwidth(device: torch.device, num_threads: int) -> float:
@@ -88,27 +40,68 @@ def stream_bandwidth(device: torch.device, num_threads: int) -> float:
         return _read(data, clock_for(device), num_threads, QUICK_REPEATS).value
 
 
-def measure_hardware(device: torch.device, num_threads: int, num_bytes: int | None = None) -> list[Capability]:
-    """Return what a device can do.
+@dataclass(frozen=True, kw_only=True)
+class Widths:
+    """Sizes of a model whose products are measured.
+
+    Args:
+        hidden: width of a token between the layers.
+        kv_width: numbers of a token's keys and values in a layer.
+        batch_size: rows of a decode step.
+    """
+
+    hidden: int
+    kv_width: int
+    batch_size: int
+
+
+def measure_hardware(
+    device: torch.device, num_threads: int, *, widths: Widths | None, num_bytes: int | None = None
+) -> list[Capability]:
+    """Return what a device can do and, of a GPU, what its host and the link between them can.
 
     Args:
         device: which.
         num_threads: of the CPU.
+        widths: of a model whose products are measured too, or None.
         num_bytes: of the buffers; None for what is larger than the caches.
     """
-    clock = clock_for(device)
-    size = buffer_bytes(device) if num_bytes is None else num_bytes
     with cpu_threads(num_threads), torch.no_grad():
-        data = _filled(size, device)
-        found = [
-            _read(data, clock, num_threads, REPEATS),
-            _copy(data, clock, num_threads),
-            _gemv(data, clock, num_threads),
-            _gemm(device, clock, num_threads),
-        ]
+        found = _compute(device, num_threads, widths, buffer_bytes(device) if num_bytes is None else num_bytes)
         if device.type == "cuda":
-            found += _links(data, clock, num_threads)
+            size = buffer_bytes(device) if num_bytes is None else num_bytes
+            found += measure_links(device, size, clock_for(device), num_threads)
+            found += _host(num_threads, num_bytes)
     return found
+
+
+def _compute(device: torch.device, num_threads: int, widths: Widths | None, num_bytes: int) -> list[Capability]:
+    clock, width = clock_for(device), _GEMM_WIDTH[device.type]
+    data = _filled(num_bytes, device)
+    found = [
+        _read(data, clock, num_threads, REPEATS),
+        _copy(data, clock, num_threads),
+        _gemv("gemv", data, clock, num_threads, rows=1, inputs=_GEMV_INPUTS),
+        _gemm("gemm", (width, width, width), device, clock, num_threads),
+        _launch(device, clock, num_threads),
+    ]
+    if widths is not None:
+        recompute = (_RECOMPUTED_ROWS[device.type], widths.hidden, widths.kv_width)
+        found += [
+            _gemm("gemm_recompute", recompute, device, clock, num_threads),
+            _gemv("gemv_decode", data, clock, num_threads, rows=widths.batch_size, inputs=widths.hidden),
+        ]
+    return found
+
+
+def _host(num_threads: int, num_bytes: int | None) -> list[Capability]:
+    host, width = torch.device("cpu"), _GEMM_WIDTH["cpu"]
+    clock = clock_for(host)
+    data = _filled(buffer_bytes(host) if num_bytes is None else num_bytes, host)
+    return [
+        replace(_read(data, clock, num_threads, REPEATS), name="host_read"),
+        _gemm("host_gemm", (width, width, width), host, clock, num_threads),
+    ]
 
 
 def buffer_bytes(device: torch.device) -> int:
@@ -134,8 +127,8 @@ def cpu_threads(num_threads: int) -> Iterator[None]:
 def _filled(num_bytes: int, device: torch.device) -> Tensor:
     num = num_bytes // 4
     tile = torch.randn(min(num, _TILE), generator=torch.Generator(device).manual_seed(0), device=device)
-    data = torch.empty(num // len(tile), len(tile), device=device)
-    return data.copy_(tile).flatten()
+    data = torch.empty(-(-num // len(tile)), len(tile), device=device)
+    return data.copy_(tile).flatten()[:num]
 
 
 def _capability(
@@ -147,6 +140,7 @@ def _capability(
     num_threads: int,
     num_bytes: int,
     repeats: int,
+    shape: str = "",
 ) -> Capability:
     value, low, high = rates(operation, num_bytes, clock, repeats)
     return Capability(
@@ -155,6 +149,7 @@ def _capability(
         num_threads=num_threads,
         dtype=str(data.dtype).removeprefix("torch."),
         num_bytes=num_bytes,
+        shape=shape,
         unit="bytes/s",
         value=value,
         low=low,
@@ -181,31 +176,34 @@ def _copy(data: Tensor, clock: Clock, num_threads: int) -> Capability:
     )
 
 
-def _gemv(data: Tensor, clock: Clock, num_threads: int) -> Capability:
-    width = min(_GEMV_INPUTS, len(data))
+def _gemv(name: str, data: Tensor, clock: Clock, num_threads: int, *, rows: int, inputs: int) -> Capability:
+    width = min(inputs, len(data))
     weight = data[: len(data) // width * width].view(-1, width).to(_model_dtype(data.device))
-    vector = weight[:1].clone()
+    vectors = weight[:1].repeat(rows, 1)
     return _capability(
-        "gemv",
-        lambda: torch.nn.functional.linear(vector, weight),
+        name,
+        lambda: torch.nn.functional.linear(vectors, weight),
         weight,
         clock,
         num_threads=num_threads,
         num_bytes=weight.nbytes,
         repeats=REPEATS,
+        shape=f"{rows}x{width}x{len(weight)}",
     )
 
 
-def _gemm(device: torch.device, clock: Clock, num_threads: int) -> Capability:
-    width = _GEMM_WIDTH[device.type]
-    square = _filled(4 * width * width, device).view(width, width).to(_model_dtype(device))
-    value, low, high = rates(lambda: square @ square, 2 * width**3, clock, REPEATS)
+def _gemm(name: str, shape: tuple[int, int, int], device: torch.device, clock: Clock, num_threads: int) -> Capability:
+    rows, inputs, outputs = shape
+    left = _filled(4 * rows * inputs, device).view(rows, inputs).to(_model_dtype(device))
+    right = _filled(4 * inputs * outputs, device).view(inputs, outputs).to(_model_dtype(device))
+    value, low, high = rates(lambda: left @ right, 2 * rows * inputs * outputs, clock, REPEATS)
     return Capability(
-        name="gemm",
+        name=name,
         device=str(device),
         num_threads=num_threads,
-        dtype=str(square.dtype).removeprefix("torch."),
+        dtype=str(left.dtype).removeprefix("torch."),
         num_bytes=0,
+        shape="x".join(map(str, shape)),
         unit="flop/s",
         value=value,
         low=low,
@@ -213,16 +211,26 @@ def _gemm(device: torch.device, clock: Clock, num_threads: int) -> Capability:
     )
 
 
-def _links(data: Tensor, clock: Clock, num_threads: int) -> list[Capability]:
-    pinned = torch.empty(len(data), dtype=data.dtype, pin_memory=True).fill_(1)
-    ways: dict[str, Callable[[], Tensor]] = {
-        "host_to_device": lambda: data.copy_(pinned, non_blocking=True),
-        "device_to_host": lambda: pinned.copy_(data, non_blocking=True),
-    }
-    return [
-        _capability(name, way, data, clock, num_threads=num_threads, num_bytes=data.nbytes, repeats=REPEATS)
-        for name, way in ways.items()
-    ]
+def _launch(device: torch.device, clock: Clock, num_threads: int) -> Capability:
+    number = torch.zeros(1, device=device)
+
+    def launches() -> None:
+        for _ in range(_LAUNCHES):
+            number.add_(1)
+
+    value, low, high = rates(launches, _LAUNCHES, clock, REPEATS)
+    return Capability(
+        name="launch",
+        device=str(device),
+        num_threads=num_threads,
+        dtype="float32",
+        num_bytes=0,
+        shape="",
+        unit="launches/s",
+        value=value,
+        low=low,
+        high=high,
+    )
 
 
 def _model_dtype(device: torch.device) -> torch.dtype:

@@ -59,12 +59,10 @@ class Network:
         """Return the bytes of a token's keys and values in a layer.
 
         Args:
-            bits: per number; as many as the model computes with for no packing.
+            bits: per number; with 16 and more there are no scales.
             group: packed numbers that share a scale and an offset.
         """
-        if bits == 8 * self.number_bytes:
-            return float(self.kv_width * self.number_bytes)
-        return self.kv_width * (bits / 8 + SCALE_BYTES / group)
+        return self.kv_width * (bits / 8 + (SCALE_BYTES / group if bits < 16 else 0))
 
     def num_full(self, context: int) -> int:
         """Return the layers that hold every token: those which a placement is about."""

@@ -12,6 +12,8 @@ from kvbench.planning.policy import Held, Policy, Setup, decode_cost, held, pref
 from kvbench.planning.recompute import LayerFetch, recompute_length
 from kvbench.planning.split import SAFETY, split_by_memory, split_by_ratio
 
+_GIB = 2**30
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -30,10 +32,14 @@ class Limits:
     def misfit(self, needed: Held) -> str | None:
         """Return what does not fit, or None."""
         room = Held(device=SAFETY * self.device, host=self.host, disk=self.disk)
-        for place in ("device", "host", "disk"):
-            wanted, there = getattr(needed, place), getattr(room, place)
+        places = (
+            ("device memory", needed.device, room.device),
+            ("host memory", needed.host, room.host),
+            ("disk", needed.disk, room.disk),
+        )
+        for place, wanted, there in places:
             if wanted > there:
-                return f"{wanted:,.0f} bytes of {place} memory are needed and {there:,.0f} may be used"
+                return f"{wanted / _GIB:,.2f} GiB of {place} are needed, of which {there / _GIB:,.2f} may be used"
         return None
 
 
