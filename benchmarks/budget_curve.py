@@ -32,7 +32,9 @@ from kvbench.types import RunShape
 
 BUDGETS = (0.05, 0.1, 0.15, 0.25, 0.35, 0.5, 0.75, 1.0)
 CONTROL = "random_eviction"
-NOT_METHODS = ("baseline", "transformers", "hf_quanto", "hf_hqq", "hf_fp8")  # caches of transformers' too
+NOT_METHODS = (  # caches of transformers' too
+    "baseline", "transformers", "hf_quanto", "hf_hqq", "hf_fp8", "hf_offloaded", "hf_offloaded_static",
+)  # fmt: skip
 MEASURES = {"nll_delta_nats": "loss above the full cache (nats per token)", "recall_key_value": "values recalled"}
 
 

@@ -124,7 +124,7 @@ def weigh_stock(job: Job, report: Report) -> Measured:
         "resident_bytes": meter.resident_bytes(),
         "kv_allocated_bytes": made.cache_bytes,
         "kv_used_bytes": made.cache_bytes,
-        "host_bytes": 0,
+        "host_bytes": made.host_bytes,
         "disk_bytes": 0,
     }
     return Measured(rows={"strategy": row})
@@ -147,7 +147,7 @@ class _BlackBox:
 
     def generate(self) -> Generated:
         """Generate once."""
-        cache = self.strategy.own_cache(self.loaded.model.config)
+        cache = self.strategy.own_cache(self.loaded.model.config, self.run)
         return self.engine.generate(self.loaded.model, self.prompt, self.run.new_tokens or 1, cache)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kvbench.engines import stock
@@ -30,6 +31,11 @@ def without_dictionaries(thing: Any) -> dict[int, int]:
     beside = [part for value in vars(thing).values() if isinstance(value, tuple) for part in value]
     hidden = {address for part in beside if isinstance(part, dict) for address in storages(part)}
     return {address: size for address, size in storages(thing).items() if address not in hidden}
+
+
+def wherever_it_lies(thing: Any, device: torch.device) -> int:
+    """Count on the host what lies on a device."""
+    return sum(storages(thing).values())
 
 
 def _tensors(thing: Any) -> list[Tensor]:
@@ -64,6 +70,11 @@ MUTANTS: tuple[Mutant, ...] = (
         name="scales in a dictionary are overlooked",
         patches=((stock, "storages", without_dictionaries),),
         killed_by=(black_boxes.what_lies_beside_codes_is_counted,),
+    ),
+    Mutant(
+        name="everything lies on the host",
+        patches=((stock, "host_bytes", wherever_it_lies),),
+        killed_by=(black_boxes.what_lies_on_the_host_is_counted_there,),
     ),
     Mutant(
         name="every length fits",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import metadata
 from importlib.util import find_spec
 from itertools import product
@@ -26,6 +27,7 @@ ORACLES = (
     black_boxes.parts_of_a_packed_tensor_are_counted,
     black_boxes.what_lies_beside_codes_is_counted,
     black_boxes.a_storage_is_counted_once_and_whole,
+    black_boxes.what_lies_on_the_host_is_counted_there,
     black_boxes.lengths_fit_as_worked_out_by_hand,
 )
 
@@ -87,18 +89,51 @@ def test_the_dynamic_cache_is_what_generate_would_make_itself() -> None:
             prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=NEW, min_new_tokens=NEW,
             pad_token_id=0, return_dict_in_generate=True,
         )  # fmt: skip
-        cache = box("transformers").own_cache(network.config)
+        cache = box("transformers").own_cache(network.config, run_of(PACKED))
         mine = Stock().generate(network, prompt, NEW, cache)
     assert torch.equal(mine.tokens, own.sequences[:, PACKED:])
     assert [type(layer) for layer in cache.layers] == [type(layer) for layer in own.past_key_values.layers]
     assert type(cache) is type(own.past_key_values)
 
 
+class Stream:
+    """A stream of a device that does everything at once."""
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Do nothing."""
+
+    def wait_stream(self, other: object) -> None:
+        """Do nothing."""
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let transformers offload from the host to the host, where nothing moves."""
+    monkeypatch.setattr(torch, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: Stream())
+
+
+@pytest.mark.usefixtures("streams")
+@pytest.mark.parametrize("name", ["hf_offloaded", "hf_offloaded_static"])
+def test_offloaded_caches_generate_what_the_dynamic_cache_does(name: str) -> None:
+    made, expected = (generated(one, prompt=PACKED, new=NEW) for one in (name, "transformers"))
+    assert torch.equal(made.tokens, expected.tokens)
+    counters = 2 * 8 if name == "hf_offloaded_static" else 0  # each layer counts its tokens
+    assert made.cache_bytes == expected.cache_bytes + counters
+    assert made.host_bytes == 0
+    cache = box(name).own_cache(model("llama_gqa").config, run_of(PACKED))
+    assert cache.offloading
+    assert cache.get_max_length() == (PACKED if name == "hf_offloaded_static" else -1)
+
+
 @has_fp8
 def test_models_that_are_said_to_fit_are_those_that_transformers_takes() -> None:
     for name in NAMES:
         try:
-            box("hf_fp8").own_cache(model(name).config)
+            box("hf_fp8").own_cache(model(name).config, run_of(64))
             reason = None
         except ValueError as error:
             reason = str(error)
@@ -149,6 +184,19 @@ def test_what_is_installed_here_is_available() -> None:
     assert (box("hf_hqq").unavailable() is None) == (find_spec("hqq") is not None)
     assert (box("hf_fp8").unavailable() is None) == black_boxes.transformers_is_at_least("5.23")
     assert box("transformers").unavailable() is None
+
+
+def test_offloaded_caches_need_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    view = view_of(model("llama_gqa"))
+    for name in ("hf_offloaded", "hf_offloaded_static"):
+        for is_here in (True, False):
+            monkeypatch.setattr(torch.cuda, "is_available", lambda is_here=is_here: is_here)
+            said = box(name).unavailable()
+            assert (said is None) == is_here
+        assert said == "transformers moves layers between a CUDA device and its host, and there is none here"
+        assert box(name).unsupported(replace(view, device=torch.device("cuda")), run_of(8)) is None
+        assert "set model.device=cuda" in str(box(name).unsupported(view, run_of(8)))
+        assert (box(name).saving, box(name).fidelity) == ("offloaded", "exact")
 
 
 def test_fp8_says_which_transformers_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,14 @@ def a_storage_is_counted_once_and_whole() -> None:
     assert sum(stock.storages(held).values()) == 40
 
 
+def what_lies_on_the_host_is_counted_there() -> None:
+    """Of 40 bytes on the host, met twice, and 16 on a device 40 are on the host, unless that is the device."""
+    host, device = torch.zeros(10), torch.zeros(4, device="meta")
+    held = Layer(keys=host[:2], values=[host[4:]], prefetched=device)
+    assert stock.host_bytes(held, device.device) == 40
+    assert stock.host_bytes(held, host.device) == 0
+
+
 def lengths_fit_as_worked_out_by_hand() -> None:
     """Numbers of 1 x 2 x 48 x 8: 768 in all, 96 in each channel; of 1 x 2 x 49 x 8, 784 and 98."""
     quanto, hqq = (black_box._PACKAGES[name].fits for name in ("quanto", "hqq"))
@@ -98,7 +106,8 @@ def lengths_fit_as_worked_out_by_hand() -> None:
 def generated(name: str, *overrides: str, rows: int = 2, prompt: int = 24, new: int = 6) -> stock.Generated:
     """Let transformers generate with one of its caches."""
     network: Any = model("llama_gqa", torch.float32)
-    cache = box(name, *overrides).own_cache(network.config)
+    run = RunShape(prompt_lengths=(prompt,) * rows, new_tokens=new)
+    cache = box(name, *overrides).own_cache(network.config, run)
     with attention(network, "sdpa"), torch.no_grad():
         return stock.Stock().generate(network, ids(0, rows, prompt), new, cache)
 
@@ -113,7 +122,7 @@ def bytes_by_hand(bits: int, group: int, *, packed: int, exact: int, rows: int =
 
 def package_takes(name: str, shape: tuple[int, ...], *overrides: str) -> bool:
     """Return whether the package itself packs keys of a shape and reads them back."""
-    layer: Any = box(name, *overrides).own_cache(model("llama_gqa").config).layers[0]
+    layer: Any = box(name, *overrides).own_cache(model("llama_gqa").config, run_of(shape[2], shape[0])).layers[0]
     keys = torch.linspace(0, 1, prod(shape)).reshape(shape)
     try:
         layer.update(keys, keys)
@@ -168,6 +177,10 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
     "group of nothing": (
         changed("hf_hqq", group=0),
         r"strategy\.group and strategy\.residual must be .* got 0 and 128",
+    ),
+    "a model that is nowhere else than on the host": (
+        partial(refused, "hf_offloaded", run_of(8)),
+        r"the model is on cpu, from where nothing is offloaded; set model\.device=cuda",
     ),
     "numbers that fill no groups": (
         partial(refused, "hf_quanto", run_of(66)),

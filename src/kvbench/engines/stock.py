@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -22,11 +23,13 @@ class Generated:
     Args:
         tokens: [B, new_tokens].
         cache_bytes: storages of the cache at the end.
+        host_bytes: of those, what lies in the host's memory while the model is on another device.
         step_ns: from the prompt to the first token, then from token to token; a token arrives when it is read back.
     """
 
     tokens: Tensor
     cache_bytes: int
+    host_bytes: int
     step_ns: tuple[int, ...]
 
 
@@ -64,16 +67,32 @@ class Stock:
         return Generated(
             tokens=out.sequences[:, prompt.shape[1] :],
             cache_bytes=sum(storages(cache).values()),
+            host_bytes=host_bytes(cache, prompt.device),
             step_ns=tuple(after - before for before, after in pairwise(marks)),
         )
 
 
 def storages(thing: object) -> dict[int, int]:
-    """Return the bytes of every tensor storage that an object leads to, by address.
+    """Return the bytes of every tensor storage that an object leads to, by address."""
+    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors(thing)}
+
+
+def host_bytes(thing: object, device: torch.device) -> int:
+    """Return the bytes of storages in the host's memory, where that is not the device's own.
+
+    Args:
+        thing: leads to tensors.
+        device: of the model.
+    """
+    away = [tensor for tensor in tensors(thing) if tensor.device.type == "cpu" != device.type]
+    return sum(storages(away).values())
+
+
+def tensors(thing: object) -> Iterator[Tensor]:
+    """Yield every tensor that an object leads to.
 
     A tensor that packs others (as quanto's) has no storage of its own, and leads to theirs.
     """
-    found: dict[int, int] = {}
     seen: dict[int, object] = {}  # kept alive, so that no two of them have one id
     waiting = [thing]
     while waiting:
@@ -82,10 +101,9 @@ def storages(thing: object) -> dict[int, int]:
             continue
         seen[id(thing)] = thing
         if isinstance(thing, Tensor) and not is_traceable_wrapper_subclass(thing):
-            found[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+            yield thing
         if isinstance(thing, dict):
             waiting += thing.values()
         elif isinstance(thing, list | tuple):
             waiting += thing
         waiting += vars(thing).values() if hasattr(thing, "__dict__") else ()
-    return found

@@ -9,6 +9,8 @@ from importlib import metadata
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 from kvbench.strategies.base import CacheStrategy
 from kvbench.types import Fidelity, ModelView, RunShape, Saving
 
@@ -33,11 +35,12 @@ class BlackBox(CacheStrategy):
             "python run.py, or build strategy=baseline."
         )
 
-    def own_cache(self, config: Any) -> Cache:
+    def own_cache(self, config: Any, run: RunShape) -> Cache:
         """Return an empty cache.
 
         Args:
             config: the model's, as transformers has it.
+            run: what it will be used for.
         """
         from transformers import DynamicCache
 
@@ -95,7 +98,7 @@ class GroupedCache(BlackBox):
             )
         super().__post_init__()
 
-    def own_cache(self, config: Any) -> Cache:
+    def own_cache(self, config: Any, run: RunShape) -> Cache:
         """Return an empty cache."""
         from transformers import QuantizedCache
 
@@ -165,7 +168,7 @@ class Fp8Cache(BlackBox):
     cut to it.
     """
 
-    def own_cache(self, config: Any) -> Cache:
+    def own_cache(self, config: Any, run: RunShape) -> Cache:
         """Return an empty cache."""
         from transformers import QuantizedCache
 
@@ -191,6 +194,49 @@ class Fp8Cache(BlackBox):
     def fidelity(self) -> Fidelity:
         """How the outputs relate to the full cache's."""
         return "lossy_training_free"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffloadedCache(BlackBox):
+    """transformers' cache whose layers lie in the host's memory, but for the one in use and the next.
+
+    Source: transformers, `Cache(offloading=True)`.
+
+    Deviates: at every step a layer goes back to the host whole, into new memory, not its new token alone. Written after
+    the code of transformers 5.23; it has not run on a GPU.
+
+    Args:
+        is_static: whether layers have their last length from the start, so that generate compiles the decode step.
+    """
+
+    is_static: bool
+
+    def own_cache(self, config: Any, run: RunShape) -> Cache:
+        """Return an empty cache; the last new token is never written."""
+        from transformers import DynamicCache, StaticCache
+
+        text = config.get_text_config(decoder=True)
+        if not self.is_static:
+            return DynamicCache(config=text, offloading=True)
+        length = run.prompt_tokens + (run.new_tokens or 1) - 1
+        return StaticCache(config=text, max_cache_len=length, offloading=True)
+
+    def unavailable(self) -> str | None:
+        """Return what is missing, or None."""
+        if torch.cuda.is_available():
+            return None
+        return "transformers moves layers between a CUDA device and its host, and there is none here"
+
+    def unsupported(self, view: ModelView, run: RunShape) -> str | None:
+        """Return why this model cannot be served, or None."""
+        if view.device.type == "cuda":
+            return None
+        return f"the model is on {view.device.type}, from where nothing is offloaded; set model.device=cuda"
+
+    @property
+    def saving(self) -> Saving:
+        """What kind of saving the method makes."""
+        return "offloaded"
 
 
 NOT_SLIDING = (
