@@ -81,6 +81,7 @@ def test_a_plan_of_given_numbers_says_so(capsys: pytest.CaptureFixture[str]) -> 
     assert "host_to_device 25 GB/s after 10 us (given)" in out
     assert "launch 500 Mlaunches/s (given)" in out
     assert "no limit: host=, disk=" in out
+    assert "times: as if whole steps reached these rates" in out
     rows = [line for line in out.splitlines() if " % " in line]
     assert rows
     assert {row.split()[4] for row in rows} == {"1", "4"}  # batches

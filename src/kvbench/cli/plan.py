@@ -170,7 +170,10 @@ def _notes(machine: Machine, known: Mapping[str, str]) -> list[str]:
         for resource, rate in machine.rates.items()
     ]
     unlimited = [f"{key}=" for key in LIMITS if key not in known]
-    lines = [f"rates: {', '.join(rates)}"]
+    lines = [
+        f"rates: {', '.join(rates)}",
+        "times: as if whole steps reached these rates, which they rarely do: compare plans with one another",
+    ]
     if unlimited:
         lines.append(f"no limit: {', '.join(unlimited)}")
     if machine.is_host:
