@@ -22,9 +22,9 @@ encode, blocks = SparsePacking.encode, CorrectedFormat.blocks
 pack, tiles, plain_logits = CorrectedPayload._pack, Factors._tiles, Corrected.logits
 
 
-def nearest_ones(self: SparsePacking, entries: Tensor, *, kernel: Any) -> tuple[Tensor | None, ...]:
+def nearest_ones(self: SparsePacking, entries: Tensor) -> tuple[Tensor | None, ...]:
     """Keep the numbers that are near the mean."""
-    *codes, value, channel = encode(self, entries, kernel=kernel)
+    *codes, value, channel = encode(self, entries)
     assert value is not None
     assert channel is not None
     dim = entries.shape[3]

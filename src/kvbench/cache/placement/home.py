@@ -81,7 +81,7 @@ class Home:
             self._write(at, storage, self._kept[at], rows)
             self._kept[at] = rows
             empty = self._nothing[: storage.itemsize].view(storage.dtype)
-            storage.set_(empty.expand(storage.shape))
+            storage.set_(empty.expand(storage.shape))  # type: ignore[call-overload]
 
     def _divide(self, storages: list[Tensor]) -> None:
         self._storages, self._kept = storages, [0] * len(storages)
