@@ -14,3 +14,8 @@ def cache_folder() -> Path:
     if chosen:
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvbench"
+
+
+def hardware_record(device: str) -> Path:
+    """Return where the numbers of a kind of device are kept, "cpu" or "cuda"."""
+    return cache_folder() / f"hardware_{device}.json"

@@ -103,6 +103,10 @@ def test_a_restored_cache_decodes_the_same(where: str, overrides: tuple[str, ...
     placement.a_restored_cache_decodes_the_same(where, *overrides, codec=codec)
 
 
+def test_auto_makes_again_what_takes_the_least_time(tmp_path: Path) -> None:
+    placement.auto_makes_again_what_takes_least(tmp_path)
+
+
 def test_a_link_is_modelled_beside_what_is_measured() -> None:
     placement.a_link_is_modelled_beside_what_is_measured()
 

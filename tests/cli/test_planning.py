@@ -12,6 +12,7 @@ import torch
 
 from kvbench.cli import hardware, main, plan
 from kvbench.cli.amounts import amount, shown
+from kvbench.folders import hardware_record
 from kvbench.measure.hardware import Widths
 from kvbench.measure.rates import Capability
 
@@ -90,7 +91,7 @@ def test_a_plan_of_given_numbers_says_so(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_plan_of_a_record_is_of_what_was_measured(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     units = {"read": 2e10, "gemm": 1e11, "launch": 1e5, "disk_read_cold_1M": 1e9, "disk_write_1M": 5e8}
     rows = [{**READ.record(), "name": name, "value": value, "device_name": "a chip"} for name, value in units.items()]
-    hardware.record_of("cpu").write_text(json.dumps(rows), encoding="utf-8")
+    hardware_record("cpu").write_text(json.dumps(rows), encoding="utf-8")
     assert main(["plan", *ASKED.split(), "host=1GiB"]) == 0
     out = capsys.readouterr().out
     assert "modelled, not measured | a chip\n" in out
@@ -100,7 +101,7 @@ def test_a_plan_of_a_record_is_of_what_was_measured(folder: Path, capsys: pytest
     # with numbers of another machine, the record of this one counts only where it is named
     assert main(["plan", *ASKED.split(), "link=25GB/s"]) == 2
     assert "nothing says how fast" in capsys.readouterr().err
-    assert main(["plan", *ASKED.split(), "link=25GB/s", f"hardware={hardware.record_of('cpu')}"]) == 0
+    assert main(["plan", *ASKED.split(), "link=25GB/s", f"hardware={hardware_record('cpu')}"]) == 0
     out = capsys.readouterr().out
     assert "device_memory 20 GB/s (measured)" in out
     assert "host_to_device 25 GB/s (given)" in out
@@ -150,7 +151,7 @@ def test_amounts_are_read_with_their_units() -> None:
 
 
 def test_the_record_of_a_processor_has_no_link_unless_one_is_given() -> None:
-    file = hardware.record_of("cpu")
+    file = hardware_record("cpu")
     file.write_text(json.dumps([{**READ.record(), "device_name": "a chip"}]), encoding="utf-8")
     assert plan.machine_from({}, "").is_host
     machine = plan.machine_from({"hardware": str(file), "link": "25GB/s"}, "")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -16,6 +18,8 @@ from kvbench.cache.placement.mover import Mover
 from kvbench.cache.placement.rooms import Shares, Tier
 from kvbench.cache.placement.tiers import OnHost, Traffic
 from kvbench.cache.slots import Slots
+from kvbench.planning.recompute import Choice
+from kvbench.strategies.placement import tiers
 from kvbench.strategies.placement.tiers import Tiers
 from tests.mutants.core_mutant import Mutant
 from tests.support import placement
@@ -70,6 +74,12 @@ def one_way(self: Tiers, before: Traffic, after: Traffic, steps: int) -> float |
     return link_ms(self, before, dataclasses.replace(after, down=before.down), steps)
 
 
+def _auto() -> None:
+    """Run the oracle of "auto" in a folder of its own."""
+    with TemporaryDirectory() as folder:
+        placement.auto_makes_again_what_takes_least(Path(folder))
+
+
 HOST = partial(placement.same_as_resident, "llama_gqa", "host", "placement.prefetch=0")  # layers share the one buffer
 SURVIVORS = partial(placement.survivors_same_as_resident, "llama_gqa", "host", "placement.prefetch=0")
 MOVED = partial(placement.moves_what_the_formula_says, "host")
@@ -92,6 +102,11 @@ MUTANTS = (
         name="what goes down takes no time",
         patches=((Tiers, "link_ms", one_way),),
         killed_by=(placement.a_link_is_modelled_beside_what_is_measured,),
+    ),
+    Mutant(
+        name="all that may be made again is",
+        patches=((tiers, "recompute_length", lambda tokens, fetch: Choice(value=tokens, reason="")),),
+        killed_by=(_auto,),
     ),
     Mutant(
         name="restoring forgets what is kept",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,9 @@ def kernel_of(text: str) -> object:
     """Return the kernel of a source; Triton reads it where it lies."""
     name = f"kvbench_mutant_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     file = Path(tempfile.gettempdir()) / f"{name}.py"
-    file.write_text(text, encoding="utf-8")
+    draft = file.with_suffix(f".{os.getpid()}")  # another test process may be reading the file
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(file)
     found = importlib.util.spec_from_file_location(name, file)
     assert found is not None
     assert found.loader is not None

@@ -20,7 +20,14 @@ MAY_IMPORT = {
     "planning": set[str](),
     "results": set[str](),
     "cache": {"calibrated", "kernels", "types"},
-    "strategies": {"cache", "calibrated", "models", "planning", "types"},  # of models: where attention is, for hooks
+    "strategies": {
+        "cache",
+        "calibrated",
+        "folders",
+        "models",
+        "planning",
+        "types",
+    },  # models: for hooks
     "models": {"types"},
     "workloads": {"types"},
     "engines": {"cache", "models", "strategies", "types"},

@@ -377,6 +377,10 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         r"reader\.skip_layers=\[5\]: the model has layers 0 to 1",
     ),
     # placements
+    "no machine": (
+        asked("kvpr", "placement.recompute=auto", "placement.hardware=/none"),
+        r"recompute=auto: no machine was measured: there is no /none\. Run kvbench hardware.*link=modelled for a link",
+    ),
     "link": (asked("offload", "placement.link_gb_per_s=0"), r"link_gb_per_s must be above 0 and link_latency_us at le"),
     "shares elsewhere": (
         asked("flexgen", "placement.host=0.8", "placement.disk=0.4"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from kvbench.cache.placement.rooms import Shares, rooms_of
 from kvbench.cache.placement.tiers import OnDisk, Traffic
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
-from kvbench.types import DECODE, RunShape
+from kvbench.types import DECODE, ModelView, Projection, RunShape
 from tests.support.checks import NEW, PROMPT, assert_close, uniform
 from tests.support.drive import Driven, drive, padded
 from tests.support.models import WIDTH, attention, ids, model
@@ -222,3 +224,41 @@ def a_link_is_modelled_beside_what_is_measured() -> None:
     made = placed("host", *settings).placement.link_ms(before, after, steps=10)
     assert made == pytest.approx((4_000_000 / 2e9 * 1e3 + 20 * 5e-3) / 10)
     assert placed("host").placement.link_ms(before, after, steps=10) is None
+
+
+def auto_makes_again_what_takes_least(folder: Path) -> None:
+    """As many tokens as take the least time by any length, none where activations are as large as keys and values."""
+    record = folder / "hardware.json"
+    row = {"name": "gemm_recompute", "value": 2e9, "device": "cuda", "device_name": "one", "shape": "1x64x128"}
+    record.write_text(json.dumps([row]))
+    link = ("placement.link=modelled", "placement.link_gb_per_s=1", "placement.link_latency_us=1")
+    made = placed("recompute", "placement.recompute=auto", f"placement.hardware={record}", *link)
+    run, view = RunShape(prompt_lengths=(640,), new_tokens=4), _wide_view(kv_heads=4)
+    numbers = {length: _seconds(length, 640, hidden=64, width=128, bytes_per_s=1e9, flops=2e9) for length in range(641)}
+    least = min(numbers[length] for length in range(0, 641, 16))
+    place = made.placement.of_run(view, run)
+    assert place is not None
+    assert 0 < place.recomputed < 640
+    assert numbers[place.recomputed] == pytest.approx(least)
+    record.write_text(json.dumps([row | {"shape": "1x64x64"}]))
+    few = made.placement.of_run(_wide_view(kv_heads=2), run)
+    assert few is not None
+    assert few.recomputed == 0
+    with pytest.raises(ValueError, match="kvbench hardware"):
+        placed("recompute", "placement.recompute=auto", f"placement.hardware={record}").placement.of_run(view, run)
+
+
+def _seconds(length: int, tokens: int, *, hidden: int, width: int, bytes_per_s: float, flops: float) -> float:
+    """Return how long a layer takes whose first tokens' activations come before the other tokens' keys and values."""
+    again, others = length * 2 * hidden * width / flops, (tokens - length) * width * 4 / bytes_per_s
+    moved = length * hidden * 4 / bytes_per_s + (1e-6 if length else 0)
+    return moved + max(again, others + (1e-6 if length < tokens else 0))
+
+
+def _wide_view(kv_heads: int) -> ModelView:
+    """Return a model of one layer in float32 with so many KV heads of 16 channels and 64 hidden ones."""
+    view = view_of(model("llama_gqa"))
+    made = Projection(weight=torch.zeros(kv_heads, 16, 64), bias=None)
+    shape = replace(view.layers[0], query_heads=4, kv_heads=kv_heads, key_dim=16, value_dim=16)
+    layer = replace(shape, key_projection=made, value_projection=made)
+    return replace(view, layers=(layer,), dtype=torch.float32)

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from kvbench.configuration import check, compose
-from kvbench.folders import cache_folder
+from kvbench.folders import cache_folder, hardware_record
 from kvbench.measure.disk import measure_disk
 from kvbench.measure.environment import accelerator
 from kvbench.measure.hardware import Widths, measure_hardware
@@ -49,20 +49,11 @@ def main(
         print(_line(one))
     for line in _missing(found, name, overrides):
         print(line)
-    file = Path(out) if out else record_of(name)
+    file = Path(out) if out else hardware_record(name)
     file.parent.mkdir(parents=True, exist_ok=True)
     facts = {**accelerator(name), "created_at": datetime.now(UTC).isoformat(timespec="seconds")}
     export(pd.DataFrame([{**one.record(), **facts} for one in found]), file)
     print(f"record: {file}")
-
-
-def record_of(device: str) -> Path:
-    """Return where the numbers of a kind of device are kept.
-
-    Args:
-        device: "cpu" or "cuda".
-    """
-    return cache_folder() / f"hardware_{device}.json"
 
 
 def _widths(overrides: Sequence[str], batch: int) -> Widths | None:

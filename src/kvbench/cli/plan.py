@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from kvbench.cli.amounts import amount, number, numbers, shown
-from kvbench.cli.hardware import record_of
 from kvbench.configuration import check, compose
 from kvbench.configuration.errors import ConfigError, hint
+from kvbench.folders import hardware_record
 from kvbench.models.spec import ModelSpec
 from kvbench.planning.machine import Machine, Rate, Resource, machine_of, read_records
 from kvbench.planning.network import Network
@@ -116,7 +116,7 @@ def machine_from(known: Mapping[str, str], recompute_shape: str) -> Machine:
     if rates and "hardware" not in known:
         return Machine(name="the machine whose numbers were given", is_host=False, rates=rates)
     here = "cuda" if torch.cuda.is_available() else "cpu"
-    file = Path(known["hardware"]) if "hardware" in known else record_of(here)
+    file = Path(known["hardware"]) if "hardware" in known else hardware_record(here)
     measured = machine_of(read_records(file), recompute_shape=recompute_shape)
     is_host = measured.is_host and "link" not in known
     return Machine(name=measured.name, is_host=is_host, rates={**measured.rates, **rates})

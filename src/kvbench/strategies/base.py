@@ -265,6 +265,7 @@ class CacheStrategy:
         """Return why this model or these lengths cannot be served, or None."""
         reason = self.budget.unsupported(view) if isinstance(self.budget, HeadBudget) else None
         reason = reason or self.transform.unsupported(view) or self.codec.unsupported(view)
+        reason = reason or self.placement.lacks(view, run)
         if reason is not None:
             return reason
         plans = self.plans(view, run)

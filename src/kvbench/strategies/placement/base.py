@@ -27,6 +27,9 @@ class Placing(Protocol):
     def changes_entries(self) -> bool:
         """Whether what is read may differ from what was written, by rounding."""
 
+    def lacks(self, view: ModelView, run: RunShape) -> str | None:
+        """Return what is not known of the machine that has to be, or None."""
+
     def of_run(self, view: ModelView, run: RunShape) -> Place | None:
         """Return where the entries of a layer lie; None for the device."""
 

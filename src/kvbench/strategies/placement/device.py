@@ -23,6 +23,9 @@ class OnDevice:
     is_elsewhere: ClassVar[bool] = False
     changes_entries: ClassVar[bool] = False
 
+    def lacks(self, view: ModelView, run: RunShape) -> None:
+        """Return None: nothing has to be known."""
+
     def of_run(self, view: ModelView, run: RunShape) -> None:
         """Return None: nothing lies elsewhere."""
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from kvbench.cache.codecs.base import Movable
 from kvbench.cache.placement.rooms import Axis, Place, Shares
+from kvbench.folders import hardware_record
 from kvbench.models.view import attention_of
+from kvbench.planning.machine import Rate, machine_of, read_records
+from kvbench.planning.recompute import Choice, LayerFetch, recompute_length
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,7 +23,9 @@ if TYPE_CHECKING:
     from kvbench.cache.placement.home import Home
     from kvbench.cache.placement.tiers import Traffic
     from kvbench.cache.plan import LayerPlan
-    from kvbench.types import ModelView, RunShape
+    from kvbench.types import LayerShape, ModelView, RunShape
+
+BLOCK = 16  # tokens, of which "auto" chooses a multiple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +52,13 @@ class Tiers:
             process.
         cold: whether what was read of a file is forgotten by the operating system, so that the disk is read again.
         recompute: first tokens whose keys and values are made again from what the host keeps of them instead: a number
-            of tokens, or, with a point, a fraction of the prompt; 0 for none.
+            of tokens, with a point a fraction of the prompt, or "auto" for as many as take the least time; 0 for none.
         stages: pieces in which that is fetched.
         link: "real", or "modelled" to note beside what is measured how long a step's traffic would take a link.
         link_gb_per_s: of the link that is modelled, in 10^9 bytes, up or down.
         link_latency_us: before the first byte of each layer.
+        hardware: record of this machine by which "auto" chooses; "" for what `kvbench hardware` wrote last. With a link
+            that is modelled, that link counts instead of the record's.
     """
 
     is_elsewhere: ClassVar[bool] = True
@@ -61,11 +69,12 @@ class Tiers:
     prefetch: int
     folder: str
     cold: bool
-    recompute: int | float
+    recompute: int | float | Literal["auto"]
     stages: int
     link: Literal["real", "modelled"]
     link_gb_per_s: float
     link_latency_us: float
+    hardware: str
 
     def __post_init__(self) -> None:
         """Refuse shares that mean nothing."""
@@ -76,13 +85,13 @@ class Tiers:
             )
         if self.axis not in ("sequence", "batch"):
             raise ValueError(f"strategy.placement.axis must be sequence or batch; got {self.axis!r}.")
-        is_share = isinstance(self.recompute, float)
-        if self.recompute < 0 or (is_share and self.recompute > 1):
+        asked = 1 if self.recompute == "auto" else self.recompute
+        if asked < 0 or (isinstance(asked, float) and asked > 1):
             raise ValueError(
-                f"strategy.placement.recompute must be a number of tokens, or a fraction of the prompt up to 1.0; got "
-                f"{self.recompute}."
+                f"strategy.placement.recompute must be a number of tokens, a fraction of the prompt up to 1.0, or "
+                f"auto; got {self.recompute}."
             )
-        if self.recompute > 0 and (self.axis == "batch" or self.host + self.disk < 1):
+        if asked > 0 and (self.axis == "batch" or self.host + self.disk < 1):
             raise ValueError(
                 "strategy.placement.recompute takes the place of the oldest entries that lie elsewhere; use "
                 "strategy.placement.axis=sequence, and strategy.placement.host and disk that add up to 1."
@@ -104,16 +113,52 @@ class Tiers:
 
     def of_run(self, view: ModelView, run: RunShape) -> Place:
         """Return where the entries of a layer lie."""
-        prompt = run.prompt_tokens
-        tokens = math.floor(self.recompute * prompt) if isinstance(self.recompute, float) else self.recompute
         return Place(
             shares=Shares(axis=self.axis, host=self.host, disk=self.disk),
             prefetch=self.prefetch,
             folder=self.folder,
             is_cold=self.cold,
-            recomputed=min(tokens, prompt),
+            recomputed=min(self._recomputed(view, run), run.prompt_tokens),
             stages=self.stages,
         )
+
+    def _recomputed(self, view: ModelView, run: RunShape) -> int:
+        """Return how many first tokens of each layer are made again."""
+        if self.recompute == "auto":
+            return self.choice(view, run).value if _has_projections(view.layers) else 0
+        return math.floor(self.recompute * run.prompt_tokens) if isinstance(self.recompute, float) else self.recompute
+
+    def lacks(self, view: ModelView, run: RunShape) -> str | None:
+        """Return what is not known of the machine that has to be, or None."""
+        try:
+            self._recomputed(view, run)
+        except ValueError as error:
+            return f"strategy.placement.recompute=auto: {error} Or set strategy.placement.link=modelled for a link."
+        return None
+
+    def choice(self, view: ModelView, run: RunShape) -> Choice:
+        """Return how many tokens "auto" has made again, and why.
+
+        Raises:
+            ValueError: if nothing says how fast the machine is.
+        """
+        shape, rows = view.layers[0], run.batch_size
+        assert shape.key_projection is not None
+        hidden = shape.key_projection.weight.shape[2]
+        width = shape.kv_heads * (shape.key_dim + shape.value_dim)
+        record = Path(self.hardware) if self.hardware else hardware_record(view.device.type)
+        machine = machine_of(read_records(record), recompute_shape=f"{hidden}x{width}")
+        link = Rate(per_s=self.link_gb_per_s * 1e9, latency_s=self.link_latency_us / 1e6, source="given")
+        fetch = LayerFetch(
+            activation_bytes=rows * hidden * view.dtype.itemsize,
+            kv_bytes=rows * width * view.dtype.itemsize,
+            recompute_flops=rows * 2 * hidden * width,
+            link=link if self.link == "modelled" else machine.rate("host_to_device"),
+            compute=machine.rate("recompute_flops"),
+            block=max(BLOCK, run.prompt_tokens // self.stages) if self.stages > 1 else BLOCK,
+            mode="pipelined" if self.stages > 1 else "paper",
+        )
+        return recompute_length(run.prompt_tokens, fetch)
 
     def link_ms(self, before: Traffic, after: Traffic, steps: int) -> float | None:
         """Return the time that what moved in so many steps would take the link, per step; None where it is real."""
@@ -138,7 +183,7 @@ class Tiers:
                 "strategy.placement.recompute makes keys and values of all first tokens, as the model makes them; use "
                 "strategy/budget=all with strategy/codec=dense, or strategy.placement.recompute=0"
             )
-        if any(plan.shape.key_projection is None or plan.shape.value_projection is None for plan in elsewhere):
+        if not _has_projections(plan.shape for plan in elsewhere):
             return (
                 "strategy.placement.recompute needs linear layers that make keys and values, with nothing after them "
                 "but rotation, which this model has not; set strategy.placement.recompute=0"
@@ -155,6 +200,10 @@ class Tiers:
                     hook = found[0].register_forward_pre_hook(_teller(layer.home), with_kwargs=True)
                     hooks.callback(hook.remove)
             yield
+
+
+def _has_projections(layers: Iterable[LayerShape]) -> bool:
+    return not any(shape.key_projection is None or shape.value_projection is None for shape in layers)
 
 
 def _teller(home: Home) -> Any:
