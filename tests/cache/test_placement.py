@@ -42,7 +42,7 @@ def test_outputs_are_those_of_a_cache_on_the_device_bit_for_bit(
     )
 
 
-@pytest.mark.parametrize("codec", ["int8", "kivi4", "lorc", "fp8"])
+@pytest.mark.parametrize("codec", ["int8", "kivi4", "lorc", "fp8", "think", "turboquant4"])
 @each_tier
 def test_packed_entries_come_back_as_they_went(where: str, overrides: tuple[str, ...], codec: str) -> None:
     placement.same_as_resident("llama_gqa", where, *overrides, codec=codec, lengths=(PROMPT,) * 3)

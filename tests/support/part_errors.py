@@ -394,7 +394,7 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         asked("offload", "placement.prefetch=-1"),
         r"placement\.prefetch must be 0 or more layers; got -1",
     ),
-    "part made again": (asked("kvpr", "placement.recompute=1.5"), r"a number of tokens, or a fraction.*; got 1\.5"),
+    "part made again": (asked("kvpr", "placement.recompute=1.5"), r"a number of tokens, a fraction.*or auto; got 1\.5"),
     "made again of rows": (
         asked("kvpr", "placement.axis=batch"),
         r"takes the place of the oldest entries that lie else",

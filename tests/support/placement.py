@@ -32,7 +32,7 @@ THIRDS = ("placement.host=0.3", "placement.disk=0.4")
 
 def placed(placement: str, *overrides: str, codec: str = "dense", name: str = "baseline") -> CacheStrategy:
     """Return a strategy whose entries lie elsewhere."""
-    small = KIVI if codec.startswith("kivi") else ()
+    small = KIVI if codec.startswith("kivi") else ("codec.window=4",) if codec == "think" else ()
     parts = (f"strategy/codec={codec}", f"strategy/placement={placement}")
     return composed(name, *parts, *small, *overrides)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvbench.cache.codecs import normal
 from kvbench.cache.codecs.dense import Dense, DensePayload
 from kvbench.cache.kv_cache import KVCache
 from kvbench.models.view import view_of
@@ -148,7 +149,8 @@ def _held(rule: Rules, budgets: Sequence[int], lengths: Sequence[int], seen: int
 
 def storages_are_exact_and_reported(cache: KVCache) -> None:
     """Every storage is as large as its tensor, and all that can be reached from the cache are in its bytes."""
-    of_the_model = {t.untyped_storage().data_ptr() for t in tensors_within(cache.view)}
+    constants = [normal.table(bits, cache.view.device) for bits in (2, 3, 4)]  # one each, whatever caches there are
+    of_the_model = {t.untyped_storage().data_ptr() for t in (*tensors_within(cache.view), *constants)}
     lent = set() if cache.mover is None else {t.untyped_storage().data_ptr() for t in cache.mover.tensors()}
     own = [t for t in cache.tensors() if t.untyped_storage().data_ptr() not in lent]
     assert all(t.untyped_storage().nbytes() == t.numel() * t.element_size() for t in own)

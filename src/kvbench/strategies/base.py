@@ -13,9 +13,10 @@ from kvbench.cache.pair import Pair
 from kvbench.cache.placement.rooms import Placed, placed
 from kvbench.cache.plan import LayerPlan, padding_bytes
 from kvbench.cache.protocols import Evicted, Layout, Reader, Scorer, Selector
-from kvbench.strategies.budget.base import Budget, ChoosyBudget, WatchingBudget
+from kvbench.strategies.budget.base import Budget, WatchingBudget
 from kvbench.strategies.budget.heads import HeadBudget
 from kvbench.strategies.evicted.drop import Drop
+from kvbench.strategies.legality import check_composition
 from kvbench.strategies.placement.base import Placing
 from kvbench.strategies.position.policies import Position
 from kvbench.strategies.selection.recency import Recency
@@ -62,102 +63,7 @@ class CacheStrategy:
 
     def __post_init__(self) -> None:
         """Refuse compositions that make no sense, whatever the model."""
-        if self.position.by_rank and self.budget.limits and not self.scorer.is_recency:
-            raise ValueError(
-                "strategy/position=rank needs kept entries to be the sinks and one recent run; "
-                "use strategy/scorer=recency or strategy/position=original."
-            )
-        if self.position.by_rank and self.budget.limits and self.trigger.period != 1:
-            raise ValueError(
-                "strategy/position=rank needs the recent run to move on with every token; use "
-                "strategy/trigger=every_step or strategy/position=original."
-            )
-        if self.position.rerotates and self.budget.limits and self.trigger.period > 0:
-            raise ValueError(
-                "strategy/position=rerotated turns keys once, at the prompt's end, and entries that leave later would "
-                "leave gaps; use strategy/trigger=prefill_end or strategy/position=original."
-            )
-        if self.trigger.period > 0 and self.budget.limits and not self.codec.writes_each_token_alone:
-            raise ValueError(
-                "strategy/trigger=every_step overwrites single entries, which this codec cannot: it packs several "
-                "tokens together, or keeps the first or the latest ones exact; use strategy/trigger=prefill_end, or a "
-                "strategy/codec whose residual is 0, such as int8, or whose num_sink and window are."
-            )
-        if self.budget.limits and not self.codec.is_exact and self._changes_entries:
-            raise ValueError(
-                "entries that are packed never change, nor are they unpacked to be scored again, which "
-                "strategy/evicted and strategy/scorer do here while decoding; use strategy/codec=dense, or "
-                "strategy/trigger=prefill_end."
-            )
-        differs = isinstance(self.budget, HeadBudget) or self.budget.sharer is not None
-        if self.budget.limits and self.codec.joins_heads and (differs or self.scorer.per_head):
-            raise ValueError(
-                "this strategy/codec writes the heads of a token together, and each layer in another size, and here "
-                "heads or layers do not keep the same tokens; use a strategy/scorer and a strategy/budget that treat "
-                "them alike, or another strategy/codec."
-            )
-        fills_apart = self.scorer.per_head and self.trigger.period > 0
-        if self.budget.limits and self.codec.joins_slots and (differs or fills_apart):
-            raise ValueError(
-                "this strategy/codec writes all heads of a slot at once, and here heads or layers divide a budget, "
-                "or heads fill different slots while decoding; use strategy/trigger=prefill_end with "
-                "strategy/budget=uniform, a strategy/scorer that treats heads alike, or another strategy/codec."
-            )
-        if isinstance(self.budget, ChoosyBudget):
-            reason = self.budget.refusal(self.scorer, self.selector, self.evicted, by_rank=self.position.by_rank)
-            if reason is not None:
-                raise ValueError(reason)
-        self._check_reading()
-        self._check_placement()
-
-    def _check_reading(self) -> None:
-        """Refuse ways of reading that do not fit what is stored."""
-        if not self.reader.reads_all and self.budget.limits:
-            if self.trigger.period > 0:
-                raise ValueError(
-                    "strategy/reader=pages needs entries to stay where they are, as the bounds of a page are never "
-                    "narrowed; use strategy/trigger=prefill_end or strategy/reader=all."
-                )
-            if self.evicted.weighs or self.evicted.num_reserved > 0:
-                raise ValueError(
-                    "strategy/reader=pages chooses by keys and knows nothing of entries that stand for many tokens; "
-                    "use strategy/evicted=drop or strategy/reader=all."
-                )
-            if getattr(self.budget, "unit", "") == "bytes":
-                raise ValueError(
-                    "strategy/reader=pages adds bytes that strategy.budget.unit=bytes does not count; use "
-                    "strategy.budget.unit=tokens or ratio, or strategy/reader=all."
-                )
-        if self.layout.merges and (self.budget.limits or not self.reader.reads_all):
-            raise ValueError(
-                "strategy/layout=paired needs both layers of a pair to hold and to read the whole prompt; use "
-                "strategy/budget=all and strategy/reader=all, or strategy/layout=separate."
-            )
-        if (self.layout.merges or not self.reader.reads_all) and not self.codec.is_exact:
-            raise ValueError(
-                "strategy/layout=paired and strategy/reader=pages work on entries as the model made them; use "
-                "strategy/codec=dense."
-            )
-
-    def _check_placement(self) -> None:
-        """Refuse entries elsewhere that are changed there."""
-        if not self.placement.is_elsewhere:
-            return
-        if self.budget.limits and self.trigger.period > 0:
-            raise ValueError(
-                "what lies elsewhere is written once, and strategy/trigger=every_step overwrites entries; use "
-                "strategy/trigger=prefill_end, or strategy/placement=device."
-            )
-        if self.layout.merges:
-            raise ValueError(
-                "strategy/layout=paired keeps its prompt where two layers read it; use strategy/layout=separate, or "
-                "strategy/placement=device."
-            )
-
-    @property
-    def _changes_entries(self) -> bool:
-        """Whether entries that are held are read, or written, other than by attention."""
-        return self.trigger.period > 0 and (self.evicted.merges or self.scorer.scores_again)
+        check_composition(self)
 
     # -- what it does -------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from kvbench.cache.codecs.base import Room
 from kvbench.cache.codecs.codebooks import BITS, KIND, Table, tables
 from kvbench.cache.codecs.kernel import ReadByKernel
 from kvbench.cache.codecs.nonuniform import nearest, of_each, unit
@@ -123,6 +124,26 @@ class CodebookFormat:
 
     used_bytes = allocated_bytes
 
+    def rows(self, heads: int, dim: int) -> dict[str, tuple[int, int, torch.dtype]]:
+        """Return what is kept of a token: by name, of how many sets of heads, how wide, in what."""
+        outliers = self.outliers(heads * dim)
+        kept = {
+            "codes": (heads, packed_width(dim, self.rule.bits), torch.uint8),
+            "value": (1, outliers, torch.float16),
+            "channel": (1, outliers, torch.int16),
+        }
+        if self.table.scale is None:
+            kept |= {"scale": (1, 1, torch.float16), "low": (1, 1, torch.float16)}
+        return kept
+
+    def rooms(self, batch: int, heads: int, dim: int, capacity: int, dtype: torch.dtype) -> list[Room]:
+        """Return the storages of what is kept of all tokens but the first."""
+        slots = capacity - min(capacity, self.rule.num_sink)
+        return [
+            Room(batch=batch, entries=slots, bytes=batch * sets * slots * width * kind.itemsize)
+            for sets, width, kind in self.rows(heads, dim).values()
+        ]
+
 
 class CodebookPayload:
     """The first entries as they are, and codes of the others.
@@ -140,18 +161,11 @@ class CodebookPayload:
 
     def _allocate(self, like: Tensor, capacity: int) -> None:
         (batch, heads, _, dim), how = like.shape, self.how
-        sinks, outliers = min(capacity, how.rule.num_sink), how.outliers(heads * dim)
-        rows = {
-            "codes": (heads, packed_width(dim, how.rule.bits), torch.uint8),
-            "value": (1, outliers, torch.float16),
-            "channel": (1, outliers, torch.int16),
-        }
-        if how.table.scale is None:
-            rows |= {"scale": (1, 1, torch.float16), "low": (1, 1, torch.float16)}
+        sinks = min(capacity, how.rule.num_sink)
         self.first = like.new_zeros((batch, heads, sinks, dim))
         self.packed = {
             name: like.new_zeros((batch, sets, capacity - sinks, width), dtype=dtype)
-            for name, (sets, width, dtype) in rows.items()
+            for name, (sets, width, dtype) in how.rows(heads, dim).items()
         }
 
     @property
@@ -241,6 +255,13 @@ class CodebookPayload:
             return self.first[:, :, :0].clone()
         wide = torch.promote_types(self.dtype, torch.float32)
         return self.entries(stop, position).numbers(0, stop, wide).to(self.dtype)
+
+    def appended(self, stop: int) -> list[tuple[Tensor, int]]:
+        """Return the storages of all tokens but the first, and how many rows of each are in use."""
+        return [(rows, max(0, stop - self.first.shape[2])) for rows in self.packed.values()]
+
+    def moved(self) -> None:
+        """Do nothing: storages are read where they are."""
 
     def unused_bytes(self) -> int:
         """Return 0: entries need what the closed form says."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from kvbench.cache.codecs.base import Room
 from kvbench.cache.codecs.dense import Dense
 from kvbench.cache.codecs.sides import LayerSides
 from kvbench.kernels.packed import Rows
@@ -113,6 +114,11 @@ class ThinFormat:
         thin = self.thin(entries)
         return self._bytes(heads, dim, thin, entries - thin, dtype)
 
+    def rooms(self, batch: int, heads: int, dim: int, capacity: int, dtype: torch.dtype) -> list[Room]:
+        """Return the storage of the entries that are not whole."""
+        thin = self.thin(capacity)
+        return [Room(batch=batch, entries=thin, bytes=batch * heads * thin * self.channels(dim) * dtype.itemsize)]
+
     def _bytes(self, heads: int, dim: int, thin: int, whole: int, dtype: torch.dtype) -> int:
         channels = self.channels(dim)
         return heads * (channels * INDEX.itemsize + (thin * channels + whole * dim) * dtype.itemsize)
@@ -196,6 +202,13 @@ class ThinKeys:
         at = held.index[:, :, None].expand_as(held.numbers)
         thin = self.whole.new_zeros(size).scatter_(3, at, held.numbers)
         return torch.cat([thin, held.whole.numbers(0, stop - self.thin, thin.dtype)], dim=2)
+
+    def appended(self, stop: int) -> list[tuple[Tensor, int]]:
+        """Return the storage of the entries that are not whole, and how many there are."""
+        return [(self.numbers, self.thin)]
+
+    def moved(self) -> None:
+        """Do nothing: the storage is read where it is."""
 
     def unused_bytes(self) -> int:
         """Return 0: entries need what the closed form says."""

@@ -86,6 +86,10 @@ class Home:
     def _divide(self, storages: list[Tensor]) -> None:
         self._storages, self._kept = storages, [0] * len(storages)
         self._sizes = [storage.shape for storage in storages]
+        if self.place.recomputed > 0 and self._hidden is None:
+            assert self.shape.key_projection is not None
+            width = self.shape.key_projection.weight.shape[2]
+            self._hidden = OnHost(storages[0], torch.Size((len(storages[0]), 1, self.place.recomputed, width)))
         self._pieces = [
             [Piece(where, self._part(tier, storage, len(where))) for tier, where in cut.items() if len(where) > 0]
             for storage in storages
@@ -125,9 +129,7 @@ class Home:
         tokens = min(hidden.shape[1], self.place.recomputed - self._noted)
         if tokens <= 0:
             return
-        if self._hidden is None:
-            size = torch.Size((hidden.shape[0], 1, self.place.recomputed, hidden.shape[2]))
-            self._hidden = OnHost(hidden, size)
+        assert self._hidden is not None
         self._hidden.put(self._noted, hidden[:, None, :tokens], self.traffic)
         self._noted += tokens
 

@@ -1,0 +1,127 @@
+"""Which parts make no sense together, whatever the model: the one place that refuses them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvbench.strategies.budget.base import ChoosyBudget
+from kvbench.strategies.budget.heads import HeadBudget
+
+if TYPE_CHECKING:
+    from kvbench.strategies.base import CacheStrategy
+
+
+def check_composition(made: CacheStrategy) -> None:
+    """Refuse compositions that make no sense.
+
+    Raises:
+        ValueError: with the reason, and the parts to choose instead.
+    """
+    _check_leaving(made)
+    _check_writing(made)
+    _check_reading(made)
+    _check_placement(made)
+
+
+def _check_leaving(made: CacheStrategy) -> None:
+    """Refuse positions and budgets that do not fit when entries leave, and which ones."""
+    if made.position.by_rank and made.budget.limits and not made.scorer.is_recency:
+        raise ValueError(
+            "strategy/position=rank needs kept entries to be the sinks and one recent run; "
+            "use strategy/scorer=recency or strategy/position=original."
+        )
+    if made.position.by_rank and made.budget.limits and made.trigger.period != 1:
+        raise ValueError(
+            "strategy/position=rank needs the recent run to move on with every token; use "
+            "strategy/trigger=every_step or strategy/position=original."
+        )
+    if made.position.rerotates and made.budget.limits and made.trigger.period > 0:
+        raise ValueError(
+            "strategy/position=rerotated turns keys once, at the prompt's end, and entries that leave later would "
+            "leave gaps; use strategy/trigger=prefill_end or strategy/position=original."
+        )
+    if isinstance(made.budget, ChoosyBudget):
+        reason = made.budget.refusal(made.scorer, made.selector, made.evicted, by_rank=made.position.by_rank)
+        if reason is not None:
+            raise ValueError(reason)
+
+
+def _check_writing(made: CacheStrategy) -> None:
+    """Refuse ways of writing that do not fit how entries leave."""
+    if made.trigger.period > 0 and made.budget.limits and not made.codec.writes_each_token_alone:
+        raise ValueError(
+            "strategy/trigger=every_step overwrites single entries, which this codec cannot: it packs several "
+            "tokens together, or keeps the first or the latest ones exact; use strategy/trigger=prefill_end, or a "
+            "strategy/codec whose residual is 0, such as int8, or whose num_sink and window are."
+        )
+    if made.budget.limits and not made.codec.is_exact and _changes_entries(made):
+        raise ValueError(
+            "entries that are packed never change, nor are they unpacked to be scored again, which "
+            "strategy/evicted and strategy/scorer do here while decoding; use strategy/codec=dense, or "
+            "strategy/trigger=prefill_end."
+        )
+    differs = isinstance(made.budget, HeadBudget) or made.budget.sharer is not None
+    if made.budget.limits and made.codec.joins_heads and (differs or made.scorer.per_head):
+        raise ValueError(
+            "this strategy/codec writes the heads of a token together, and each layer in another size, and here "
+            "heads or layers do not keep the same tokens; use a strategy/scorer and a strategy/budget that treat "
+            "them alike, or another strategy/codec."
+        )
+    fills_apart = made.scorer.per_head and made.trigger.period > 0
+    if made.budget.limits and made.codec.joins_slots and (differs or fills_apart):
+        raise ValueError(
+            "this strategy/codec writes all heads of a slot at once, and here heads or layers divide a budget, "
+            "or heads fill different slots while decoding; use strategy/trigger=prefill_end with "
+            "strategy/budget=uniform, a strategy/scorer that treats heads alike, or another strategy/codec."
+        )
+
+
+def _check_reading(made: CacheStrategy) -> None:
+    """Refuse ways of reading that do not fit what is stored."""
+    if not made.reader.reads_all and made.budget.limits:
+        if made.trigger.period > 0:
+            raise ValueError(
+                "strategy/reader=pages needs entries to stay where they are, as the bounds of a page are never "
+                "narrowed; use strategy/trigger=prefill_end or strategy/reader=all."
+            )
+        if made.evicted.weighs or made.evicted.num_reserved > 0:
+            raise ValueError(
+                "strategy/reader=pages chooses by keys and knows nothing of entries that stand for many tokens; "
+                "use strategy/evicted=drop or strategy/reader=all."
+            )
+        if getattr(made.budget, "unit", "") == "bytes":
+            raise ValueError(
+                "strategy/reader=pages adds bytes that strategy.budget.unit=bytes does not count; use "
+                "strategy.budget.unit=tokens or ratio, or strategy/reader=all."
+            )
+    if made.layout.merges and (made.budget.limits or not made.reader.reads_all):
+        raise ValueError(
+            "strategy/layout=paired needs both layers of a pair to hold and to read the whole prompt; use "
+            "strategy/budget=all and strategy/reader=all, or strategy/layout=separate."
+        )
+    if (made.layout.merges or not made.reader.reads_all) and not made.codec.is_exact:
+        raise ValueError(
+            "strategy/layout=paired and strategy/reader=pages work on entries as the model made them; use "
+            "strategy/codec=dense."
+        )
+
+
+def _check_placement(made: CacheStrategy) -> None:
+    """Refuse entries elsewhere that are changed there."""
+    if not made.placement.is_elsewhere:
+        return
+    if made.budget.limits and made.trigger.period > 0:
+        raise ValueError(
+            "what lies elsewhere is written once, and strategy/trigger=every_step overwrites entries; use "
+            "strategy/trigger=prefill_end, or strategy/placement=device."
+        )
+    if made.layout.merges:
+        raise ValueError(
+            "strategy/layout=paired keeps its prompt where two layers read it; use strategy/layout=separate, or "
+            "strategy/placement=device."
+        )
+
+
+def _changes_entries(made: CacheStrategy) -> bool:
+    """Whether entries that are held are read, or written, other than by attention."""
+    return made.trigger.period > 0 and (made.evicted.merges or made.scorer.scores_again)
