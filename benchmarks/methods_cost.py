@@ -25,6 +25,7 @@ import torch
 
 from benchmarks.budget_curve import methods
 from benchmarks.goals import Desk
+from benchmarks.tables import keep
 from kvbench.calibration.measures import MEASURES
 from kvbench.cli import calibrate
 from kvbench.configuration import ConfigError
@@ -171,15 +172,6 @@ def main() -> None:
         rows = list(shown(measured(desk, names)))
     keep(pd.DataFrame(rows).assign(model=MODEL, commit=commit), arguments.out / "ratios.parquet", ["method", "what"])
     keep(pd.concat(desk.samples).assign(commit=commit), arguments.out / "steps.parquet", ["comparison"])
-
-
-def keep(fresh: pd.DataFrame, file: Path, by: list[str]) -> None:
-    """Write a table in place of the rows of the same methods, beside those of others."""
-    if file.is_file():
-        old = pd.read_parquet(file)
-        is_old = pd.MultiIndex.from_frame(old[by]).isin(pd.MultiIndex.from_frame(fresh[by]))
-        fresh = pd.concat([old[~is_old], fresh], ignore_index=True)
-    fresh.to_parquet(file)
 
 
 if __name__ == "__main__":

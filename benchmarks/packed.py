@@ -24,6 +24,7 @@ from transformers import QuantizedCache
 
 from benchmarks.budget_curve import NOT_METHODS
 from benchmarks.goals import BLOCK, Desk, Dynamic, Goal, _peak, goal, job_for
+from benchmarks.tables import keep
 from kvbench.cache.kv_cache import ATTENTION
 from kvbench.configuration import build_group, compose, resolved
 from kvbench.engines.arm import Arm, DecodeArm
@@ -206,9 +207,9 @@ def main() -> None:
             rows.append({"part": part, "model": MODEL, "commit": commit, **vars(found)})
             frame = pd.DataFrame(rows)
             frame["at_most"] = frame["at_most"].astype(float).replace(NO_GOAL, float("nan"))
-            frame.to_parquet(arguments.out / "ratios.parquet")
+            keep(frame, arguments.out / "ratios.parquet", ["part", "name"])
             if desk.samples:
-                pd.concat(desk.samples).assign(commit=commit).to_parquet(arguments.out / "steps.parquet")
+                keep(pd.concat(desk.samples).assign(commit=commit), arguments.out / "steps.parquet", ["comparison"])
 
 
 if __name__ == "__main__":
