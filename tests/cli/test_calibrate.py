@@ -205,9 +205,8 @@ def numbers_in(found: Any) -> list[float]:
     return [found] if isinstance(found, int | float) else []
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=LONG if kind.name != "smooth" else (), id=kind.name) for kind in MEASURED]
-)
+@LONG
+@pytest.mark.parametrize("kind", MEASURED, ids=lambda kind: kind.name)
 def test_what_is_shipped_for_methods_is_what_the_command_makes_of_the_training_text(kind: Kind, tmp_path: Path) -> None:
     recipe = OmegaConf.load(RECIPE)
     corpus = read_corpus(recipe.data.held_out_every, list(recipe.data.skip_folders))
