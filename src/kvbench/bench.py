@@ -18,7 +18,7 @@ from kvbench.models.load import Loaded, device_of, load, probe, skeleton
 from kvbench.models.spec import TINY
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
-from kvbench.types import RunShape
+from kvbench.types import ModelView, RunShape
 from kvbench.workloads.recall import Recall, RecallTasks
 from kvbench.workloads.source import TokenSource, read_text
 
@@ -114,6 +114,12 @@ def through_cache(arm: Arm, ids: Tensor) -> Tensor:
     return torch.cat([first.logits, *rest], dim=1)
 
 
+def _memory_bytes(made: CacheStrategy, view: ModelView, run: RunShape, device: torch.device) -> int:
+    """Return the bytes of a cache in the device's memory, which on a CPU is the host's as well."""
+    host = made.bytes_elsewhere(view, run).host if device.type == "cpu" else 0
+    return made.allocated_bytes(view, run) + host
+
+
 def check_memory(job: Job) -> None:
     """Refuse, before the model is loaded, what cannot fit.
 
@@ -125,8 +131,8 @@ def check_memory(job: Job) -> None:
     weights = sum(p.numel() for p in model.parameters()) * view.dtype.itemsize
     shapes = job.workload.runs()
     strategies = [strategy for strategy in (job.strategy, job.baseline) if strategy is not None]
-    caches = sum(max(strategy.allocated_bytes(view, shape) for shape in shapes) for strategy in strategies)
     device = device_of(job.spec)
+    caches = sum(max(_memory_bytes(made, view, shape, device) for shape in shapes) for made in strategies)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_ram_bytes()
     if free is not None and weights + caches > free:
         gib = 2**30

@@ -11,7 +11,9 @@ import transformers
 from packaging.version import Version
 
 import kvbench
-from kvbench.runner import Result
+from kvbench import bench
+from kvbench.configuration import check, compose
+from kvbench.runner import Result, job_of
 from kvbench.strategies import black_box
 
 TIMED = ["measure.cell_seconds=1.0", "measure.max_rounds=10"]
@@ -123,6 +125,26 @@ def test_a_budget_below_the_protected_entries_is_an_unsupported_row(tmp_path: Pa
     found = row(run(tmp_path, "strategy=snapkv", "strategy.budget.amount=0.1", "quality=none"))
     assert found["status"] == "unsupported"
     assert "strategy.budget.amount" in found["reason"]
+
+
+def test_a_cache_on_the_host_has_to_fit_where_the_host_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "available_ram_bytes", lambda: 30 * 2**20)
+    overrides = ["strategy=offload", "workload.prompt_tokens=1024", "workload.batch_size=8", "compare=none"]
+    with pytest.raises(MemoryError, match=r"lower workload\.batch_size"):
+        bench.check_memory(job_of(check(compose(overrides))))
+    monkeypatch.setattr(bench, "available_ram_bytes", lambda: 80 * 2**20)
+    bench.check_memory(job_of(check(compose(overrides))))
+
+
+def test_a_machine_that_was_not_measured_is_a_reason(tmp_path: Path) -> None:
+    auto = (
+        "strategy=kvpr",
+        "strategy.placement.recompute=auto",
+        f"strategy.placement.hardware={tmp_path / 'none.json'}",
+    )
+    found = row(run(tmp_path, *auto, "quality=none"))
+    assert found["status"] == "unsupported"
+    assert "Run kvbench hardware" in found["reason"]
 
 
 def test_a_batch_that_cannot_fit_is_an_out_of_memory_row_with_the_numbers(tmp_path: Path) -> None:
