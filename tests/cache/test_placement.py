@@ -20,6 +20,7 @@ ORACLES = (
     placement.made_again_equals_the_full_cache,
     placement.moves_what_the_formula_says,
     placement.bytes_lie_where_they_were_said_to,
+    placement.nothing_packed_is_nothing_elsewhere,
     placement.shares_are_exact,
     placement.a_restored_cache_decodes_the_same,
     placement.a_link_is_modelled_beside_what_is_measured,
@@ -91,6 +92,11 @@ def test_what_is_made_again_moves_as_what_it_is_made_of() -> None:
 @each_tier
 def test_every_byte_lies_where_it_was_said_to(where: str, overrides: tuple[str, ...], codec: str) -> None:
     placement.bytes_lie_where_they_were_said_to(where, *overrides, codec=codec)
+
+
+@each_tier
+def test_nothing_packed_is_nothing_elsewhere(where: str, overrides: tuple[str, ...]) -> None:
+    placement.nothing_packed_is_nothing_elsewhere(where, *overrides)
 
 
 def test_shares_are_exact() -> None:

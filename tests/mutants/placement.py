@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.codecs.base import Room
-from kvbench.cache.placement import home
+from kvbench.cache.placement import home, rooms
 from kvbench.cache.placement.home import Home
 from kvbench.cache.placement.mover import Mover
 from kvbench.cache.placement.rooms import Shares, Tier
@@ -96,6 +96,11 @@ MUTANTS = (
     Mutant(name="everything goes down again", patches=((Home, "keep", everything_again),), killed_by=(MOVED,)),
     Mutant(name="nothing is counted", patches=((OnHost, "put", uncounted),), killed_by=(MOVED,)),
     Mutant(name="buffers are too large", patches=((Mover, "_buffer", doubled),), killed_by=(HELD,)),
+    Mutant(
+        name="what is not divided is not there",
+        patches=((rooms, "NOTHING_BYTES", 0),),
+        killed_by=(HELD, partial(placement.nothing_packed_is_nothing_elsewhere, "host")),
+    ),
     Mutant(name="hidden states of other tokens", patches=((Home, "note", late_hidden),), killed_by=(AGAIN,)),
     Mutant(name="keys are not rotated", patches=((home, "turn", unturned),), killed_by=(AGAIN,)),
     Mutant(

@@ -149,6 +149,17 @@ def bytes_lie_where_they_were_said_to(placement: str, *overrides: str, codec: st
     assert cache.allocated_bytes() - buffers + said.host + said.disk == here
 
 
+def nothing_packed_is_nothing_elsewhere(placement: str, *overrides: str) -> None:
+    """Where all entries are among the latest, which stay, nothing lies elsewhere, and bytes are still those said."""
+    latest = ("codec.residual=64", *overrides)
+    want = _driven(resident("kivi4", "baseline", "codec.residual=64"), "llama_gqa", (PROMPT, PROMPT))
+    made = placed(placement, *latest, codec="kivi4")
+    got = _driven(made, "llama_gqa", (PROMPT, PROMPT))
+    assert torch.equal(got.logits, want.logits)
+    assert got.cache.bytes_on("host") == got.cache.bytes_on("disk") == 0
+    assert got.cache.allocated_bytes() == made.allocated_bytes(view_of(model("llama_gqa")), uniform(rows=2))
+
+
 def shares_are_exact() -> None:
     """Parts touch, add up, and are as large as asked, the furthest first."""
     room = Room(batch=4, entries=10, bytes=400)

@@ -138,13 +138,13 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         r"hardware=.*json is no record of a machine; write it again with kvbench hardware",
     ),
     "unknown mode of recomputation": (partial(MHA, "late"), r"mode must be one of paper, pipelined, resident; got 'l"),
-    "blocks of nothing": (partial(MHA, "paper", block=0), r"block must be at least 1 token; got 0"),
+    "blocks of nothing": (partial(MHA, "paper", block=0), r"block= must be at least 1 token; got 0"),
     "a token of nothing": (
         lambda: replace(MHA("paper"), kv_bytes=0),
         r"a token must have activations, keys and values; got 8192 and 0 bytes",
     ),
     "tokens below 0": (lambda: again.recompute_length(-1, MHA("paper")), r"at least 0 tokens across the link; got -1"),
-    "a share above 1": (partial(split.split_by_ratio, 8, 1.5), r"ratio must be between 0 and 1; got 1\.5"),
+    "a share above 1": (partial(split.split_by_ratio, 8, 1.5), r"device must be between 0 and 1; got 1\.5"),
     "a plan that does not fit": (
         lambda: searched(Limits(device=300_000, host=0, disk=0)),
         r"nothing fits: even with 2 bits, a batch of 1 and 128 of 128 tokens away, .* GiB of device memory are .*"

@@ -82,6 +82,8 @@ class CacheLayer:
         Returns:
             The attention output [B, H, T, D_v].
         """
+        if self.home is None:
+            return self._attend(query, key, value, scale, step)
         with self.at_hand():
             return self._attend(query, key, value, scale, step)
 

@@ -52,9 +52,9 @@ class LayerFetch:
     def __post_init__(self) -> None:
         """Refuse what is no layer."""
         if self.mode not in MODES:
-            raise ValueError(f"strategy.placement.mode must be one of {', '.join(MODES)}; got {self.mode!r}.")
+            raise ValueError(f"the mode must be one of {', '.join(MODES)}; got {self.mode!r}.")
         if self.block < 1:
-            raise ValueError(f"strategy.placement.block must be at least 1 token; got {self.block}.")
+            raise ValueError(f"block= must be at least 1 token; got {self.block}.")
         if min(self.activation_bytes, self.kv_bytes, self.recompute_flops) <= 0:
             raise ValueError(
                 "a token must have activations, keys and values; got "

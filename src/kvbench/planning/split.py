@@ -20,7 +20,7 @@ def split_by_ratio(tokens: int, ratio: float) -> Choice:
         ratio: share that stays on the device, 0 to 1.
     """
     if not 0 <= ratio <= 1:
-        raise ValueError(f"strategy.placement.ratio must be between 0 and 1; got {ratio}.")
+        raise ValueError(f"the share that stays on the device must be between 0 and 1; got {ratio}.")
     kept = floor(Fraction(str(ratio)) * tokens)  # 0.29 of 100 is 29, which floating point misses
     return Choice(value=kept, reason=f"{ratio:g} of {tokens:,} tokens")
 

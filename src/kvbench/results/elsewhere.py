@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from kvbench.results.cells import Row, label_of
-from kvbench.results.labels import BYTE_UNITS, best_unit, number
+from kvbench.results.labels import bytes_text
 
 
 def elsewhere(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
@@ -13,7 +13,7 @@ def elsewhere(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     away = [row for row in rows if row["host_bytes"] or row["disk_bytes"]]
     for row in away:
         tiers = (("host_bytes", "in the host's memory"), ("disk_bytes", "on disk"))
-        lies = " and ".join(f"{amount(row[column])} {where}" for column, where in tiers if row[column])
+        lies = " and ".join(f"{bytes_text(row[column])} {where}" for column, where in tiers if row[column])
         yield "elsewhere", f"{label_of(row)}: {lies}{_moves(row)}"
         if row["modelled_link_ms"] is not None:
             yield "modelled", f"{label_of(row)}: a step's traffic would take a link {row['modelled_link_ms']:.3f} ms"
@@ -27,10 +27,4 @@ def _moves(row: Row) -> str:
     came = (row["up_bytes_per_step"] or 0) + (row["disk_read_bytes_per_step"] or 0)
     went = (row["down_bytes_per_step"] or 0) + (row["disk_written_bytes_per_step"] or 0)
     waits = f"{100 * row['wait_share']:.0f}% of its layers wait"
-    return f"; a step brings {amount(came)} and takes {amount(went)} there, and {waits}"
-
-
-def amount(value: float) -> str:
-    """Return bytes in a unit that fits them."""
-    name, size = best_unit([value], BYTE_UNITS)
-    return f"{number(value / size)} {name}"
+    return f"; a step brings {bytes_text(came)} and takes {bytes_text(went)} there, and {waits}"

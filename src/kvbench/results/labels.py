@@ -45,8 +45,13 @@ def strategy_label(strategy: str, unit: str | None, amount: float | None) -> str
         return f"{strategy} {amount * 100:g}%"
     if unit == "tokens":
         return f"{strategy} {amount:g} tok"
+    return f"{strategy} {bytes_text(amount)}"
+
+
+def bytes_text(amount: float) -> str:
+    """Return bytes in a unit that fits them."""
     name, size = best_unit([amount], BYTE_UNITS)
-    return f"{strategy} {number(amount / size)} {name}"
+    return f"{number(amount / size)} {name}"
 
 
 def labels(frame: pd.DataFrame) -> pd.Series:

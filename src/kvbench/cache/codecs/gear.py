@@ -10,12 +10,11 @@ from torch import Tensor
 
 from kvbench.cache.codecs.base import Kept, Packing
 from kvbench.cache.codecs.corrected import CorrectedFormat
+from kvbench.cache.codecs.outliers import too_many_channels
 from kvbench.cache.codecs.packed import PackedCodec
 from kvbench.cache.codecs.quantiser import Quantiser
 from kvbench.kernels.packed import Kernel, Outliers, Packed
 from kvbench.types import ModelView
-
-CHANNELS = 2**15  # that 16 bits tell apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +72,7 @@ class Gear(PackedCodec):
 
     def unsupported(self, view: ModelView) -> str | None:
         """Return why channels cannot be told apart, or why the kernel cannot be had, or None."""
-        most = max(layer.kv_heads * max(layer.key_dim, layer.value_dim) for layer in view.layers)
-        if most > CHANNELS:
-            return (
-                f"strategy/codec=gear keeps the channel of an outlier in 16 bits, and a token of this model has {most} "
-                f"numbers; use strategy/codec=kivi2 or kivi4"
-            )
-        return super().unsupported(view)
+        return too_many_channels(view, "gear") or super().unsupported(view)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,13 @@ from kvbench.cache.codecs.base import Room
 from kvbench.cache.codecs.codebooks import BITS, KIND, Table, tables
 from kvbench.cache.codecs.kernel import ReadByKernel
 from kvbench.cache.codecs.nonuniform import nearest, of_each, unit
+from kvbench.cache.codecs.outliers import too_many_channels
 from kvbench.cache.codecs.sides import LayerSides
 from kvbench.cache.rotary import turned_back
 from kvbench.kernels.packed import Form, Outliers, Packed, Rows, Turned
 from kvbench.kernels.packing import pack, packed_width
 from kvbench.types import ModelView
 
-CHANNELS = 2**15  # that 16 bits tell apart
 ALL = 2**31  # tokens, that share scales
 
 
@@ -79,12 +79,9 @@ class KVQuant(ReadByKernel):
 
     def unsupported(self, view: ModelView) -> str | None:
         """Return why the kernel cannot be had, or why there are no codebooks, with the command for them; or None."""
-        most = max(layer.kv_heads * max(layer.key_dim, layer.value_dim) for layer in view.layers)
-        if most > CHANNELS:
-            return (
-                f"strategy/codec=kvquant keeps the channel of an outlier in 16 bits, and a token of this model has "
-                f"{most} numbers; use strategy/codec=kivi2 or kivi4"
-            )
+        reason = too_many_channels(view, "kvquant")
+        if reason is not None:
+            return reason
         try:
             tables(view, self.codebooks, self.bits)
         except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.codecs.base import Appended, Room
-from kvbench.cache.placement.rooms import ALIGN, Tier, buffer_bytes
+from kvbench.cache.placement.rooms import ALIGN, Axis, Tier, buffer_bytes
 from kvbench.cache.placement.tiers import OnDevice, OnDisk, OnHost, Part, Traffic
 from kvbench.cache.plan import LayerPlan
 from kvbench.cache.rotary import turn
@@ -19,10 +20,24 @@ from kvbench.cache.slots import Slots
 
 @dataclass(frozen=True)
 class Piece:
-    """Some of the rows, or of the batch, of one storage, and where they lie."""
+    """A part of one storage.
 
+    Args:
+        axis: along which the storage is divided.
+        where: rows of dimension 2, or of the batch, that lie here.
+        part: where that is.
+    """
+
+    axis: Axis
     where: range
     part: Part
+
+    def within(self, storage: Tensor, start: int, stop: int) -> tuple[Tensor, int]:
+        """Return those of rows start .. stop of the storage that lie here, and where they begin in the part."""
+        if self.axis == "batch":
+            return storage[self.where.start : self.where.stop, :, start:stop], start
+        first = max(start, self.where.start)
+        return storage[:, :, first : min(stop, self.where.stop)], first - self.where.start
 
 
 class Home:
@@ -42,24 +57,18 @@ class Home:
         self._underway = Traffic()  # of what comes to a buffer, counted once it is there
         self._pieces: list[list[Piece]] = []  # of each storage
         self._storages: list[Tensor] = []
+        self.buffer_bytes = 0  # of the buffer that all storages need
         self._payloads: list[Appended] = []
-        self._sizes: list[torch.Size] = []
         self._kept: list[int] = []  # rows of each storage that lie in its parts
         self._hidden: OnHost | None = None  # what the first tokens' keys and values are made of [B, 1, tokens, hidden]
         self._noted = 0  # tokens of it
         self._told: Tensor | None = None  # of the pass under way
         self._position: Tensor | None = None  # of the slots [B, 1, capacity]
-        self._lent: Tensor | None = None
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is kept yet."""
         return not self._storages
-
-    @property
-    def buffer_bytes(self) -> int:
-        """Bytes of the buffer that all storages need."""
-        return buffer_bytes(_room(storage) for storage in self._storages) + self._hidden_bytes
 
     @property
     def _hidden_bytes(self) -> int:
@@ -74,9 +83,10 @@ class Home:
                 assert isinstance(payload, Appended)
                 self._payloads.append(payload)
                 appended += payload.appended(each.filled)
-        self._position, self._lent = slots[0].position if slots else None, None
-        if [storage.shape for storage, _ in appended] != self._sizes:
-            self._divide([storage for storage, _ in appended])
+        self._position = slots[0].position if slots else None
+        storages = [storage for storage, _ in appended]
+        if list(map(id, storages)) != list(map(id, self._storages)):  # the first ones, or larger ones
+            self._divide(storages)
         for at, (storage, rows) in enumerate(appended):
             self._write(at, storage, self._kept[at], rows)
             self._kept[at] = rows
@@ -85,37 +95,32 @@ class Home:
 
     def _divide(self, storages: list[Tensor]) -> None:
         self._storages, self._kept = storages, [0] * len(storages)
-        self._sizes = [storage.shape for storage in storages]
         if self.place.recomputed > 0 and self._hidden is None:
             assert self.shape.key_projection is not None
             width = self.shape.key_projection.weight.shape[2]
             self._hidden = OnHost(storages[0], torch.Size((len(storages[0]), 1, self.place.recomputed, width)))
-        self._pieces = [
-            [Piece(where, self._part(tier, storage, len(where))) for tier, where in cut.items() if len(where) > 0]
-            for storage in storages
-            for cut in [self.place.shares.cut(_room(storage), self.place.recomputed)]
-        ]
+        self._pieces = [self._divided(storage) for storage in storages]
+        self.buffer_bytes = buffer_bytes(map(_room, storages)) + self._hidden_bytes
 
-    def _part(self, tier: Tier, storage: Tensor, size: int) -> Part:
-        along = self._dimension
-        shape = torch.Size((*storage.shape[:along], size, *storage.shape[along + 1 :]))
+    def _divided(self, storage: Tensor) -> list[Piece]:
+        shares, found = self.place.shares, []
+        for tier, where in shares.cut(_room(storage), self.place.recomputed).items():
+            size = list(storage.shape)
+            size[2 if shares.axis == "sequence" else 0] = len(where)
+            if math.prod(size) > 0:
+                found.append(Piece(shares.axis, where, self._part(tier, storage, torch.Size(size))))
+        return found
+
+    def _part(self, tier: Tier, storage: Tensor, size: torch.Size) -> Part:
         if tier == "disk":
-            return OnDisk(storage, shape, self.place.folder, is_cold=self.place.is_cold)
-        return OnHost(storage, shape) if tier == "host" else OnDevice(storage, shape)
-
-    @property
-    def _dimension(self) -> int:
-        return 2 if self.place.shares.axis == "sequence" else 0
+            return OnDisk(storage, size, self.place.folder, is_cold=self.place.is_cold)
+        return OnHost(storage, size) if tier == "host" else OnDevice(storage.new_empty(size))
 
     def _write(self, at: int, storage: Tensor, start: int, stop: int) -> None:
         for piece in self._pieces[at]:
-            first, last = piece.where.start, piece.where.stop
-            if self._dimension == 0:
-                rows = storage[first:last, :, start:stop]
-            else:
-                rows, first = storage[:, :, max(start, first) : min(stop, last)], max(start, first) - first
+            rows, first = piece.within(storage, start, stop)
             if rows.shape[2] > 0:
-                piece.part.put(start if self._dimension == 0 else first, rows, self.traffic)
+                piece.part.put(first, rows, self.traffic)
 
     def note(self, hidden: Tensor) -> None:
         """Be told what the keys and values of a pass are made of [B, T, hidden]."""
@@ -155,7 +160,7 @@ class Home:
         first = self.buffer_bytes - data.nbytes
         return buffer[first : first + data.nbytes].view(data.dtype).view(data.shape)
 
-    def arrived(self, number: int) -> None:
+    def arrived(self, number: int, buffer: Tensor) -> None:
         """Go on once one of the `copies` has come to the buffer lent: make keys and values of what they are made of."""
         stages = self._stages()
         if number == len(stages):
@@ -163,9 +168,8 @@ class Home:
             self._underway = Traffic()
             return
         tokens = slice(stages[number].start, stages[number].stop)
-        assert self._lent is not None
         assert self._position is not None
-        hidden = self._carve_hidden(self._lent)[:, 0, tokens]
+        hidden = self._carve_hidden(buffer)[:, 0, tokens]
         made = (self.shape.key_projection, self.shape.value_projection)
         for storage, projection, rotary in zip(self._storages, made, (self.shape.rotary, None), strict=True):
             assert projection is not None
@@ -178,15 +182,12 @@ class Home:
     def _fetch(self, buffer: Tensor) -> None:
         for storage, pieces, kept in zip(self._carve(buffer), self._pieces, self._kept, strict=True):
             for piece in pieces:
-                first, last = piece.where.start, piece.where.stop
-                in_batch = self._dimension == 0
-                there = storage[first:last, :, :kept] if in_batch else storage[:, :, first : min(kept, last)]
-                if there.shape[2] > 0:
-                    piece.part.get(there, self._underway)
+                rows, _ = piece.within(storage, 0, kept)
+                if rows.shape[2] > 0:
+                    piece.part.get(rows, self._underway)
 
     def lend(self, buffer: Tensor) -> None:
         """Let the storages be those of a buffer of bytes."""
-        self._lent = buffer
         for storage, lent in zip(self._storages, self._carve(buffer), strict=True):
             storage.set_(lent)  # type: ignore[call-overload]
         for payload in self._payloads:

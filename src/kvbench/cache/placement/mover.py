@@ -92,7 +92,7 @@ class Mover:
             event = stage.result()
             if event is not None:
                 torch.cuda.current_stream(self.device).wait_event(event)
-            home.arrived(number)
+            home.arrived(number, coming.buffer.data)
 
     def _fetch_ahead(self, home: Home) -> None:
         at = self.homes.index(home)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kvbench.cache.plan import LayerPlan
 
 Tier = Literal["disk", "host", "device"]
-AWAY: tuple[Tier, Tier] = ("host", "disk")
+TIERS: tuple[Tier, Tier, Tier] = ("host", "disk", "device")
 Axis = Literal["sequence", "batch"]
 NOTHING_BYTES = 16  # that stand for storages while they are empty; the widest number
 ALIGN = 64  # bytes: where storages begin within a buffer
@@ -103,15 +103,15 @@ def placed(plans: Sequence[LayerPlan], run: RunShape, dtype: torch.dtype) -> Pla
     layers = [(plan.place, rooms_of(plan, run, dtype)) for plan in plans if plan.place is not None]
     if not layers:
         return Placed(device=0, host=0, disk=0)
-    host, disk = (
+    host, disk, device = (
         sum(place.shares.bytes(room, tier, place.recomputed) for place, rooms in layers for room in rooms)
-        for tier in AWAY
+        for tier in TIERS
     )
     hidden = [hidden_bytes(plan, run, dtype) for plan in plans if plan.place is not None]
-    gone = sum(room.bytes // room.entries * place.recomputed for place, rooms in layers for room in rooms)
     count = num_buffers(len(layers), max(place.prefetch for place, _ in layers))
     buffers = count * max(buffer_bytes(rooms) + mine for (_, rooms), mine in zip(layers, hidden, strict=True))
-    return Placed(device=buffers + NOTHING_BYTES - gone - host - disk, host=host + sum(hidden), disk=disk)
+    whole = sum(room.bytes for _, rooms in layers for room in rooms)
+    return Placed(device=buffers + NOTHING_BYTES + device - whole, host=host + sum(hidden), disk=disk)
 
 
 def hidden_bytes(plan: LayerPlan, run: RunShape, dtype: torch.dtype) -> int:

@@ -22,7 +22,6 @@ class Traffic:
     Args:
         up: from the host to the device.
         down: from the device to the host.
-        resident: copied on the device, from where they lie to the buffer.
         read: from disk.
         written: to disk.
         recomputed: tokens whose keys and values a layer made again.
@@ -32,7 +31,6 @@ class Traffic:
 
     up: int = 0
     down: int = 0
-    resident: int = 0
     read: int = 0
     written: int = 0
     recomputed: int = 0
@@ -70,14 +68,13 @@ class OnDevice:
     """Rows that lie where the model computes.
 
     Args:
-        like: the storage they are a part of.
-        size: [B, G, rows, ...].
+        data: room for them [B, G, rows, ...].
     """
 
     tier: ClassVar[Tier] = "device"
 
-    def __init__(self, like: Tensor, size: torch.Size) -> None:
-        self.data = like.new_empty(size)
+    def __init__(self, data: Tensor) -> None:
+        self.data = data
 
     @property
     def bytes(self) -> int:
@@ -87,19 +84,17 @@ class OnDevice:
     def put(self, at: int, rows: Tensor, traffic: Traffic) -> None:
         """Keep rows."""
         self.data.narrow(2, at, rows.shape[2]).copy_(rows)
-        traffic.resident += rows.nbytes
 
     def get(self, into: Tensor, traffic: Traffic) -> None:
         """Copy rows."""
         into.copy_(self.data.narrow(2, 0, into.shape[2]))
-        traffic.resident += into.nbytes
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return the rows."""
         return (self.data,)
 
 
-class OnHost:
+class OnHost(OnDevice):
     """Rows in the host's memory, page-locked where another device computes.
 
     Args:
@@ -110,13 +105,8 @@ class OnHost:
     tier: ClassVar[Tier] = "host"
 
     def __init__(self, like: Tensor, size: torch.Size) -> None:
+        super().__init__(torch.empty(size, dtype=like.dtype, pin_memory=like.device.type == "cuda"))
         self._crosses = like.device.type != "cpu"
-        self.data = torch.empty(size, dtype=like.dtype, pin_memory=like.device.type == "cuda")
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the rows."""
-        return self.data.nbytes
 
     def put(self, at: int, rows: Tensor, traffic: Traffic) -> None:
         """Send rows down."""
@@ -135,10 +125,6 @@ class OnHost:
         for row in range(len(target)):  # only what lies in one piece crosses without the host's waiting for it
             for head in range(target.shape[1]):
                 target[row, head].copy_(source[row, head], non_blocking=True)
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Return the rows."""
-        return (self.data,)
 
 
 class OnDisk:

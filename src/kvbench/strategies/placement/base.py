@@ -23,10 +23,6 @@ class Placing(Protocol):
     def is_elsewhere(self) -> bool:
         """Whether any lie elsewhere than on the device."""
 
-    @property
-    def changes_entries(self) -> bool:
-        """Whether what is read may differ from what was written, by rounding."""
-
     def lacks(self, view: ModelView, run: RunShape) -> str | None:
         """Return what is not known of the machine that has to be, or None."""
 

@@ -21,7 +21,6 @@ class OnDevice:
     """Every entry stays on the device."""
 
     is_elsewhere: ClassVar[bool] = False
-    changes_entries: ClassVar[bool] = False
 
     def lacks(self, view: ModelView, run: RunShape) -> None:
         """Return None: nothing has to be known."""

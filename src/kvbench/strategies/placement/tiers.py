@@ -107,7 +107,7 @@ class Tiers:
             raise ValueError(f"strategy.placement.prefetch must be 0 or more layers; got {self.prefetch}.")
 
     @property
-    def changes_entries(self) -> bool:
+    def _makes_again(self) -> bool:
         """Whether keys and values are made again, by other sums than the model's."""
         return self.recompute != 0
 
@@ -178,7 +178,7 @@ class Tiers:
                 "entries of this strategy/codec change while they are held; use another strategy/codec, or "
                 "strategy/placement=device"
             )
-        if not self.changes_entries:
+        if not self._makes_again:
             return None
         if not all(plan.stays for plan in elsewhere):
             return (
@@ -196,7 +196,7 @@ class Tiers:
     def watch(self, model: nn.Module, cache: KVCache) -> Iterator[None]:
         """Tell each layer of the cache what its keys and values are made of, where they are made again."""
         with ExitStack() as hooks:
-            for layer in cache.layers if self.changes_entries else ():
+            for layer in cache.layers if self._makes_again else ():
                 found = attention_of(model, layer.plan.index)
                 if found is not None and layer.home is not None:
                     hook = found[0].register_forward_pre_hook(_teller(layer.home), with_kwargs=True)

@@ -89,7 +89,7 @@ def best(priority: Tensor, counts: Sequence[int]) -> Tensor:
         counts: how many, of each row.
     """
     number = torch.tensor(counts, device=priority.device)[:, None, None]
-    first = priority.topk(max(1, *counts), dim=-1).values  # sorting all of them takes five times as long
+    first = priority.topk(max(1, *counts), dim=-1).values
     least = first.gather(-1, (number - 1).clamp(min=0).expand(-1, priority.shape[1], -1))
     above, equal = priority > least, priority == least
     later = equal.flip(-1).cumsum(dim=-1).flip(-1)
