@@ -66,7 +66,7 @@ def moved(arm: Arm, cache: KVCache, before: Traffic, steps: int) -> Row:
         before: what had moved when they began.
         steps: how many there were.
     """
-    if cache.mover is None or steps == 0:
+    if not cache.is_elsewhere or steps == 0:
         return {}
     after = cache.traffic()
     return {
@@ -76,8 +76,13 @@ def moved(arm: Arm, cache: KVCache, before: Traffic, steps: int) -> Row:
         "disk_written_bytes_per_step": (after.written - before.written) / steps,
         "recomputed_tokens_per_step": (after.recomputed - before.recomputed) / steps,
         "modelled_link_ms": arm.strategy.placement.link_ms(before, after, steps),
-        "wait_share": (after.waits - before.waits) / (after.fetches - before.fetches),
+        "wait_share": _share(after.waits - before.waits, after.fetches - before.fetches),
+        "hit_share": _share(after.hits - before.hits, after.asked - before.asked),
     }
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole > 0 else None
 
 
 def weights_bytes(model: nn.Module) -> int:

@@ -189,13 +189,18 @@ class KVCache(Cache):
 
     def bytes_on(self, tier: Literal["host", "disk"]) -> int:
         """Return the bytes that lie elsewhere than on the device."""
-        return 0 if self.mover is None else sum(home.bytes_on(tier) for home in self.mover.homes)
+        return sum(layer.bytes_on(tier) for layer in self.layers)
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether entries may lie elsewhere than on the device."""
+        return self.mover is not None or any(layer.plan.handing is not None for layer in self.layers)
 
     def traffic(self) -> Traffic:
         """Return what has moved between the device and elsewhere so far."""
         found = Traffic()
-        for home in self.mover.homes if self.mover is not None else ():
-            found.add(home.traffic)
+        for layer in self.layers:
+            found.add(layer.traffic())
         return found
 
     def tensors(self) -> list[Tensor]:

@@ -12,6 +12,8 @@ from kvbench.cache.barrier import Barrier
 from kvbench.cache.codecs.dense import Dense
 from kvbench.cache.pair import Half, Meeting, Prompt
 from kvbench.cache.placement.mover import Mover
+from kvbench.cache.placement.rooms import Tier
+from kvbench.cache.placement.tiers import Traffic
 from kvbench.cache.plan import LayerPlan, Region, score_dtype
 from kvbench.cache.repeat import repeated_positions
 from kvbench.cache.slots import Slots
@@ -318,6 +320,21 @@ class CacheLayer:
         """Return everything the layer holds."""
         waiting = () if self._chunks is None else self._chunks.tensors()
         return (*waiting, *(tensor for _, store in self.stores for tensor in store.tensors()))
+
+    def bytes_on(self, tier: Tier) -> int:
+        """Return the bytes that lie in one tier, of what does not lie on the device alone."""
+        kept = sum(store.keeper.bytes_on(tier) for _, store in self.stores if store.keeper is not None)
+        return kept if self.home is None else kept + self.home.bytes_on(tier)
+
+    def traffic(self) -> Traffic:
+        """Return what has moved between the device and elsewhere so far."""
+        found = Traffic()
+        for _, store in self.stores:
+            if store.keeper is not None:
+                found.add(store.keeper.traffic)
+        if self.home is not None:
+            found.add(self.home.traffic)
+        return found
 
     def held_positions(self) -> Tensor:
         """Return the positions held [B, 1 or G, m], ascending, -1 for none; syncs with the device."""

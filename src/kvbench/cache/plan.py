@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kvbench.cache.codecs.base import Format, LayerCodec, QueryDriven, SizedByPrompt
-from kvbench.cache.protocols import Evicted, Fitted, Repeater, Scorer, Selector, Sharer
+from kvbench.cache.protocols import Evicted, Fitted, Handing, Repeater, Scorer, Selector, Sharer
 from kvbench.types import LayerShape, RunShape
 
 if TYPE_CHECKING:
@@ -97,6 +97,11 @@ class LayerPlan:
         """The selector, if its rule differs from region to region."""
         return self.selector if isinstance(self.selector, Fitted) else None
 
+    @cached_property
+    def handing(self) -> Handing | None:
+        """What becomes of entries that leave, if they are kept where later steps may find them."""
+        return self.evicted if self.compresses and isinstance(self.evicted, Handing) else None
+
     @property
     def stays(self) -> bool:
         """Whether all of the prompt stays as it was read, where it was read."""
@@ -146,11 +151,12 @@ class LayerPlan:
             return True
         evicts_apart = self.evicts and (self.period > 1 or self.evicted.merges or self.scorer.scores_again)
         by_row = not self.codec.writes_each_token_alone or self.codec.num_sink > 0  # begin where a row does, as pages
-        return evicts_apart or self.paging is not None or by_row
+        return evicts_apart or self.paging is not None or self.handing is not None or by_row
 
     def is_ring(self, run: RunShape) -> bool:
         """Whether the next victim is known without a score, and the same in every row."""
-        simple = self.scorer.is_recency and self.period == 1 and not self.evicted.merges
+        is_gone = not self.evicted.merges and self.handing is None
+        simple = self.scorer.is_recency and self.period == 1 and is_gone
         return self.evicts and simple and not self.is_ragged(run)
 
     def is_ragged(self, run: RunShape) -> bool:
@@ -297,7 +303,9 @@ class LayerPlan:
         )
 
     def _reading_bytes(self, run: RunShape, dtype: torch.dtype) -> int:
-        """Return the bytes of what stands beside the slots: bounds of pages, the prompt of a pair."""
+        """Return the bytes of what stands beside the slots: bounds of pages, what has left, the prompt of a pair."""
+        if self.handing is not None:
+            return self.handing.placed(self, run, dtype).device
         if self.paging is not None:
             return self.paging.allocated_bytes(self.shape, dtype, self.capacity(run))
         return 0 if self.pair is None else self.pair.allocated_bytes(self.shape, run, dtype)
@@ -309,7 +317,9 @@ class LayerPlan:
             decoded = max(0, tokens_seen - run.prompt_tokens)
             seen = region.run.prompt_tokens + decoded if tokens_seen >= run.prompt_tokens else tokens_seen
             held = region.plan.held(region.run, seen)
-            if self.paging is not None:
+            if region.plan.handing is not None:
+                total += region.plan.handing.used_bytes(region.plan, region.run, dtype, seen)
+            elif self.paging is not None:
                 total += self.paging.bytes(region.plan.shape, dtype, held)
             if self.pair is not None and tokens_seen >= run.prompt_tokens:
                 total += self.pair.used_bytes(self.shape, run, dtype)

@@ -12,7 +12,11 @@ from kvbench.kernels.attend import Tile
 from kvbench.types import LayerShape, ModelView, RunShape
 
 if TYPE_CHECKING:
+    import torch
+
     from kvbench.cache.pages import Paging
+    from kvbench.cache.placement.rooms import Placed, Tier
+    from kvbench.cache.placement.tiers import Traffic
     from kvbench.cache.plan import LayerPlan
     from kvbench.cache.slots import Slots
 
@@ -175,6 +179,20 @@ class Evicted(Protocol):
         """Merge the entries of slots [B, S, k] into others, in place; they are overwritten afterwards."""
 
 
+@runtime_checkable
+class Handing(Protocol):
+    """An `Evicted` that keeps what leaves, where later steps may find it."""
+
+    def open(self, plan: LayerPlan, run: RunShape, padding: Tensor | None, key: Tensor) -> Keeper:
+        """Return what keeps it for the rows and heads of a plan; `key` is an example [B, G, T, D]."""
+
+    def placed(self, plan: LayerPlan, run: RunShape, dtype: torch.dtype) -> Placed:
+        """Return the bytes that are held where once the prompt is read."""
+
+    def used_bytes(self, plan: LayerPlan, run: RunShape, dtype: torch.dtype, tokens_seen: int) -> int:
+        """Return the bytes in use on the device after so many columns."""
+
+
 class Sharer(Protocol):
     """Decides how many entries each head keeps, once their scores are known."""
 
@@ -274,3 +292,20 @@ class Reading(Protocol):
 
     def restore(self, snapshot: object, filled: int) -> None:
         """Go back to a snapshot, in the same storage."""
+
+
+class Keeper(Reading, Protocol):
+    """A `Reading` that is given what leaves a store."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """What has moved between the device and elsewhere so far."""
+
+    def take_prompt(self, leaving: Leaving) -> None:
+        """Keep what leaves at the prompt's end."""
+
+    def take(self, slots: Slots, victims: Tensor) -> None:
+        """Keep the entries of slots [B, S, k], which are overwritten afterwards."""
+
+    def bytes_on(self, tier: Tier) -> int:
+        """Return the bytes that lie in one tier."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from kvbench.cache.codecs.base import Asked
 from kvbench.cache.pages import Pages
 from kvbench.cache.plan import LayerPlan, grown, score_dtype
-from kvbench.cache.protocols import Reading
+from kvbench.cache.protocols import Keeper, Reading
 from kvbench.cache.rotary import turn
 from kvbench.cache.slots import Slots
 from kvbench.cache.views import Leaving, Observation, PromptView
@@ -50,7 +50,10 @@ class Store:
         self._recent: Tensor | int = 0  # newest entries that stay, [B, 1, 1] where rows differ
         self._sinks: Tensor | None = None  # keys of the sinks as they were made [B, G, num_sink, D]
         self._queries: Tensor | None = None  # the latest ones, where entries are scored again [B, H, W, D]
-        self._reading = prompt if plan.paging is None else Pages(plan, run, padding, key)
+        self._keeper = None if plan.handing is None else plan.handing.open(plan, run, padding, key)
+        self._reading = prompt or self._keeper
+        if self._reading is None and plan.paging is not None:
+            self._reading = Pages(plan, run, padding, key)
         if prompt is not None:
             self.seen = run.prompt_tokens
         dtype, beside = score_dtype(key.dtype), {}
@@ -104,8 +107,10 @@ class Store:
         index, has_holes = plan.selector.keep(score, position, budget, self.run.prompt_lengths)
         at = index.clamp(min=0)
         beside = {"score": score.gather(2, at)} if slots.score is not None else {}
+        leaving = Leaving(keys=keys, values=values, position=position, score=score, index=index, layer=plan.index)
+        if self._keeper is not None:
+            self._keeper.take_prompt(leaving)
         if plan.evicted.merges:
-            leaving = Leaving(keys=keys, values=values, position=position, score=score, index=index, layer=plan.index)
             merged = plan.evicted.at_prompt_end(leaving)
             kept_keys, kept_values = merged.keys, merged.values
             if merged.log_weight is not None:
@@ -250,6 +255,8 @@ class Store:
         plan.selector.victims(slots.score, slots.position, newest, self._recent, free, has_empty=some_stay)
         if plan.evicted.merges:
             plan.evicted.while_decoding(slots, free, plan)
+        if self._keeper is not None:
+            self._keeper.take(slots, free)
         if self._budget is not None:
             held = (slots.position >= 0).sum(dim=-1, keepdim=True)
             empty = slots.position.argmin(dim=-1, keepdim=True)
@@ -344,12 +351,20 @@ class Store:
 
     # -- what others ask ----------------------------------------------------------------------------------------
 
+    @property
+    def keeper(self) -> Keeper | None:
+        """What keeps the entries that have left; None where nothing does."""
+        return self._keeper
+
     def tensors(self) -> tuple[Tensor, ...]:
         """Return everything held."""
+        return self._mine() if self._reading is None else (*self._mine(), *self._reading.tensors())
+
+    def _mine(self) -> tuple[Tensor, ...]:
+        """Return the slots and what stands beside them."""
         recent = self._recent if isinstance(self._recent, Tensor) else None
         mine = (self._sinks, self._free_slots, self._budget, recent, self._queries)
-        beside = () if self._reading is None else self._reading.tensors()
-        return (*self.slots.tensors(), *beside, *(t for t in mine if t is not None))
+        return (*self.slots.tensors(), *(t for t in mine if t is not None))
 
     def held_positions(self) -> Tensor:
         """Return the positions held [B, 1 or G, m], ascending, -1 for none; syncs with the device."""
@@ -389,7 +404,7 @@ class Store:
 
     def snapshot(self) -> Mapping[str, object]:
         """Return what `restore` needs to go back to this point."""
-        tensors = self.tensors() if self.plan.evicts else ()
+        tensors = self._mine() if self.plan.evicts else ()
         return {
             "numbers": (self.seen, self.slots.filled, self.slots.has_holes, self._spare),
             "free": self._free,
@@ -408,7 +423,7 @@ class Store:
             self._reading.restore(snapshot["reading"], self.slots.filled)
         kept: tuple[Tensor, ...] = snapshot["tensors"]  # type: ignore[assignment]
         if kept:
-            for mine, old in zip(self.tensors(), kept, strict=True):
+            for mine, old in zip(self._mine(), kept, strict=True):
                 mine.copy_(old)
 
 

@@ -150,6 +150,7 @@ _MEMORY: list[_Column] = [
     ("disk_written_bytes_per_step", _REAL, "bytes", "of the cache, per decode step"),
     ("modelled_link_ms", _REAL, "ms", "a decode step's traffic over strategy.placement's link: modelled, in no time"),
     ("recomputed_tokens_per_step", _REAL, "tokens", "whose keys and values are made again, over all layers"),
+    ("hit_share", _REAL, "share", "pages a decode step read that lay on the device already"),
     ("wait_share", _REAL, "share", "layers of a decode step whose entries had not all come when attention asked"),
     ("idle_bytes", _COUNT, "bytes", "memory with the model loaded and no cache; the next five are above it"),
     ("steady_bytes", _COUNT, "bytes", "after prefill and compression, staging freed"),

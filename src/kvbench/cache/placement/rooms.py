@@ -100,9 +100,16 @@ def buffer_bytes(rooms: Iterable[Room]) -> int:
 
 def placed(plans: Sequence[LayerPlan], run: RunShape, dtype: torch.dtype) -> Placed:
     """Return the bytes that lie elsewhere, and by how many those on the device are more, or fewer, for it."""
+    kept = [
+        region.plan.handing.placed(region.plan, region.run, dtype)
+        for plan in plans
+        for region in plan.regions(run)
+        if region.plan.handing is not None
+    ]
+    kept_host, kept_disk = sum(each.host for each in kept), sum(each.disk for each in kept)
     layers = [(plan.place, rooms_of(plan, run, dtype)) for plan in plans if plan.place is not None]
     if not layers:
-        return Placed(device=0, host=0, disk=0)
+        return Placed(device=0, host=kept_host, disk=kept_disk)
     host, disk, device = (
         sum(place.shares.bytes(room, tier, place.recomputed) for place, rooms in layers for room in rooms)
         for tier in TIERS
@@ -111,7 +118,9 @@ def placed(plans: Sequence[LayerPlan], run: RunShape, dtype: torch.dtype) -> Pla
     count = num_buffers(len(layers), max(place.prefetch for place, _ in layers))
     buffers = count * max(buffer_bytes(rooms) + mine for (_, rooms), mine in zip(layers, hidden, strict=True))
     whole = sum(room.bytes for _, rooms in layers for room in rooms)
-    return Placed(device=buffers + NOTHING_BYTES + device - whole, host=host + sum(hidden), disk=disk)
+    return Placed(
+        device=buffers + NOTHING_BYTES + device - whole, host=kept_host + host + sum(hidden), disk=kept_disk + disk
+    )
 
 
 def hidden_bytes(plan: LayerPlan, run: RunShape, dtype: torch.dtype) -> int:

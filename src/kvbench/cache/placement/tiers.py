@@ -27,6 +27,8 @@ class Traffic:
         recomputed: tokens whose keys and values a layer made again.
         fetches: layers whose entries were asked for.
         waits: those of them that were not there yet.
+        asked: pages that steps read of what has left.
+        hits: those of them that lay on the device already.
     """
 
     up: int = 0
@@ -36,6 +38,8 @@ class Traffic:
     recomputed: int = 0
     fetches: int = 0
     waits: int = 0
+    asked: int = 0
+    hits: int = 0
 
     def add(self, other: Traffic) -> None:
         """Count what another has counted, too."""
