@@ -15,7 +15,7 @@ from kvbench.cache.store import take
 from kvbench.cache.views import Leaving, Merged, Observation, Scored
 from kvbench.strategies.budget import variance
 from kvbench.strategies.budget.variance import ByVariance
-from kvbench.strategies.evicted import following, nearest, residual, runs, summary
+from kvbench.strategies.evicted import nearest
 from kvbench.strategies.evicted.following import FollowingMerge
 from kvbench.strategies.evicted.nearest import NearestMerge
 from kvbench.strategies.evicted.residual import Residual
@@ -28,7 +28,7 @@ from kvbench.types import ModelView, RunShape
 from tests.mutants.core_mutant import Mutant
 from tests.support import layer_variance, merging, merging_cases
 
-entry, leaves, victims = Summary._entry, summary.leaves, Protected.victims
+entry, gone, victims = Summary._entry, Leaving.gone, Protected.victims
 most_similar_slot, means, joins = nearest._most_similar_slot, Residual._entries, Residual._nearest
 spread_at_prompt_end, chosen = FollowingMerge.at_prompt_end, RunMerge._pivots
 threshold = NearestMerge._threshold
@@ -73,7 +73,7 @@ def with_the_summary(self: Protected, *args: Any, has_empty: bool, **more: Any) 
 
 def with_padding(leaving: Leaving) -> Tensor:
     """Take padding for text that leaves."""
-    return leaves(leaving) | (leaving.position < 0)
+    return gone(leaving) | (leaving.position < 0)
 
 
 def rounded_twice(self: Truncation, budget: int) -> int:
@@ -182,7 +182,6 @@ def skipping_anyway(self: ByVariance, plans: Any, view: ModelView, run: RunShape
 _NO_SELF = nearest._OWN_AND_WHOLE | {"exponential": ((torch.e, 0.0, 0.0), (0.0, 1.0, 0.0))}
 _NO_SELF |= {"pivot": ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0))}
 _ONE_FOR_E = nearest._OWN_AND_WHOLE | {"exponential": ((1.0, 0.0, 0.0), (1.0, 1.0, 0.0))}
-_EVERYWHERE = tuple((module, "leaves", with_padding) for module in (summary, nearest, following, runs, residual))
 
 MUTANTS = (
     Mutant(
@@ -234,7 +233,7 @@ MUTANTS = (
     ),
     Mutant(
         name="padding leaves, too",
-        patches=_EVERYWHERE,
+        patches=((Leaving, "gone", with_padding),),
         killed_by=(
             loops("fixed_size", "strategy/trigger=prefill_end"),
             loops("d2o", "strategy/trigger=prefill_end"),

@@ -59,6 +59,8 @@ def test_what_lies_elsewhere_is_said_below() -> None:
     assert "offload 25%: 12.0 MiB in the host's memory and 3.00 MiB on disk; a step brings 10.0 MiB" in text
     assert "takes 2.00 KiB there, and 25% of its layers wait" in text
     assert "a step's traffic would take a link 0.420 ms" in text
+    paged = row("tiered", host_bytes=MIB, up_bytes_per_step=1024.0, hit_share=0.97)
+    assert "0 B there, and 97% of the pages it reads are at hand" in " ".join(shown(frame([paged, baseline()])).split())
     assert "two pools of one memory" in text
     assert "two pools" not in shown(frame([FASTER, baseline()]))
 

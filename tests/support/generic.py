@@ -131,6 +131,8 @@ def budget_is_used_exactly(name: str, model_name: str, overrides: Sequence[str] 
 def _entries(plan: LayerPlan, heads: int, decoded: int) -> int:
     """Return the tokens' own entries that a layer holds of a row, over all heads."""
     most: Sequence[int | None] = [None] * heads
+    if plan.handing is not None:
+        return heads * (PROMPT + decoded)
     if plan.counts is not None:
         most = plan.counts[0]
     elif plan.budget is not None:

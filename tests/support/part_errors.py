@@ -362,6 +362,29 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         asked("snapkv", "strategy/reader=pages", "budget.unit=bytes", "budget.amount=4000"),
         r"adds bytes that strategy\.budget\.unit=bytes does not count",
     ),
+    "tiers that nobody reads": (
+        asked("h2o", "strategy/evicted=tiers"),
+        r"evicted=tiers keeps what .* with strategy/reader=pages",
+    ),
+    "tiers of packed entries": (
+        asked("tiered", "strategy/codec=int8"),
+        r"as the model made them; use strategy/codec=dense",
+    ),
+    "tiers of entries that move": (
+        asked("tiered", "strategy/position=rank", "trigger.period=1"),
+        r"at their own positions; use .*position=original",
+    ),
+    "tiers within tiers": (
+        asked("tiered", "strategy/placement=host"),
+        r"evicted=tiers says itself.*use strategy/placement=device",
+    ),
+    "tiers at equal bytes": (
+        asked("tiered", "budget.unit=bytes", "budget.amount=40000"),
+        r"adds bytes that strategy\.budget\.unit=bytes does not count",
+    ),
+    "too few pages at hand": (asked("tiered", "evicted.at_hand=0.5"), r"evicted\.at_hand must be at least 1.*got 0\.5"),
+    "more than all pages": (asked("tiered", "evicted.host=2"), r"evicted\.host must be a share between 0 and 1; got 2"),
+    "an unknown policy": (changed("tiered", "evicted", policy="mru"), r"policy must be lru, fifo or lfu; got 'mru'"),
     "part of the pages": (asked("quest", "reader.amount=2"), r"the fraction read, above 0 and at most 1; got 2"),
     "tokens of the pages": (
         asked("quest", "reader.amount=0.5", "reader.unit=tokens"),

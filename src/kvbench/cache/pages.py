@@ -36,12 +36,47 @@ class Paging:
 
     def bytes(self, shape: LayerShape, dtype: torch.dtype, entries: Sequence[int]) -> int:
         """Return the bytes of the bounds of rows with so many entries."""
-        return sum(map(self.pages, entries)) * shape.kv_heads * 2 * shape.key_dim * dtype.itemsize
+        return self.index_bytes(shape, dtype, sum(map(self.pages, entries)))
+
+    def index_bytes(self, shape: LayerShape, dtype: torch.dtype, pages: int) -> int:
+        """Return the bytes of the bounds of so many pages of one row."""
+        return pages * shape.kv_heads * 2 * shape.key_dim * dtype.itemsize
 
     def allocated_bytes(self, shape: LayerShape, dtype: torch.dtype, capacity: int) -> int:
         """Return the bytes of everything that is kept for so many slots per row."""
         numbers = len(self.most) * torch.int64.itemsize if len(set(self.most)) > 1 else 0
         return self.bytes(shape, dtype, [capacity] * len(self.most)) + numbers
+
+
+class Bounds:
+    """What tells which whole pages a query may need most: bounds of what their keys can make of it.
+
+    Args:
+        key: an example [B, G, T, D].
+        count: pages there is room for.
+    """
+
+    def __init__(self, key: Tensor, count: int) -> None:
+        self._bounds = key.new_empty((*key.shape[:2], count, 2 * key.shape[3]))
+
+    def put(self, first: int, keys: Tensor) -> None:
+        """Take in pages first, first + 1 ... [B, G, m, P, D]."""
+        both = torch.cat([keys.amax(dim=3), -keys.amin(dim=3)], dim=-1)
+        self._bounds[:, :, first : first + keys.shape[2]] = both
+
+    def choose(self, query: Tensor, among: int, most: int) -> Tensor:
+        """Return which of the first pages a query [B, H, 1, D] needs most [B, G, most]."""
+        return upper_bounds(query, self._bounds[:, :, :among]).topk(most, dim=-1, sorted=False).indices
+
+    def grow(self, count: int) -> None:
+        """Move to room for more pages."""
+        wider = self._bounds.new_empty((*self._bounds.shape[:2], count, self._bounds.shape[3]))
+        wider[:, :, : self._bounds.shape[2]] = self._bounds
+        self._bounds = wider
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return everything held."""
+        return (self._bounds,)
 
 
 class Pages:

@@ -147,6 +147,13 @@ class Leaving:
     index: Tensor
     layer: int
 
+    def gone(self) -> Tensor:
+        """Return which entries leave [B, S, n]; padding does not, it never was there."""
+        columns = self.keys.shape[2]
+        stays = self.index.new_zeros((*self.index.shape[:2], columns + 1)).bool()
+        stays.scatter_(2, self.index.masked_fill(self.index < 0, columns), True)  # nothing stays of the one behind
+        return ~stays[..., :columns] & (self.position >= 0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:

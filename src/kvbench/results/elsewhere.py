@@ -22,9 +22,10 @@ def elsewhere(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
 
 
 def _moves(row: Row) -> str:
-    if row["wait_share"] is None:
+    if row["up_bytes_per_step"] is None:
         return ""
     came = (row["up_bytes_per_step"] or 0) + (row["disk_read_bytes_per_step"] or 0)
     went = (row["down_bytes_per_step"] or 0) + (row["disk_written_bytes_per_step"] or 0)
-    waits = f"{100 * row['wait_share']:.0f}% of its layers wait"
-    return f"; a step brings {bytes_text(came)} and takes {bytes_text(went)} there, and {waits}"
+    shares = (("wait_share", "of its layers wait"), ("hit_share", "of the pages it reads are at hand"))
+    found = "".join(f", and {100 * row[name]:.0f}% {what}" for name, what in shares if row[name] is not None)
+    return f"; a step brings {bytes_text(came)} and takes {bytes_text(went)} there{found}"

@@ -12,7 +12,7 @@ from kvbench.cache.codecs.dense import Dense
 from kvbench.cache.pair import Pair
 from kvbench.cache.placement.rooms import Placed, placed
 from kvbench.cache.plan import LayerPlan, padding_bytes
-from kvbench.cache.protocols import Evicted, Layout, Reader, Scorer, Selector
+from kvbench.cache.protocols import Evicted, Handing, Layout, Reader, Scorer, Selector
 from kvbench.strategies.budget.base import Budget, WatchingBudget
 from kvbench.strategies.budget.heads import HeadBudget
 from kvbench.strategies.evicted.drop import Drop
@@ -207,6 +207,8 @@ class CacheStrategy:
         """What kind of saving the method makes."""
         if not self.codec.is_exact:
             return "packed"
+        if self.budget.limits and isinstance(self.evicted, Handing):
+            return "offloaded"
         if self.budget.limits or self.layout.merges:
             return "physical"
         return "offloaded" if self.placement.is_elsewhere else "none"

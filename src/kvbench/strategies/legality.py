@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from kvbench.strategies.budget.base import ChoosyBudget
 from kvbench.strategies.budget.heads import HeadBudget
+from kvbench.strategies.evicted.tiers import Tiers
 
 if TYPE_CHECKING:
     from kvbench.strategies.base import CacheStrategy
@@ -78,22 +79,24 @@ def _check_writing(made: CacheStrategy) -> None:
 
 def _check_reading(made: CacheStrategy) -> None:
     """Refuse ways of reading that do not fit what is stored."""
-    if not made.reader.reads_all and made.budget.limits:
+    if isinstance(made.evicted, Tiers):
+        _check_tiers(made)
+    elif not made.reader.reads_all and made.budget.limits:
         if made.trigger.period > 0:
             raise ValueError(
                 "strategy/reader=pages needs entries to stay where they are, as the bounds of a page are never "
-                "narrowed; use strategy/trigger=prefill_end or strategy/reader=all."
+                "narrowed; use strategy/trigger=prefill_end, strategy/evicted=tiers or strategy/reader=all."
             )
         if made.evicted.weighs or made.evicted.num_reserved > 0:
             raise ValueError(
                 "strategy/reader=pages chooses by keys and knows nothing of entries that stand for many tokens; "
                 "use strategy/evicted=drop or strategy/reader=all."
             )
-        if getattr(made.budget, "unit", "") == "bytes":
-            raise ValueError(
-                "strategy/reader=pages adds bytes that strategy.budget.unit=bytes does not count; use "
-                "strategy.budget.unit=tokens or ratio, or strategy/reader=all."
-            )
+    if not made.reader.reads_all and made.budget.limits and getattr(made.budget, "unit", "") == "bytes":
+        raise ValueError(
+            "strategy/reader=pages adds bytes that strategy.budget.unit=bytes does not count; use "
+            "strategy.budget.unit=tokens or ratio, or strategy/reader=all."
+        )
     if made.layout.merges and (made.budget.limits or not made.reader.reads_all):
         raise ValueError(
             "strategy/layout=paired needs both layers of a pair to hold and to read the whole prompt; use "
@@ -103,6 +106,30 @@ def _check_reading(made: CacheStrategy) -> None:
         raise ValueError(
             "strategy/layout=paired and strategy/reader=pages work on entries as the model made them; use "
             "strategy/codec=dense."
+        )
+
+
+def _check_tiers(made: CacheStrategy) -> None:
+    """Refuse what does not fit pages of entries that have left."""
+    if made.reader.reads_all or not made.budget.limits:
+        raise ValueError(
+            "strategy/evicted=tiers keeps what a strategy/budget lets go, for a strategy/reader to read some of it; "
+            "use strategy/budget=uniform with strategy/reader=pages, or strategy/evicted=drop."
+        )
+    if not made.codec.is_exact:
+        raise ValueError(
+            "strategy/evicted=tiers keeps entries as the model made them; use strategy/codec=dense, or "
+            "strategy/evicted=drop."
+        )
+    if made.position.by_rank or made.position.rerotates:
+        raise ValueError(
+            "strategy/evicted=tiers reads old entries at their own positions; use strategy/position=original, or "
+            "strategy/evicted=drop."
+        )
+    if made.placement.is_elsewhere:
+        raise ValueError(
+            "strategy/evicted=tiers says itself where entries lie; use strategy/placement=device, or "
+            "strategy/evicted=drop."
         )
 
 

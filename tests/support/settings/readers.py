@@ -16,4 +16,16 @@ SETTINGS: dict[str, Setting] = {
         has_budget=False,
         merges=True,  # what is held is not what is read
     ),
+    "tiered": Setting(
+        overrides=(
+            "trigger.period=3",
+            "selector.num_sink=1",
+            "reader.size=3",
+            "reader.unit=tokens",
+            "reader.amount=6",
+            "reader.least_pages=1",
+        ),
+        merges=True,
+        waits=True,  # for the pages a query has chosen
+    ),
 }

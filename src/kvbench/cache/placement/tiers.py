@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from kvbench.cache.placement.files import File
 from kvbench.cache.placement.rooms import Tier
 
 
@@ -152,16 +149,8 @@ class OnDisk:
     def __init__(self, like: Tensor, size: torch.Size, folder: str, *, is_cold: bool) -> None:
         self._size, self._dtype, self._is_cold = size, like.dtype, is_cold
         self.row_bytes = like.itemsize * (size.numel() // size[2])
-        size_bytes = self.row_bytes * size[2]
-        try:
-            self._file = tempfile.TemporaryFile(dir=folder or None, buffering=0)  # noqa: SIM115 - as long as this lives
-            weakref.finalize(self, self._file.close)
-            os.posix_fallocate(self._file.fileno(), 0, size_bytes)
-        except OSError as error:
-            raise ValueError(
-                f"{size_bytes} bytes of the cache cannot be kept in {folder or tempfile.gettempdir()}: "
-                f"{error.strerror}. Choose another strategy.placement.folder, or a smaller strategy.placement.disk."
-            ) from None
+        advice = "Choose another strategy.placement.folder, or a smaller strategy.placement.disk."
+        self._file = File(self.row_bytes * size[2], folder, advice)
 
     @property
     def bytes(self) -> int:
@@ -170,34 +159,18 @@ class OnDisk:
 
     def put(self, at: int, rows: Tensor, traffic: Traffic) -> None:
         """Write rows."""
-        data = _bytes(rows.movedim(2, 0).to("cpu").contiguous())
-        _whole(lambda rest, done: os.pwritev(self._file.fileno(), [rest], at * self.row_bytes + done), data)
+        self._file.write(at * self.row_bytes, rows.movedim(2, 0).to("cpu").contiguous())
         traffic.written += rows.nbytes
 
     def get(self, into: Tensor, traffic: Traffic) -> None:
         """Read rows."""
         rows = torch.empty((into.shape[2], *self._size[:2], *self._size[3:]), dtype=self._dtype)
-        data, file = _bytes(rows), self._file.fileno()
-        _whole(lambda rest, done: os.preadv(file, [rest], done), data)
+        self._file.read(0, rows)
         into.copy_(rows.movedim(0, 2))
         traffic.read += into.nbytes
         if self._is_cold:
-            os.fdatasync(file)
-            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            self._file.forget()
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return nothing: what is read passes through."""
         return ()
-
-
-def _bytes(rows: Tensor) -> memoryview:
-    return memoryview(rows.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-
-
-def _whole(move: Callable[[memoryview, int], int], data: memoryview) -> None:
-    """Move all bytes, however few the operating system takes at once."""
-    done = 0
-    while done < len(data):
-        moved = move(data[done:], done)
-        assert moved > 0, "a file nobody else can open ended early"
-        done += moved

@@ -12,7 +12,7 @@ from kvbench.cache.slots import Slots
 from kvbench.cache.store import take
 from kvbench.cache.views import Leaving, Merged
 from kvbench.strategies.evicted.drop import EvictedDefaults
-from kvbench.strategies.evicted.summary import BLOCK, leaves
+from kvbench.strategies.evicted.summary import BLOCK
 from kvbench.strategies.selection.lots import PRIME, lots
 
 _NEVER = 2**31 - 1  # a position no entry has
@@ -54,7 +54,7 @@ class FollowingMerge(EvictedDefaults):
         summed = torch.nn.functional.pad((score.gather(2, at) * exists).double().cumsum(dim=-1), (1, 0))
         mean = (summed.gather(2, last) - summed.gather(2, first)) / number.clamp(min=1)
         merges = self._lot_falls(score, mean, position, leaving.layer, values.shape[1])
-        share = (merges & leaves(leaving) & (number > 0)).to(wide) / number.clamp(min=1)
+        share = (merges & leaving.gone() & (number > 0)).to(wide) / number.clamp(min=1)
         steps = torch.zeros((*values.shape[:2], at.shape[2] + 1, values.shape[3]), dtype=wide, device=values.device)
         for start in range(0, values.shape[2], BLOCK):
             block = slice(start, start + BLOCK)

@@ -14,7 +14,6 @@ from kvbench.cache.slots import Slots
 from kvbench.cache.store import take
 from kvbench.cache.views import Leaving, Merged
 from kvbench.strategies.evicted.drop import EvictedDefaults
-from kvbench.strategies.evicted.summary import leaves
 from kvbench.types import LayerShape
 
 BLOCK = 128  # entries of a prompt that are compared with the kept ones at once
@@ -66,7 +65,7 @@ class NearestMerge(EvictedDefaults):
 
     def at_prompt_end(self, leaving: Leaving) -> Merged:
         """Merge what leaves into what stays, all at once and by the keys as they were."""
-        at, gone = leaving.index.clamp(min=0), leaves(leaving).expand(-1, leaving.keys.shape[1], -1)
+        at, gone = leaving.index.clamp(min=0), leaving.gone().expand(-1, leaving.keys.shape[1], -1)
         kept = take(leaving.keys, at)
         similarity, target = _most_similar(leaving.keys, kept, leaving.index >= 0)
         state = None

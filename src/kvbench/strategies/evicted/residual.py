@@ -13,7 +13,6 @@ from kvbench.cache.slots import Slots
 from kvbench.cache.store import take
 from kvbench.cache.views import Leaving, Merged
 from kvbench.strategies.evicted.nearest import weighted_sums
-from kvbench.strategies.evicted.summary import leaves
 from kvbench.types import LayerShape
 
 
@@ -57,7 +56,7 @@ class Residual:
 
     def at_prompt_end(self, leaving: Leaving) -> Merged:
         """Put the means of what leaves before what stays; one without entries weighs nothing."""
-        gone = leaves(leaving).expand(-1, leaving.keys.shape[1], -1)
+        gone = leaving.gone().expand(-1, leaving.keys.shape[1], -1)
         number = gone.sum(dim=2, keepdim=True).clamp(min=1)
         part = ((gone.cumsum(dim=2) - 1).clamp(min=0) * self.num_entries // number).clamp(max=self.num_entries - 1)
         weight = gone.to(score_dtype(leaving.keys.dtype))

@@ -13,7 +13,6 @@ from kvbench.cache.store import take
 from kvbench.cache.views import Leaving, Merged
 from kvbench.strategies.evicted.drop import EvictedDefaults
 from kvbench.strategies.evicted.nearest import BLOCK, weighted_sums
-from kvbench.strategies.evicted.summary import leaves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +43,7 @@ class RunMerge(EvictedDefaults):
         keys, at = leaving.keys, leaving.index.clamp(min=0)
         kept, values = take(keys, at), take(leaving.values, at)
         target = self._pivots(leaving)
-        merges = leaves(leaving) & (target >= 0)
+        merges = leaving.gone() & (target >= 0)
         target = target.clamp(min=0)
         distance = _distances(keys, kept, target) * merges
         none = torch.zeros(kept.shape[:3], dtype=distance.dtype, device=distance.device)

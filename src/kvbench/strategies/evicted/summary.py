@@ -50,7 +50,7 @@ class Summary(EvictedDefaults):
 
     def at_prompt_end(self, leaving: Leaving) -> Merged:
         """Put a summary of what leaves before what stays; it weighs nothing while nothing has left."""
-        gone = leaves(leaving).expand(-1, leaving.keys.shape[1], -1)
+        gone = leaving.gone().expand(-1, leaving.keys.shape[1], -1)
         dtype = score_dtype(leaving.keys.dtype)
         number = gone.sum(dim=2, keepdim=True).to(dtype)
         state = torch.cat([masked_sum(leaving.keys, gone), masked_sum(leaving.values, gone), number], dim=-1)
@@ -88,14 +88,6 @@ class Summary(EvictedDefaults):
             sums, weight = state[..., :-1] / number.clamp(min=1), number
         entry = sums[:, :, None]
         return entry[..., :width], entry[..., width:], weight.log()
-
-
-def leaves(leaving: Leaving) -> Tensor:
-    """Return which entries of a prompt leave [B, S, n]; padding does not, it never was there."""
-    index, columns = leaving.index, leaving.keys.shape[2]
-    stays = index.new_zeros((*index.shape[:2], columns + 1), dtype=torch.bool)
-    stays.scatter_(2, index.masked_fill(index < 0, columns), True)  # nothing stays of the column behind the last
-    return ~stays[..., :columns] & (leaving.position >= 0)
 
 
 def masked_sum(entries: Tensor, chosen: Tensor) -> Tensor:
