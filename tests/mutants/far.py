@@ -40,7 +40,7 @@ def newest_is_not_read(self: Far, query: Tensor, slots: Slots) -> list[Tile]:
 
 def first_pages(self: Bounds, query: Tensor, among: int, most: int) -> Tensor:
     """Read the oldest pages whatever the query."""
-    return torch.arange(most).expand(*self._bounds.shape[:2], -1)
+    return torch.arange(most).expand(*self._rows.shape[:2], -1)
 
 
 def in_slot_order(self: Far, slots: Slots, victims: Tensor) -> None:

@@ -52,6 +52,16 @@ class Loops:
         self.read.setdefault((layer, group), []).append(read)
         return read
 
+    def begin(self, layer: int, queries: Tensor, keys: Tensor) -> None:
+        """Be shown the queries [H, D] of one token and all keys [G, T, D], before any head attends."""
+
+    def logits(self, layer: int, group: int, queries: Tensor, keys: Tensor, seen: list[int], now: int) -> Tensor:
+        """Return the products of the queries [H / G, D] with the keys [T, D] that are read."""
+        return queries @ keys[seen].T
+
+    def observe(self, layer: int, group: int, weights: Tensor, seen: list[int], now: int) -> None:
+        """Be shown the attention weights [H / G, m] of what is read."""
+
     def _merit(self, queries: list[list[float]], keys: list[list[float]]) -> float:
         if self.exact:
             (key,) = keys
@@ -75,10 +85,13 @@ def _attend(
     scale = more.get("scaling") or query.shape[-1] ** -0.5
     share, out = query.shape[1] // key.shape[1], torch.zeros_like(query)
     for now in range(query.shape[2]):
+        loops.begin(layer, query[0, :, now], key[0])
         for group in range(key.shape[1]):
             heads = slice(group * share, (group + 1) * share)
             seen = loops.visible(layer, group, query[0, heads, now], key[0, group], now)
-            weights = torch.softmax(query[0, heads, now] @ key[0, group, seen].T * scale, dim=-1)
+            logits = loops.logits(layer, group, query[0, heads, now], key[0, group], seen, now)
+            weights = torch.softmax(logits * scale, dim=-1)
+            loops.observe(layer, group, weights, seen, now)
             out[0, heads, now] = weights @ value[0, group, seen]
     return out.transpose(1, 2), None
 

@@ -382,6 +382,22 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         asked("tiered", "budget.unit=bytes", "budget.amount=40000"),
         r"adds bytes that strategy\.budget\.unit=bytes does not count",
     ),
+    "blocks of what has not left": (
+        asked("quest", "strategy/reader=blocks"),
+        r"ways of reading what has left; use .*evicted=tiers",
+    ),
+    "distances of what has not left": (
+        asked("h2o", "strategy/position=clamped"),
+        r"ways of reading what has left; use .*evicted=tiers",
+    ),
+    "more keys than a block has": (
+        asked("infllm", "reader.representatives=40"),
+        r"representatives must be between 1 and .*size=3",
+    ),
+    "fewer than no first entries": (
+        asked("tiered", "evicted.first=-1"),
+        r"evicted\.first must be 0 or more entries; got -1",
+    ),
     "too few pages at hand": (asked("tiered", "evicted.at_hand=0.5"), r"evicted\.at_hand must be at least 1.*got 0\.5"),
     "more than all pages": (asked("tiered", "evicted.host=2"), r"evicted\.host must be a share between 0 and 1; got 2"),
     "an unknown policy": (changed("tiered", "evicted", policy="mru"), r"policy must be lru, fifo or lfu; got 'mru'"),

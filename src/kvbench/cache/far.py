@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kvbench.cache.pages import Bounds
 from kvbench.cache.placement.levels import FRAME_BYTES, PAGE_BYTES, Disk, Level, Memory, Policy
 from kvbench.cache.placement.rooms import Placed, Tier
 from kvbench.cache.placement.tiers import Traffic
-from kvbench.cache.plan import LayerPlan, grown
+from kvbench.cache.plan import LayerPlan, grown, score_dtype
+from kvbench.cache.rotary import turn, turned_back
 from kvbench.cache.slots import Slots
 from kvbench.cache.store import take
 from kvbench.cache.views import Leaving
@@ -27,12 +27,14 @@ class Levels:
     """Where pages lie.
 
     Args:
+        first: entries that leave first and stay on the device.
         at_hand: pages on the device, times those that a step reads.
         host: share of the pages that lie in the host's memory; all lie on disk where it is below 1.
         policy: which page makes room for another.
         folder: where files lie; "" for the system's folder of temporary files.
     """
 
+    first: int
     at_hand: float
     host: float
     policy: Policy
@@ -62,7 +64,7 @@ def sizes(plan: LayerPlan, run: RunShape, levels: Levels) -> Sizes:
     assert plan.budget is not None
     longest, kept = max(run.prompt_lengths), min(plan.budget)
     tokens = grown(longest) if run.new_tokens is None else longest + run.new_tokens
-    pages = max(1, (tokens - min(kept, longest)) // plan.paging.size)
+    pages = max(1, (tokens - min(kept, longest) - levels.first) // plan.paging.size)
     most = min(plan.paging.most)
     is_on_disk = levels.host < 1
     return Sizes(
@@ -76,6 +78,9 @@ def sizes(plan: LayerPlan, run: RunShape, levels: Levels) -> Sizes:
 class Far:
     """Keeps what leaves a store in pages, the newest of them on the device until it is full.
 
+    Where distances are clamped (`LayerPlan.clamps`), keys lie as they were before they were rotated, and are read by
+    the query as it would be at the largest distance in the store.
+
     Args:
         plan: of these heads.
         run: how long these rows are, all of them the same.
@@ -86,18 +91,25 @@ class Far:
     def __init__(self, plan: LayerPlan, run: RunShape, key: Tensor, levels: Levels) -> None:
         assert plan.paging is not None
         self.plan, self.paging, self.traffic = plan, plan.paging, Traffic()
-        self._sizes = found = sizes(plan, run, levels)
+        self._sizes, self._most_first = sizes(plan, run, levels), levels.first
+        found = self._sizes
+        self._rotary = plan.shape.rotary if plan.clamps else None
         batch, heads, shape = len(key), key.shape[1], plan.shape
         sides = [(self.paging.size, shape.key_dim), (self.paging.size, shape.value_dim)]
         self._newest = [key.new_empty((batch, heads, *side)) for side in sides]
+        self._score = key.new_empty((batch, plan.score_heads, self.paging.size), dtype=score_dtype(key.dtype))  # of it
+        self._first = [key.new_empty((batch, heads, levels.first, width)) for _, width in sides]
+        self._filled_first = 0
         self._position = torch.empty((batch, plan.score_heads, 0), dtype=torch.int32)  # of all entries, in order
         self._reserve(found.pages)
         self._filled = 0  # entries of the newest page
         self._count = 0  # whole pages
-        self._index = Bounds(key, found.pages)
+        self._index = self.paging.open_index(key, found.pages)
         rows, pages = batch * heads, found.pages
-        below: Memory | Disk | Level = Memory(key, rows, pages, sides, self.traffic)
-        if found.is_on_disk:
+        below: Memory | Level
+        if not found.is_on_disk:
+            below = Memory(key, rows, pages, sides, self.traffic)
+        else:
             below = Level(
                 key,
                 rows,
@@ -122,7 +134,7 @@ class Far:
         )
 
     def _reserve(self, pages: int) -> None:
-        size = (*self._position.shape[:2], (pages + 1) * self.paging.size)
+        size = (*self._position.shape[:2], self._most_first + (pages + 1) * self.paging.size)
         wider = self._position.new_empty(size)
         wider[:, :, : self._position.shape[2]] = self._position
         self._position = wider
@@ -135,7 +147,8 @@ class Far:
         index = gone.nonzero()[:, 2].view(*gone.shape[:2], -1)
         for part in index.split(BLOCK * self.paging.size, dim=2):
             position = leaving.position.expand(-1, index.shape[1], -1).gather(2, part)
-            self._add(take(leaving.keys, part), take(leaving.values, part), position)
+            score = leaving.score.gather(2, part)
+            self._add(take(leaving.keys, part), take(leaving.values, part), position, score)
 
     def take(self, slots: Slots, victims: Tensor) -> None:
         """Keep the entries of slots [B, S, k], in order of position."""
@@ -143,32 +156,44 @@ class Far:
         order = position.argsort(dim=2)
         victims = victims.gather(2, order)
         keys, values = (take(side.read(slots.filled), victims) for side in (slots.keys, slots.values))
-        self._add(keys, values, position.gather(2, order))
+        assert slots.score is not None
+        self._add(keys, values, position.gather(2, order), slots.score.gather(2, victims))
 
-    def _add(self, keys: Tensor, values: Tensor, position: Tensor) -> None:
-        """Keep entries [B, G, n, D] at position [B, S, n]."""
-        first, count, size = self._count * self.paging.size + self._filled, keys.shape[2], self.paging.size
-        if (first + count) // size > self._sizes.pages:
-            self._grow((first + count) // size)
-        self._position[:, :, first : first + count] = position.to(self._position.device)
-        done = 0
+    def _add(self, keys: Tensor, values: Tensor, position: Tensor, score: Tensor) -> None:
+        """Keep entries [B, G, n, D] at position [B, S, n], whose score [B, S, n] will not change."""
+        if self._rotary is not None:
+            keys = turned_back(keys, position, self._rotary).to(keys.dtype)
+        count, size = keys.shape[2], self.paging.size
+        if (self._entries - self._filled_first + count) // size > self._sizes.pages:
+            self._grow((self._entries - self._filled_first + count) // size)
+        self._position[:, :, self._entries : self._entries + count] = position.to(self._position.device)
+        done = min(count, self._most_first - self._filled_first)
+        for mine, side in zip(self._first, (keys, values), strict=True):
+            mine[:, :, self._filled_first : self._filled_first + done] = side[:, :, :done]
+        self._filled_first += done
         while done < count:
             whole = (count - done) // size * size if self._filled == 0 else 0
             if whole > 0:
-                self._close([side[:, :, done : done + whole].unflatten(2, (-1, size)) for side in (keys, values)])
+                run = slice(done, done + whole)
+                self._close(*(side[:, :, run].unflatten(2, (-1, size)) for side in (keys, values, score)))
                 done += whole
                 continue
             step = min(size - self._filled, count - done)
-            for mine, side in zip(self._newest, (keys, values), strict=True):
+            for mine, side in zip((*self._newest, self._score), (keys, values, score), strict=True):
                 mine[:, :, self._filled : self._filled + step] = side[:, :, done : done + step]
             self._filled, done = self._filled + step, done + step
             if self._filled == size:
-                self._close([mine[:, :, None] for mine in self._newest])
+                self._close(*(mine[:, :, None] for mine in (*self._newest, self._score)))
                 self._filled = 0
 
-    def _close(self, pages: list[Tensor]) -> None:
-        """Hand whole pages [B, G, m, P, D] of keys and values down."""
-        self._index.put(self._count, pages[0])
+    @property
+    def _entries(self) -> int:
+        return self._filled_first + self._count * self.paging.size + self._filled
+
+    def _close(self, keys: Tensor, values: Tensor, score: Tensor) -> None:
+        """Hand whole pages [B, G, m, P, D] of keys and values down, whose scores are [B, S, m, P]."""
+        pages = [keys, values]
+        self._index.put(self._count, keys, score)
         self._pages.put(self._count, [side.flatten(0, 1) for side in pages])
         self._count += pages[0].shape[2]
 
@@ -185,18 +210,23 @@ class Far:
         """Do nothing: what left has been kept, and what stays is read whole."""
 
     def tiles(self, query: Tensor, slots: Slots) -> list[Tile]:
-        """Return what is in slots, the newest of what left, and the pages a query [B, H, 1, D] needs most."""
-        found = slots.tiles()
-        if self._filled > 0:
-            keys, values = (side[:, :, : self._filled] for side in self._newest)
-            found.append(Tile(keys, values))
+        """Return what is in slots, the first and newest that left, and the pages a query [B, H, 1, D] needs most."""
+        found, clamped = slots.tiles(), None
+        if self._rotary is not None:
+            assert self.plan.budget is not None
+            distance = self.plan.budget[0] - slots.position.amax(dim=(1, 2))
+            query = clamped = turn(query, distance, self._rotary)
+        for near, filled in ((self._first, self._filled_first), (self._newest, self._filled)):
+            if filled > 0:
+                keys, values = (side[:, :, :filled] for side in near)
+                found.append(Tile(keys, values, query=clamped))
         most = self._read_pages
         if most > 0:
             chosen = self._index.choose(query, self._count, most).flatten(0, 1).to("cpu")
             row = torch.arange(len(chosen)).repeat_interleave(most)
             rows = self._newest[0].shape[:2]
             keys, values = (side.view(*rows, -1, side.shape[2]) for side in self._pages.read(row, chosen.flatten()))
-            found.append(Tile(keys, values))
+            found.append(Tile(keys, values, query=clamped))
         return found
 
     @property
@@ -208,14 +238,20 @@ class Far:
 
     def held(self, position: Tensor) -> Tensor:
         """Return the positions held, here and in slots."""
-        entries = self._count * self.paging.size + self._filled
-        return torch.cat([position, self._position[:, :, :entries].to(position.device)], dim=2)
+        return torch.cat([position, self._position[:, :, : self._entries].to(position.device)], dim=2)
 
     # -- what others ask ----------------------------------------------------------------------------------------
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return everything held in memory, on the device and on the host."""
-        return (*self._newest, self._position, *self._index.tensors(), *self._pages.tensors())
+        return (
+            *self._newest,
+            *self._first,
+            self._score,
+            self._position,
+            *self._index.tensors(),
+            *self._pages.tensors(),
+        )
 
     def bytes_on(self, tier: Tier) -> int:
         """Return the bytes that lie in one tier."""
@@ -224,25 +260,25 @@ class Far:
 
     def used_bytes(self, entries: Sequence[int]) -> int:
         """Return the bytes in use on the device beside the slots."""
-        at_hand = min(self._count, self._sizes.device)
-        return len(entries) * used_bytes(self.plan, self._count, at_hand, self._filled, self._newest[0].dtype)
+        near = min(self._count, self._sizes.device) * self.paging.size + self._filled + self._filled_first
+        return len(entries) * used_bytes(self.plan, self._count, near, self._newest[0].dtype)
 
     def read_bytes(self, entries: Sequence[int], slot_bytes: int) -> int:
         """Return the bytes that a decode step reads on the device: slots, what tells pages apart, and those chosen."""
-        dtype = self._newest[0].dtype
-        return sum(entries) * slot_bytes + len(entries) * used_bytes(
-            self.plan, self._count, self._read_pages, self._filled, dtype
-        )
+        read = self._read_pages * self.paging.size + self._filled + self._filled_first
+        beside = used_bytes(self.plan, self._count, read, self._newest[0].dtype)
+        return sum(entries) * slot_bytes + len(entries) * beside
 
     def snapshot(self, filled: int) -> object:
-        """Return what `restore` needs; pages that are whole never change."""
-        return self._count, self._filled, [side.clone() for side in self._newest]
+        """Return what `restore` needs; of what is kept only the newest page is ever written anew."""
+        newest = [side.clone() for side in (*self._newest, self._score)]
+        return self._count, self._filled, self._filled_first, newest
 
     def restore(self, snapshot: object, filled: int) -> None:
         """Forget the pages that came since; what lies on the device stays there."""
         newest: list[Tensor]
-        self._count, self._filled, newest = snapshot  # type: ignore[misc]
-        for mine, old in zip(self._newest, newest, strict=True):
+        self._count, self._filled, self._filled_first, newest = snapshot  # type: ignore[misc]
+        for mine, old in zip((*self._newest, self._score), newest, strict=True):
             mine.copy_(old)
         self._pages.forget(self._count)
 
@@ -252,11 +288,10 @@ def entry_bytes(plan: LayerPlan, dtype: torch.dtype) -> int:
     return plan.shape.kv_heads * (plan.shape.key_dim + plan.shape.value_dim) * dtype.itemsize
 
 
-def used_bytes(plan: LayerPlan, pages: int, at_hand: int, newest: int, dtype: torch.dtype) -> int:
-    """Return the bytes of a row on the device: what tells pages apart, those at hand, the newest one's entries."""
+def used_bytes(plan: LayerPlan, pages: int, near: int, dtype: torch.dtype) -> int:
+    """Return the bytes of a row on the device: what tells so many pages apart, and so many entries."""
     assert plan.paging is not None
-    entries = at_hand * plan.paging.size + newest
-    return plan.paging.index_bytes(plan.shape, dtype, pages) + entries * entry_bytes(plan, dtype)
+    return plan.paging.index_bytes(plan.shape, dtype, pages) + near * entry_bytes(plan, dtype)
 
 
 def placed(plan: LayerPlan, run: RunShape, dtype: torch.dtype, levels: Levels) -> Placed:
@@ -267,10 +302,12 @@ def placed(plan: LayerPlan, run: RunShape, dtype: torch.dtype, levels: Levels) -
     tables = found.device * FRAME_BYTES + found.pages * PAGE_BYTES
     if found.is_on_disk:
         tables += found.host * FRAME_BYTES + found.pages * PAGE_BYTES
-    position = rows * plan.score_heads * (found.pages + 1) * size * torch.int32.itemsize
+    position = rows * plan.score_heads * (levels.first + (found.pages + 1) * size) * torch.int32.itemsize
+    score = plan.score_heads * size * score_dtype(dtype).itemsize
+    near = (found.device + 1) * size + levels.first
     in_memory = found.host if found.is_on_disk else found.pages
     return Placed(
-        device=rows * used_bytes(plan, found.pages, found.device, size, dtype),
+        device=rows * (used_bytes(plan, found.pages, near, dtype) + score),
         host=rows * in_memory * page + lines * tables + position,
         disk=rows * found.pages * page if found.is_on_disk else 0,
     )
@@ -282,6 +319,8 @@ def used(plan: LayerPlan, run: RunShape, dtype: torch.dtype, tokens_seen: int, l
     total = 0
     for pad, held in zip(run.padding, plan.held(run, tokens_seen), strict=True):
         gone = max(0, tokens_seen - pad) - held if tokens_seen >= run.prompt_tokens else 0
-        pages, newest = divmod(gone, plan.paging.size)
-        total += used_bytes(plan, pages, min(pages, sizes(plan, run, levels).device), newest, dtype)
+        first = min(gone, levels.first)
+        pages, newest = divmod(gone - first, plan.paging.size)
+        at_hand = min(pages, sizes(plan, run, levels).device) * plan.paging.size
+        total += used_bytes(plan, pages, at_hand + newest + first, dtype)
     return total

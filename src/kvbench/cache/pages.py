@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -38,8 +39,12 @@ class Paging:
         """Return the bytes of the bounds of rows with so many entries."""
         return self.index_bytes(shape, dtype, sum(map(self.pages, entries)))
 
+    def open_index(self, key: Tensor, count: int) -> Index:
+        """Return what tells so many pages apart, yet empty; `key` is an example [B, G, T, D]."""
+        return Bounds(key, count)
+
     def index_bytes(self, shape: LayerShape, dtype: torch.dtype, pages: int) -> int:
-        """Return the bytes of the bounds of so many pages of one row."""
+        """Return the bytes of what tells so many pages of one row apart."""
         return pages * shape.kv_heads * 2 * shape.key_dim * dtype.itemsize
 
     def allocated_bytes(self, shape: LayerShape, dtype: torch.dtype, capacity: int) -> int:
@@ -48,8 +53,47 @@ class Paging:
         return self.bytes(shape, dtype, [capacity] * len(self.most)) + numbers
 
 
-class Bounds:
-    """What tells which whole pages a query may need most: bounds of what their keys can make of it.
+class Index(Protocol):
+    """What tells which whole pages a query needs most."""
+
+    def put(self, first: int, keys: Tensor, score: Tensor) -> None:
+        """Take in pages first, first + 1 ... by their keys [B, G, m, P, D] and scores [B, 1 or G, m, P]."""
+
+    def choose(self, query: Tensor, among: int, most: int) -> Tensor:
+        """Return which of the first pages a query [B, H, 1, D] needs most [B, G, most]."""
+
+    def grow(self, count: int) -> None:
+        """Move to room for more pages."""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return everything held."""
+
+
+class Rows:
+    """A row of numbers per page and head.
+
+    Args:
+        key: an example [B, G, T, D].
+        count: pages there is room for.
+        width: of a row.
+    """
+
+    def __init__(self, key: Tensor, count: int, width: int) -> None:
+        self._rows = key.new_empty((*key.shape[:2], count, width))
+
+    def grow(self, count: int) -> None:
+        """Move to room for more pages."""
+        wider = self._rows.new_empty((*self._rows.shape[:2], count, self._rows.shape[3]))
+        wider[:, :, : self._rows.shape[2]] = self._rows
+        self._rows = wider
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return everything held."""
+        return (self._rows,)
+
+
+class Bounds(Rows):
+    """Pages by bounds of what their keys can make of a query.
 
     Args:
         key: an example [B, G, T, D].
@@ -57,26 +101,15 @@ class Bounds:
     """
 
     def __init__(self, key: Tensor, count: int) -> None:
-        self._bounds = key.new_empty((*key.shape[:2], count, 2 * key.shape[3]))
+        super().__init__(key, count, 2 * key.shape[3])
 
-    def put(self, first: int, keys: Tensor) -> None:
-        """Take in pages first, first + 1 ... [B, G, m, P, D]."""
-        both = torch.cat([keys.amax(dim=3), -keys.amin(dim=3)], dim=-1)
-        self._bounds[:, :, first : first + keys.shape[2]] = both
+    def put(self, first: int, keys: Tensor, score: Tensor) -> None:
+        """Take in pages by their keys [B, G, m, P, D]."""
+        self._rows[:, :, first : first + keys.shape[2]] = torch.cat([keys.amax(dim=3), -keys.amin(dim=3)], dim=-1)
 
     def choose(self, query: Tensor, among: int, most: int) -> Tensor:
-        """Return which of the first pages a query [B, H, 1, D] needs most [B, G, most]."""
-        return upper_bounds(query, self._bounds[:, :, :among]).topk(most, dim=-1, sorted=False).indices
-
-    def grow(self, count: int) -> None:
-        """Move to room for more pages."""
-        wider = self._bounds.new_empty((*self._bounds.shape[:2], count, self._bounds.shape[3]))
-        wider[:, :, : self._bounds.shape[2]] = self._bounds
-        self._bounds = wider
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Return everything held."""
-        return (self._bounds,)
+        """Return which of the first pages a query [B, H, 1, D] may need most [B, G, most], each head its own."""
+        return upper_bounds(query, self._rows[:, :, :among]).topk(most, dim=-1, sorted=False).indices
 
 
 class Pages:

@@ -56,6 +56,7 @@ class LayerPlan:
         period: entries that gather while decoding before as many leave; 0 if none ever do.
         by_rank: whether the sinks move along, so that distances count kept entries only.
         rerotates: whether the keys kept at the prompt's end are turned to positions 0, 1, 2 ...
+        clamps: whether what has left is read as if it were as far away as the oldest entry that has not.
         paging: which entries a decode step reads; None for all.
         pair: the part in a pair of layers that share their prompt; None for a layer on its own.
         place: where entries lie between steps; None for the device.
@@ -73,6 +74,7 @@ class LayerPlan:
     period: int
     by_rank: bool
     rerotates: bool = False
+    clamps: bool = False
     paging: Paging | None = None
     pair: Pair | None = None
     place: Place | None = None

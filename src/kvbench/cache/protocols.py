@@ -218,6 +218,10 @@ class Reader(Protocol):
     def reads_all(self) -> bool:
         """Whether it reads everything in every layer."""
 
+    @property
+    def needs_tiers(self) -> bool:
+        """Whether it tells apart only pages of entries that have left."""
+
     def pagings(self, view: ModelView, run: RunShape) -> Sequence[Paging | None]:
         """Return per layer how its entries are read; None for all of them."""
 

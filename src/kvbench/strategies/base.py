@@ -138,6 +138,7 @@ class CacheStrategy:
             period=self.trigger.period,
             by_rank=self.position.by_rank and budget is not None,
             rerotates=self.position.rerotates and budget is not None,
+            clamps=self.position.clamps and budget is not None,
         )
 
     def _window_plan(self, view: ModelView, index: int, run: RunShape) -> LayerPlan:

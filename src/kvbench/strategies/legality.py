@@ -81,6 +81,11 @@ def _check_reading(made: CacheStrategy) -> None:
     """Refuse ways of reading that do not fit what is stored."""
     if isinstance(made.evicted, Tiers):
         _check_tiers(made)
+    elif made.reader.needs_tiers or made.position.clamps:
+        raise ValueError(
+            "strategy/reader=blocks and strategy/position=clamped are ways of reading what has left; use "
+            "strategy/evicted=tiers, or strategy/reader=pages and strategy/position=original."
+        )
     elif not made.reader.reads_all and made.budget.limits:
         if made.trigger.period > 0:
             raise ValueError(

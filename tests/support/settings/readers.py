@@ -16,6 +16,17 @@ SETTINGS: dict[str, Setting] = {
         has_budget=False,
         merges=True,  # what is held is not what is read
     ),
+    "infllm": Setting(
+        overrides=(
+            "evicted.first=2",
+            "reader.size=3",
+            "reader.unit=tokens",
+            "reader.amount=6",
+            "reader.representatives=2",
+        ),
+        merges=True,
+        waits=True,  # for the blocks a query has chosen
+    ),
     "tiered": Setting(
         overrides=(
             "trigger.period=3",

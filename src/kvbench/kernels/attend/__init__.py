@@ -66,6 +66,7 @@ class Tile:
         value_scale: lengths of the values, where these are directions [B, 1 or G, m]; 0 where a value has its own row.
         own_keys: keys that are no multiple of the tile's.
         own_values: values that are no multiple of the tile's.
+        query: what stands for the query [B, H, 1, D], where keys are in another frame; None for itself.
     """
 
     keys: Tensor | Entries
@@ -76,6 +77,7 @@ class Tile:
     value_scale: Tensor | None = None
     own_keys: Own | None = None
     own_values: Own | None = None
+    query: Tensor | None = None
 
 
 def attend_one(
@@ -95,8 +97,9 @@ def attend_one(
     batch, heads, _, width = query.shape
     first = tiles[0].keys
     groups = first.shape[1] if isinstance(first, Tensor) else first.groups
-    rows = (query * scale).reshape(batch, groups, heads // groups, width)
-    logits = [_logits(rows, tile) for tile in tiles]
+    size = (batch, groups, heads // groups, width)
+    rows = (query * scale).reshape(size)
+    logits = [_logits(rows if t.query is None else (t.query * scale).reshape(size), t) for t in tiles]
     if len(tiles) == 1:
         weights = [torch.softmax(logits[0], dim=-1)]
     else:

@@ -25,6 +25,7 @@ class Tiers(Drop):
     changed after that.
 
     Args:
+        first: entries that leave first and stay on the device, read by every step.
         at_hand: pages that stay on the device, times those a step reads; at least 1.
         host: share of the pages that lie in the host's memory; below 1 all lie on disk, and the host's memory holds
             those that were read lately.
@@ -34,6 +35,7 @@ class Tiers(Drop):
             process.
     """
 
+    first: int
     at_hand: float
     host: float
     policy: Literal["lru", "fifo", "lfu"]
@@ -41,6 +43,8 @@ class Tiers(Drop):
 
     def __post_init__(self) -> None:
         """Refuse sizes that mean nothing."""
+        if self.first < 0:
+            raise ValueError(f"strategy.evicted.first must be 0 or more entries; got {self.first}.")
         if self.at_hand < 1:
             raise ValueError(
                 f"strategy.evicted.at_hand must be at least 1, as a step's pages lie on the device together; got "
@@ -53,7 +57,9 @@ class Tiers(Drop):
 
     @property
     def _levels(self) -> far.Levels:
-        return far.Levels(at_hand=self.at_hand, host=self.host, policy=self.policy, folder=self.folder)
+        return far.Levels(
+            first=self.first, at_hand=self.at_hand, host=self.host, policy=self.policy, folder=self.folder
+        )
 
     def open(self, plan: LayerPlan, run: RunShape, padding: Tensor | None, key: Tensor) -> far.Far:
         """Return the pages of the rows and heads of a plan."""

@@ -15,6 +15,7 @@ class Position(Protocol):
 
     by_rank: ClassVar[bool]
     rerotates: ClassVar[bool]
+    clamps: ClassVar[bool]
 
     def unsupported(self, plans: Sequence[LayerPlan]) -> str | None:
         """Return why these layers cannot be read so, or None."""
@@ -26,6 +27,7 @@ class Original:
 
     by_rank: ClassVar[bool] = False
     rerotates: ClassVar[bool] = False
+    clamps: ClassVar[bool] = False
 
     def unsupported(self, plans: Sequence[LayerPlan]) -> str | None:
         """Return None: every layer can."""
@@ -46,6 +48,7 @@ class Rank:
 
     by_rank: ClassVar[bool] = True
     rerotates: ClassVar[bool] = False
+    clamps: ClassVar[bool] = False
 
     def unsupported(self, plans: Sequence[LayerPlan]) -> str | None:
         """Return None: what is missing is told with the budget."""
@@ -65,6 +68,7 @@ class Rerotated:
 
     by_rank: ClassVar[bool] = False
     rerotates: ClassVar[bool] = True
+    clamps: ClassVar[bool] = False
 
     def unsupported(self, plans: Sequence[LayerPlan]) -> str | None:
         """Return why keys cannot be turned, or why layers and heads would not agree where new tokens are read."""
@@ -87,4 +91,21 @@ class Rerotated:
                 "not agree where new tokens are read; use strategy/budget=uniform without skip_layers, or "
                 "strategy/position=original"
             )
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clamped:
+    """What has left the device is read as if it were no further away than the oldest entry that has not.
+
+    Source: Xiao et al. (InfLLM), arXiv:2402.04617, sec. 3.3: no distance is larger than those in the local window.
+    Deviates: models with learned positions (GPT-2) have no distances; their keys are read as they are.
+    """
+
+    by_rank: ClassVar[bool] = False
+    rerotates: ClassVar[bool] = False
+    clamps: ClassVar[bool] = True
+
+    def unsupported(self, plans: Sequence[LayerPlan]) -> str | None:
+        """Return None: every layer can."""
         return None

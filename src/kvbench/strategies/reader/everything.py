@@ -15,6 +15,7 @@ class ReadAll:
     """Every decode step reads all entries."""
 
     reads_all: ClassVar[bool] = True
+    needs_tiers: ClassVar[bool] = False
 
     def pagings(self, view: ModelView, run: RunShape) -> Sequence[Paging | None]:
         """Return None for every layer."""

@@ -30,6 +30,7 @@ class ReadPages:
     """
 
     reads_all: ClassVar[bool] = False
+    needs_tiers: ClassVar[bool] = False  # whether it tells apart only pages of entries that have left
 
     size: int
     amount: float
@@ -64,10 +65,13 @@ class ReadPages:
             raise ValueError(
                 f"strategy.reader.skip_layers={outside}: the model has layers 0 to {len(view.layers) - 1}."
             )
-        paging = Paging(size=self.size, most=tuple(map(self._pages, run.prompt_lengths)))
+        paging = self._paging(tuple(map(self._pages, run.prompt_lengths)))
         return [
             None if index in self.skip_layers or layer.window > 0 else paging for index, layer in enumerate(view.layers)
         ]
+
+    def _paging(self, most: tuple[int, ...]) -> Paging:
+        return Paging(size=self.size, most=most)
 
     def _pages(self, length: int) -> int:
         share = Fraction(str(self.amount))
