@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from kvbench.cache.codecs.base import Appended, Room
-from kvbench.cache.placement.rooms import ALIGN, Axis, Tier, buffer_bytes
-from kvbench.cache.placement.tiers import OnDevice, OnDisk, OnHost, Part, Traffic
+from kvbench.cache.codecs.base import Appended
+from kvbench.cache.placement.pieces import Piece, divide, room_of
+from kvbench.cache.placement.rooms import ALIGN, Tier, buffer_bytes
+from kvbench.cache.placement.tiers import OnHost, Traffic
 from kvbench.cache.plan import LayerPlan
 from kvbench.cache.rotary import turn
 from kvbench.cache.slots import Slots
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of one storage.
-
-    Args:
-        axis: along which the storage is divided.
-        where: rows of dimension 2, or of the batch, that lie here.
-        part: where that is.
-    """
-
-    axis: Axis
-    where: range
-    part: Part
-
-    def within(self, storage: Tensor, start: int, stop: int) -> tuple[Tensor, int]:
-        """Return those of rows start .. stop of the storage that lie here, and where they begin in the part."""
-        if self.axis == "batch":
-            return storage[self.where.start : self.where.stop, :, start:stop], start
-        first = max(start, self.where.start)
-        return storage[:, :, first : min(stop, self.where.stop)], first - self.where.start
 
 
 class Home:
@@ -99,26 +76,12 @@ class Home:
             assert self.shape.key_projection is not None
             width = self.shape.key_projection.weight.shape[2]
             self._hidden = OnHost(storages[0], torch.Size((len(storages[0]), 1, self.place.recomputed, width)))
-        self._pieces = [self._divided(storage) for storage in storages]
-        self.buffer_bytes = buffer_bytes(map(_room, storages)) + self._hidden_bytes
-
-    def _divided(self, storage: Tensor) -> list[Piece]:
-        shares, found = self.place.shares, []
-        for tier, where in shares.cut(_room(storage), self.place.recomputed).items():
-            size = list(storage.shape)
-            size[2 if shares.axis == "sequence" else 0] = len(where)
-            if math.prod(size) > 0:
-                found.append(Piece(shares.axis, where, self._part(tier, storage, torch.Size(size))))
-        return found
-
-    def _part(self, tier: Tier, storage: Tensor, size: torch.Size) -> Part:
-        if tier == "disk":
-            return OnDisk(storage, size, self.place.folder, is_cold=self.place.is_cold)
-        return OnHost(storage, size) if tier == "host" else OnDevice(storage.new_empty(size))
+        self._pieces = [divide(self.place, storage, storage.shape) for storage in storages]
+        self.buffer_bytes = buffer_bytes(room_of(storage.shape, storage.dtype) for storage in storages) + self._hidden_bytes
 
     def _write(self, at: int, storage: Tensor, start: int, stop: int) -> None:
         for piece in self._pieces[at]:
-            rows, first = piece.within(storage, start, stop)
+            rows, first = piece.within(storage[:, :, start:stop], start)
             if rows.shape[2] > 0:
                 piece.part.put(first, rows, self.traffic)
 
@@ -182,7 +145,7 @@ class Home:
     def _fetch(self, buffer: Tensor) -> None:
         for storage, pieces, kept in zip(self._carve(buffer), self._pieces, self._kept, strict=True):
             for piece in pieces:
-                rows, _ = piece.within(storage, 0, kept)
+                rows, _ = piece.within(storage[:, :, :kept], 0)
                 if rows.shape[2] > 0:
                     piece.part.get(rows, self._underway)
 
@@ -218,8 +181,3 @@ class Home:
     def restore(self, snapshot: list[int]) -> None:
         """Go back to a snapshot, in the same storage."""
         self._kept = [min(now, then) for now, then in zip(self._kept, snapshot, strict=True)]
-
-
-def _room(storage: Tensor) -> Room:
-    batch, _, entries = storage.shape[:3]
-    return Room(batch=batch, entries=entries, bytes=storage.shape.numel() * storage.itemsize)
