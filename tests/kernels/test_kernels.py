@@ -11,6 +11,10 @@ def test_one_query_over_tiles_equals_dense_attention() -> None:
     parts.one_query_over_tiles_equals_dense()
 
 
+def test_parts_attended_to_elsewhere_merge_to_the_whole() -> None:
+    parts.parts_merge_to_the_whole()
+
+
 def test_a_log_weight_counts_copies() -> None:
     parts.log_weight_counts_copies()
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kvbench.kernels import attend, column_sums
-from kvbench.kernels.attend import Tile
+from kvbench.kernels.attend import Partial, Tile
 from tests.mutants.core_mutant import Mutant
 from tests.mutants.core_scores import under_mask
 from tests.support import checks, parts
@@ -30,6 +30,12 @@ def tiles_averaged(query: Tensor, tiles: Sequence[Tile], scale: float, *, with_w
     found = [attend_one(query, [tile], scale, with_weights=True) for tile in tiles]
     out = torch.stack([part for part, _ in found]).mean(dim=0)
     return out, [weights[0] / len(tiles) for _, weights in found if weights is not None]
+
+
+def parts_averaged(found: Sequence[Partial]) -> Partial:
+    """Give every part the same weight."""
+    total = torch.stack([part.log_sum for part in found]).logsumexp(dim=0)
+    return Partial(torch.stack([part.out for part in found]).mean(dim=0), total)
 
 
 def copies_not_counted(rows: Tensor, tile: Tile) -> Tensor:
@@ -65,6 +71,16 @@ MUTANTS = (
         name="tiles are averaged",
         patches=((attend, "attend_one", tiles_averaged),),
         killed_by=(parts.one_query_over_tiles_equals_dense,),
+    ),
+    Mutant(
+        name="parts are averaged",
+        patches=((attend, "merged", parts_averaged),),
+        killed_by=(parts.parts_merge_to_the_whole,),
+    ),
+    Mutant(
+        name="nothing seen is no number",
+        patches=((attend, "_finite", lambda total: total),),
+        killed_by=(parts.parts_merge_to_the_whole,),
     ),
     Mutant(
         name="copies are not counted",

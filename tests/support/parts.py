@@ -127,6 +127,26 @@ def one_query_over_tiles_equals_dense() -> None:
         assert_close(torch.cat(parts, dim=-1), weights.view(2, 3, 2, 20))
 
 
+def parts_merge_to_the_whole() -> None:
+    """Softmax over any parts, merged, is softmax over all: parts may be empty, and rows see nothing of some of them."""
+    query, keys, values = rand(3, 6, 1, 8), rand(3, 3, 20, 8, seed=1), rand(3, 3, 20, 5, seed=2)
+    visible = rand(3, 3, 20, seed=3) > -0.5
+    visible[0, :, :9], visible[1, :, 9:] = False, False
+    weights = dense(8 * query, keys, 0.7, visible.repeat_interleave(2, dim=1)[:, :, None])
+    want = weights @ values.repeat_interleave(2, dim=1)
+    for cuts in ((0, 20), (0, 9, 20), (0, 0, 20), (0, 20, 20), (0, 1, 9, 9, 13, 20), tuple(range(21))):
+        tiles = [attend.Tile(keys[:, :, a:b], values[:, :, a:b], visible=visible[:, :, a:b]) for a, b in pairwise(cuts)]
+        found = [attend.attend_part(8 * query, [tile], 0.7) for tile in tiles]
+        for got in (attend.merged(found), attend.merged([attend.merged(found[:2]), *found[2:]])):
+            torch.testing.assert_close(got.out, want, rtol=0, atol=1e-12)
+        together = attend.attend_part(8 * query, tiles, 0.7)
+        torch.testing.assert_close(together.out, want, rtol=0, atol=1e-12)
+        torch.testing.assert_close(together.log_sum, attend.merged(found).log_sum, rtol=0, atol=1e-12)
+    nothing = attend.merged([attend.attend_part(query, [attend.Tile(keys, values, visible=visible & False)], 0.7)] * 2)
+    assert nothing.out.eq(0).all()
+    assert nothing.log_sum.eq(-torch.inf).all()
+
+
 def log_weight_counts_copies() -> None:
     """Five copies of an entry are one entry with log 5 on its logit."""
     query, keys, values = rand(1, 4, 1, 8), rand(1, 2, 6, 8, seed=1), rand(1, 2, 6, 8, seed=2)

@@ -94,21 +94,70 @@ def attend_one(
     Returns:
         The output [B, H, 1, D_v] and, per tile, the weights [B, G, H / G, m] in float32 or wider, or None.
     """
-    batch, heads, _, width = query.shape
-    first = tiles[0].keys
-    groups = first.shape[1] if isinstance(first, Tensor) else first.groups
-    size = (batch, groups, heads // groups, width)
-    rows = (query * scale).reshape(size)
-    logits = [_logits(rows if t.query is None else (t.query * scale).reshape(size), t) for t in tiles]
+    batch, heads = query.shape[:2]
+    logits = _all_logits(query, tiles, scale)
     if len(tiles) == 1:
         weights = [torch.softmax(logits[0], dim=-1)]
     else:
         total = torch.stack([part.logsumexp(dim=-1, keepdim=True) for part in logits]).logsumexp(dim=0)
         weights = [(part - total).exp() for part in logits]
+    out = _all_weighted(weights, tiles)
+    return out.reshape(batch, heads, 1, -1), weights if with_weights else None
+
+
+@dataclass(frozen=True)
+class Partial:
+    """Attention of one query token per row over some of the entries, to be merged with that over the others.
+
+    Args:
+        out: [B, H, 1, D_v], as if there were no others; 0 where none is visible.
+        log_sum: log of the sum of the logits' exponentials [B, H, 1, 1], float32 or wider; -inf where none is visible.
+    """
+
+    out: Tensor
+    log_sum: Tensor
+
+
+def attend_part(query: Tensor, tiles: Sequence[Tile], scale: float) -> Partial:
+    """Attention over some of the entries, of which none has to be visible; arguments as of `attend_one`."""
+    batch, heads = query.shape[:2]
+    logits = _all_logits(query, tiles, scale)
+    total = torch.stack([part.logsumexp(dim=-1, keepdim=True) for part in logits]).logsumexp(dim=0)
+    weights = [(part - _finite(total)).exp() for part in logits]
+    out = _all_weighted(weights, tiles)
+    return Partial(out.reshape(batch, heads, 1, -1), total.reshape(batch, heads, 1, 1))
+
+
+def merged(parts: Sequence[Partial]) -> Partial:
+    """Return attention over the entries of all parts, which have none in common."""
+    log_sums = torch.stack([part.log_sum for part in parts])
+    total = log_sums.logsumexp(dim=0)
+    shares = (log_sums - _finite(total)).exp()
+    out = torch.stack([part.out * share for part, share in zip(parts, shares, strict=True)]).sum(dim=0)
+    return Partial(out.to(parts[0].out.dtype), total)
+
+
+def _finite(total: Tensor) -> Tensor:
+    """Return what is taken off logits: nothing where all of them are -inf."""
+    return total.masked_fill(total == float("-inf"), 0)
+
+
+def _all_logits(query: Tensor, tiles: Sequence[Tile], scale: float) -> list[Tensor]:
+    """Return the logits [B, G, H / G, m] of each tile."""
+    batch, heads, _, width = query.shape
+    first = tiles[0].keys
+    groups = first.shape[1] if isinstance(first, Tensor) else first.groups
+    size = (batch, groups, heads // groups, width)
+    rows = (query * scale).reshape(size)
+    return [_logits(rows if t.query is None else (t.query * scale).reshape(size), t) for t in tiles]
+
+
+def _all_weighted(weights: Sequence[Tensor], tiles: Sequence[Tile]) -> Tensor:
+    """Return the sum of all values [B, G, H / G, D_v]."""
     out = _weighted(weights[0], tiles[0])
     for weight, tile in zip(weights[1:], tiles[1:], strict=True):
         out = out + _weighted(weight, tile)
-    return out.reshape(batch, heads, 1, -1), weights if with_weights else None
+    return out
 
 
 def _logits(rows: Tensor, tile: Tile) -> Tensor:
