@@ -43,7 +43,7 @@ def test_outputs_are_those_of_a_cache_on_the_device_bit_for_bit(
     )
 
 
-@pytest.mark.parametrize("codec", ["int8", "kivi4", "lorc", "fp8", "think", "turboquant4"])
+@pytest.mark.parametrize("codec", ["int8", "flexgen_int4", "kivi4", "lorc", "fp8", "think", "turboquant4"])
 @each_tier
 def test_packed_entries_come_back_as_they_went(where: str, overrides: tuple[str, ...], codec: str) -> None:
     placement.same_as_resident("llama_gqa", where, *overrides, codec=codec, lengths=(PROMPT,) * 3)
@@ -78,7 +78,7 @@ def test_what_is_made_again_of_a_prompt_in_pieces() -> None:
     placement.made_again_equals_the_full_cache("llama_gqa", "17", chunks=(10, 3, 11))
 
 
-@pytest.mark.parametrize("codec", ["dense", "int8"])
+@pytest.mark.parametrize("codec", ["dense", "int8", "flexgen_int4"])
 @each_tier
 def test_bytes_moved_equal_the_formula(where: str, overrides: tuple[str, ...], codec: str) -> None:
     placement.moves_what_the_formula_says(where, *overrides, codec=codec, rows=4)

@@ -429,6 +429,26 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         changed("flexgen", "placement", axis="heads"),
         r"placement\.axis must be sequence or batch; got 'heads'",
     ),
+    "who attends": (
+        changed("flexgen", "placement", attend="disk"),
+        r"placement\.attend must be device or host; got 'disk'",
+    ),
+    "attended on disk": (
+        asked("disk", "placement.attend=host"),
+        r"what is on disk, or made again, is not there; use strategy\.placement\.disk=0 and",
+    ),
+    "attended and made again": (
+        asked("kvpr", "placement.attend=host"),
+        r"or made again, is not there; .*strategy\.placement\.recompute=0, or strategy\.placement\.attend=device",
+    ),
+    "packed for the host": (
+        asked("flexgen", "placement.attend=host", "strategy/codec=int8"),
+        r"packed ones are packed, and read, in one place; use strategy/codec=dense, or strategy\.placement\.attend",
+    ),
+    "pages of the host": (
+        asked("quest", "reader.skip_layers=[]", "strategy/placement=split", "placement.attend=host"),
+        r"every entry for one token; use strategy/reader=all with strategy/evicted=drop",
+    ),
     "layers ahead": (
         asked("offload", "placement.prefetch=-1"),
         r"placement\.prefetch must be 0 or more layers; got -1",

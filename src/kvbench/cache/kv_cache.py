@@ -234,8 +234,9 @@ class KVCache(Cache):
         total, found = 0, dict.fromkeys(("exact", "outlier", "sink"), 0.0)
         for region, store in (each for layer in self.layers for each in layer.stores):
             slots, rows = store.slots, region.run.batch_size * region.plan.shape.kv_heads
-            for side in (payload.entries(slots.filled, slots.position) for payload in (slots.keys, slots.values)):
-                if isinstance(side, Tensor):
+            for payload in (slots.keys, slots.values):
+                side = None if region.plan.codec.is_exact else payload.entries(slots.filled, slots.position)
+                if side is None or isinstance(side, Tensor):
                     counts: tuple[float, ...] = (slots.filled, 0, 0)
                 else:
                     counts = (side.exact, side.outlier_entries, side.sink_entries)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from kvbench.cache.codecs.base import LayerCodec
+from kvbench.cache.codecs.base import LayerCodec, Payload
 from kvbench.kernels.attend import EMPTY, Tile
+
+if TYPE_CHECKING:
+    from kvbench.cache.placement.apart import Halves
 
 NOTHING: Mapping[str, Tensor] = {}
 
@@ -38,8 +42,9 @@ class Slots:
         state: tuple[torch.dtype, int] | None = None,
     ) -> None:
         batch = key.shape[0]
-        self.keys = codec.key_format.empty(key, capacity)
-        self.values = codec.value_format.empty(value, capacity)
+        self.keys: Payload = codec.key_format.empty(key, capacity)
+        self.values: Payload = codec.value_format.empty(value, capacity)
+        self.halves: Halves | None = None  # where some entries are attended to elsewhere
         self.dtype = key.dtype
         self.position = key.new_full((batch, heads, capacity), -1, dtype=torch.int32)
         self.beside = {

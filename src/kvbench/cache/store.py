@@ -200,8 +200,12 @@ class Store:
         if plan.num_moving > 0:
             self._move_sinks()
         observes = plan.evicts and plan.scorer.needs_weights
-        tiles = slots.tiles() if self._reading is None else self._reading.tiles(query, slots)
-        out, weights = attend_one(query, tiles, scale, with_weights=observes)
+        weights: list[Tensor] | None = None
+        if slots.halves is not None:
+            out = slots.halves.attend(query, slots, scale)
+        else:
+            tiles = slots.tiles() if self._reading is None else self._reading.tiles(query, slots)
+            out, weights = attend_one(query, tiles, scale, with_weights=observes)
         self.seen += 1
         slots.settle()
         if plan.evicts:
@@ -295,18 +299,16 @@ class Store:
         self._make_room(query.shape[2])
         slots.append(key, value, at[:, None])
         self.seen += query.shape[2]
-        (tile,) = slots.tiles()
-        assert isinstance(tile.keys, Tensor)
-        assert isinstance(tile.values, Tensor)
+        weight = slots.log_weight
         return attend_prompt(
             query,
-            tile.keys,
-            tile.values,
+            slots.keys.read(slots.filled),
+            slots.values.read(slots.filled),
             scale,
             position=slots.position.narrow(2, 0, slots.filled),
             query_position=at,
             window=self.plan.shape.window,
-            log_weight=tile.log_weight,
+            log_weight=None if weight is None else weight.narrow(2, 0, slots.filled),
         )
 
     # -- small things -------------------------------------------------------------------------------------------

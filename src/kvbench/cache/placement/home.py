@@ -44,7 +44,7 @@ class Home:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is kept yet."""
+        """Whether there is nothing that a buffer is needed for."""
         return not self._storages
 
     @property
@@ -77,7 +77,9 @@ class Home:
             width = self.shape.key_projection.weight.shape[2]
             self._hidden = OnHost(storages[0], torch.Size((len(storages[0]), 1, self.place.recomputed, width)))
         self._pieces = [divide(self.place, storage, storage.shape) for storage in storages]
-        self.buffer_bytes = buffer_bytes(room_of(storage.shape, storage.dtype) for storage in storages) + self._hidden_bytes
+        self.buffer_bytes = (
+            buffer_bytes(room_of(storage.shape, storage.dtype) for storage in storages) + self._hidden_bytes
+        )
 
     def _write(self, at: int, storage: Tensor, start: int, stop: int) -> None:
         for piece in self._pieces[at]:
@@ -172,7 +174,7 @@ class Home:
     def bytes_on(self, tier: Tier) -> int:
         """Return the bytes that lie in one tier."""
         hidden = self._hidden_bytes if tier == "host" else 0
-        return hidden + sum(piece.part.bytes for pieces in self._pieces for piece in pieces if piece.part.tier == tier)
+        return hidden + sum(piece.part.bytes for pieces in self._pieces for piece in pieces if piece.tier == tier)
 
     def snapshot(self) -> list[int]:
         """Return what `restore` needs to take back entries appended later."""

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from kvbench.cache.placement.apart import Apart
 from kvbench.cache.placement.home import Home
 from kvbench.cache.placement.rooms import NOTHING_BYTES, num_buffers
 from kvbench.cache.plan import LayerPlan
@@ -55,7 +56,7 @@ class Mover:
 
     def __init__(self, plans: Sequence[LayerPlan], device: torch.device) -> None:
         self._nothing = torch.zeros(NOTHING_BYTES, dtype=torch.uint8, device=device)
-        self._homes = {plan.index: Home(plan, self._nothing) for plan in plans}
+        self._homes = {plan.index: _home(plan, self._nothing) for plan in plans}
         self.homes, self.device = list(self._homes.values()), device
         prefetch = max(home.place.prefetch for home in self.homes)
         self._buffers = [self._buffer(0) for _ in range(num_buffers(len(self.homes), prefetch))]
@@ -139,6 +140,11 @@ def mover_of(plans: Sequence[LayerPlan], device: torch.device) -> Mover | None:
     """Return what brings entries that lie elsewhere; None where all lie on the device."""
     elsewhere = [plan for plan in plans if plan.place is not None]
     return Mover(elsewhere, device) if elsewhere else None
+
+
+def _home(plan: LayerPlan, nothing: Tensor) -> Home:
+    assert plan.place is not None
+    return Apart(plan, nothing) if plan.place.attend == "host" else Home(plan, nothing)
 
 
 def _now(copy: Callable[[], torch.cuda.Event | None]) -> Future[torch.cuda.Event | None]:

@@ -27,8 +27,13 @@ class Piece:
     where: range
     part: Part
 
+    @property
+    def tier(self) -> Tier:
+        """Where that is."""
+        return self.part.tier
+
     def within(self, rows: Tensor, start: int) -> tuple[Tensor, int]:
-        """Return those of rows [B, G, n, ...] at start, start + 1 ... that lie here, and where they begin in the part."""
+        """Return those of rows [B, G, n, ...] from `start` on that lie here, and where they begin in the part."""
         if self.axis == "batch":
             return rows[self.where.start : self.where.stop], start
         first = max(start, self.where.start)
@@ -86,6 +91,10 @@ class Divided:
     def capacity(self) -> int:
         """Slots per row and head."""
         return self._size[2]
+
+    def piece(self, tier: Tier) -> Piece | None:
+        """Return the part that lies in one tier; None where there is none."""
+        return next((piece for piece in self.pieces if piece.tier == tier), None)
 
     def write(self, start: int, entries: Tensor, position: Tensor | int | None = None) -> None:
         """Store entries [B, G, T, D] at slots start .. start + T."""

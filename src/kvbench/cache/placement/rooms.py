@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Tier = Literal["disk", "host", "device"]
 TIERS: tuple[Tier, Tier, Tier] = ("host", "disk", "device")
 Axis = Literal["sequence", "batch"]
+Attend = Literal["device", "host"]
 NOTHING_BYTES = 16  # that stand for storages while they are empty; the widest number
 ALIGN = 64  # bytes: where storages begin within a buffer
 
@@ -63,6 +64,8 @@ class Place:
         is_cold: whether what was read of a file comes from the disk again.
         recomputed: first tokens of which the host keeps what keys and values are made of.
         stages: pieces in which that is fetched; keys and values are made of each as soon as it is there.
+        attend: "device": everything is copied to a buffer to be attended to; "host": what lies in the host's memory is
+            attended to there.
     """
 
     shares: Shares
@@ -71,6 +74,7 @@ class Place:
     is_cold: bool
     recomputed: int
     stages: int
+    attend: Attend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +120,12 @@ def placed(plans: Sequence[LayerPlan], run: RunShape, dtype: torch.dtype) -> Pla
     )
     hidden = [hidden_bytes(plan, run, dtype) for plan in plans if plan.place is not None]
     count = num_buffers(len(layers), max(place.prefetch for place, _ in layers))
-    buffers = count * max(buffer_bytes(rooms) + mine for (_, rooms), mine in zip(layers, hidden, strict=True))
+    brought = [0 if place.attend == "host" else buffer_bytes(rooms) for place, rooms in layers]
+    buffers = count * max(rooms + mine for rooms, mine in zip(brought, hidden, strict=True))
     whole = sum(room.bytes for _, rooms in layers for room in rooms)
+    known = sum(hidden) + sum(seen_bytes(plan, run) for plan in plans)
     return Placed(
-        device=buffers + NOTHING_BYTES + device - whole, host=kept_host + host + sum(hidden), disk=kept_disk + disk
+        device=buffers + NOTHING_BYTES + device - whole, host=kept_host + host + known, disk=kept_disk + disk
     )
 
 
@@ -128,6 +134,18 @@ def hidden_bytes(plan: LayerPlan, run: RunShape, dtype: torch.dtype) -> int:
     if plan.place is None or plan.shape.key_projection is None:
         return 0
     return run.batch_size * plan.place.recomputed * plan.shape.key_projection.weight.shape[2] * dtype.itemsize
+
+
+def seen_bytes(plan: LayerPlan, run: RunShape) -> int:
+    """Return the bytes by which the host knows which of a layer's slots hold an entry, where it attends to them."""
+    if plan.place is None or plan.place.attend == "device":
+        return 0
+    total = 0
+    for region in plan.regions(run):
+        batch, slots = region.run.batch_size, region.plan.capacity(region.run)
+        room = Room(batch=batch, entries=slots, bytes=batch * region.plan.score_heads * slots)
+        total += plan.place.shares.bytes(room, "host")
+    return total
 
 
 def num_buffers(layers: int, prefetch: int) -> int:

@@ -22,7 +22,7 @@ class Traffic:
         read: from disk.
         written: to disk.
         recomputed: tokens whose keys and values a layer made again.
-        fetches: layers whose entries were asked for.
+        fetches: layers whose entries, or whose answer, were asked for.
         waits: those of them that were not there yet.
         asked: pages that steps read of what has left.
         hits: those of them that lay on the device already.

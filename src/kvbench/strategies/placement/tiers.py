@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from kvbench.cache.codecs.base import Movable
-from kvbench.cache.placement.rooms import Axis, Place, Shares
+from kvbench.cache.codecs.dense import Dense
+from kvbench.cache.placement.rooms import Attend, Axis, Place, Shares
 from kvbench.folders import hardware_record
 from kvbench.models.view import attention_of
 from kvbench.planning.machine import Rate, machine_of, read_records
@@ -32,7 +33,9 @@ BLOCK = 16  # tokens, of which "auto" chooses a multiple
 class Tiers:
     """Divides the entries of every layer, and fetches those of the next layers while one attends.
 
-    A token is written once, where it lies; what is fetched is never written back.
+    A token is written once, where it lies; what is fetched is never written back. Or nothing is fetched to decode a
+    token: its query goes to the host, which attends to what lies there, and the device merges what comes of it with
+    what it found itself.
 
     What the host keeps of a token, instead of its keys and values, is the input of the layer's projections; they are
     made again on the device while the entries of other tokens are on their way.
@@ -41,13 +44,17 @@ class Tiers:
         Jiang et al. (KVPR), arXiv:2411.17089, sec. 3.
     Deviates: only caches move, weights and activations stay; one batch at a time. Over a sequence the oldest entries
         lie furthest away, so that new ones stay near. What lies on the device is copied to the buffer as well, so that
-        attention reads one piece and its output is that of a cache on the device, bit by bit.
+        attention reads one piece and its output is that of a cache on the device, bit by bit; but not where the host
+        attends: what both find is merged, which rounds otherwise.
 
     Args:
         host: share of every storage that lies in the host's memory.
         disk: share that lies on disk.
         axis: what is divided: "sequence", the entries of each row, or "batch", whole rows.
-        prefetch: layers fetched ahead of need; each takes the room of a layer on the device.
+        attend: where a new token attends to what lies in the host's memory: "device", which fetches it, or "host".
+            Prompts, and several new tokens at once, always have it fetched.
+        prefetch: layers fetched ahead of need; each takes the room of a layer on the device. None where the host
+            attends.
         folder: where files lie, "" for the system's folder of temporary files; they have no name and end with the
             process.
         cold: whether what was read of a file is forgotten by the operating system, so that the disk is read again.
@@ -56,7 +63,7 @@ class Tiers:
         stages: pieces in which that is fetched.
         link: "real", or "modelled" to note beside what is measured how long a step's traffic would take a link.
         link_gb_per_s: of the link that is modelled, in 10^9 bytes, up or down.
-        link_latency_us: before the first byte of each layer.
+        link_latency_us: before the first byte of each layer; twice where the host attends: down and up.
         hardware: record of this machine by which "auto" chooses; "" for what `kvbench hardware` wrote last. With a link
             that is modelled, that link counts instead of the record's.
     """
@@ -66,6 +73,7 @@ class Tiers:
     host: float
     disk: float
     axis: Axis
+    attend: Attend
     prefetch: int
     folder: str
     cold: bool
@@ -85,6 +93,14 @@ class Tiers:
             )
         if self.axis not in ("sequence", "batch"):
             raise ValueError(f"strategy.placement.axis must be sequence or batch; got {self.axis!r}.")
+        if self.attend not in ("device", "host"):
+            raise ValueError(f"strategy.placement.attend must be device or host; got {self.attend!r}.")
+        if self.attend == "host" and (self.disk > 0 or self.recompute != 0):
+            raise ValueError(
+                "strategy.placement.attend=host has the host attend to keys and values in its memory, and what is on "
+                "disk, or made again, is not there; use strategy.placement.disk=0 and strategy.placement.recompute=0, "
+                "or strategy.placement.attend=device."
+            )
         asked = 1 if self.recompute == "auto" else self.recompute
         if asked < 0 or (isinstance(asked, float) and asked > 1):
             raise ValueError(
@@ -115,11 +131,12 @@ class Tiers:
         """Return where the entries of a layer lie."""
         return Place(
             shares=Shares(axis=self.axis, host=self.host, disk=self.disk),
-            prefetch=self.prefetch,
+            prefetch=0 if self.attend == "host" else self.prefetch,
             folder=self.folder,
             is_cold=self.cold,
             recomputed=min(self._recomputed(view, run), run.prompt_tokens),
             stages=self.stages,
+            attend=self.attend,
         )
 
     def _recomputed(self, view: ModelView, run: RunShape) -> int:
@@ -167,7 +184,8 @@ class Tiers:
         if self.link == "real":
             return None
         num_bytes = after.up + after.down - before.up - before.down
-        waiting_us = (after.fetches - before.fetches) * self.link_latency_us
+        ways = 2 if self.attend == "host" else 1
+        waiting_us = (after.fetches - before.fetches) * ways * self.link_latency_us
         return (num_bytes / (self.link_gb_per_s * 1e9) * 1e3 + waiting_us / 1e3) / steps
 
     def unsupported(self, plans: Sequence[LayerPlan], run: RunShape) -> str | None:
@@ -178,6 +196,8 @@ class Tiers:
                 "entries of this strategy/codec change while they are held; use another strategy/codec, or "
                 "strategy/placement=device"
             )
+        if self.attend == "host":
+            return _unattended(elsewhere)
         if not self._makes_again:
             return None
         if not all(plan.stays for plan in elsewhere):
@@ -202,6 +222,21 @@ class Tiers:
                     hook = found[0].register_forward_pre_hook(_teller(layer.home), with_kwargs=True)
                     hooks.callback(hook.remove)
             yield
+
+
+def _unattended(plans: Sequence[LayerPlan]) -> str | None:
+    """Return why the host cannot attend to the entries of these layers, or None."""
+    if not all(isinstance(plan.codec, Dense) for plan in plans):
+        return (
+            "strategy.placement.attend=host attends to keys and values as the model made them, and packed ones are "
+            "packed, and read, in one place; use strategy/codec=dense, or strategy.placement.attend=device"
+        )
+    if any(plan.paging is not None or (plan.compresses and plan.evicted.weighs) for plan in plans):
+        return (
+            "strategy.placement.attend=host has each side attend to all it holds, every entry for one token; use "
+            "strategy/reader=all with strategy/evicted=drop, or strategy.placement.attend=device"
+        )
+    return None
 
 
 def _has_projections(layers: Iterable[LayerShape]) -> bool:
