@@ -41,6 +41,7 @@ def held(arm: Arm, cache: KVCache, run: RunShape) -> Row:
     entries = torch.cat([entries.flatten().float() for entries in cache.entries_held()])
     plans = arm.strategy.plans(arm.view, run)
     asked = [budget for plan in plans if plan.budget is not None for budget in plan.budget]
+    disk_bytes = cache.bytes_on("disk")
     return {
         "kv_allocated_bytes": cache.allocated_bytes(),
         "kv_used_bytes": cache.used_bytes(),
@@ -49,7 +50,9 @@ def held(arm: Arm, cache: KVCache, run: RunShape) -> Row:
         **cache.shares(),
         "kernel": arm.strategy.codec.kernel_on(arm.view.device, arm.view.dtype),
         "host_bytes": cache.bytes_on("host"),
-        "disk_bytes": cache.bytes_on("disk"),
+        "pinned_bytes": cache.pinned_bytes(),
+        "disk_bytes": disk_bytes,
+        "disk_cold": any(plan.place.is_cold for plan in plans if plan.place) if disk_bytes else None,
         "entries_asked": sum(asked) / len(asked) if asked else None,
         "entries_held_mean": entries.mean().item(),
         "entries_held_min": int(entries.min()),
@@ -76,8 +79,27 @@ def moved(arm: Arm, cache: KVCache, before: Traffic, steps: int) -> Row:
         "disk_written_bytes_per_step": (after.written - before.written) / steps,
         "recomputed_tokens_per_step": (after.recomputed - before.recomputed) / steps,
         "modelled_link_ms": arm.strategy.placement.link_ms(before, after, steps),
-        "wait_share": _share(after.waits - before.waits, after.fetches - before.fetches),
         "hit_share": _share(after.hits - before.hits, after.asked - before.asked),
+    }
+
+
+def waited(cache: KVCache, before: Traffic) -> Row:
+    """Return how timed decode steps waited for what lies elsewhere; nothing where all lies on the device.
+
+    Args:
+        cache: after the steps.
+        before: what had moved when they began.
+    """
+    after = cache.traffic()
+    fetches, fetching_s = after.fetches - before.fetches, after.fetching_s - before.fetching_s
+    if cache.mover is None or fetches == 0:
+        return {}
+    steps, stalled_s = fetches / len(cache.mover.homes), after.stalled_s - before.stalled_s
+    is_seen = cache.view.device.type == "cpu" and fetching_s > 0  # elsewhere copies go on without the host
+    return {
+        "wait_share": (after.waits - before.waits) / fetches,
+        "stall_ms_per_step": 1e3 * stalled_s / steps,
+        "overlap_share": max(0.0, 1 - stalled_s / fetching_s) if is_seen else None,
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from kvbench.bench import Bench
-from kvbench.columns import interval_columns, latency_columns, latency_of, roofline_columns, weights_read
+from kvbench.columns import interval_columns, latency_columns, latency_of, roofline_columns, waited, weights_read
 from kvbench.engines.arm import DecodeArm, PrefillArm
 from kvbench.honesty import watched
 from kvbench.measure import roofline, statistics
@@ -53,6 +53,7 @@ def time_decode(bench: Bench, run: RunShape) -> None:
         steps = min(run.new_tokens, whole)
     bench.report("bandwidth", 0.0)
     bandwidth = stream_bandwidth(device, settings.threads)
+    before = {name: arm.cache.traffic() for name, arm in arms.items()}
     with watched(bench.loaded.model, ids), watched(bench.arms["strategy"].model, ids):
         paired = _paired(bench, arms, steps, settings, "decode", statistic)
     _record(bench, paired, phase="decode", position=run.prompt_tokens, tokens=run.batch_size)
@@ -62,6 +63,7 @@ def time_decode(bench: Bench, run: RunShape) -> None:
         reads[name] = weights_read(bench.arms[name].model) + arm.cache.read_bytes()
         row = bench.measured.rows[name]
         row |= latency_columns(paired.samples, name, run)
+        row |= waited(arm.cache, before[name])
         row |= roofline_columns(reads[name], bandwidth, row["decode_p50_ms"])
         row["setup_s"] = paired.warmup_s
     if paired.baseline is not None:

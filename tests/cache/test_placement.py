@@ -24,6 +24,8 @@ ORACLES = (
     placement.shares_are_exact,
     placement.a_restored_cache_decodes_the_same,
     placement.a_link_is_modelled_beside_what_is_measured,
+    placement.waits_are_as_long_as_fetches_that_nobody_made_ahead,
+    placement.locked_bytes_are_those_the_system_says_are_locked,
 )
 
 each_tier = pytest.mark.parametrize(
@@ -115,6 +117,14 @@ def test_auto_makes_again_what_takes_the_least_time(tmp_path: Path) -> None:
 
 def test_a_link_is_modelled_beside_what_is_measured() -> None:
     placement.a_link_is_modelled_beside_what_is_measured()
+
+
+def test_waits_are_as_long_as_fetches_that_nobody_made_ahead() -> None:
+    placement.waits_are_as_long_as_fetches_that_nobody_made_ahead()
+
+
+def test_locked_bytes_are_those_the_system_says_are_locked() -> None:
+    placement.locked_bytes_are_those_the_system_says_are_locked()
 
 
 def test_a_full_disk_is_an_error_that_says_where(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.codecs.base import Room
+from kvbench.cache.kv_cache import KVCache
 from kvbench.cache.placement import home, rooms
 from kvbench.cache.placement.home import Home
 from kvbench.cache.placement.mover import Mover
 from kvbench.cache.placement.rooms import Shares, Tier
-from kvbench.cache.placement.tiers import OnHost, Traffic
+from kvbench.cache.placement.tiers import OnDevice, OnHost, Traffic
 from kvbench.cache.slots import Slots
 from kvbench.planning.recompute import Choice
 from kvbench.strategies.placement import tiers
@@ -25,7 +26,7 @@ from tests.mutants.core_mutant import Mutant
 from tests.support import placement
 
 cut, write, keep, note, put = Shares.cut, Home._write, Home.keep, Home.note, OnHost.put
-link_ms = Tiers.link_ms
+link_ms, get, opened = Tiers.link_ms, OnDevice.get, Mover.open
 
 
 def overlapping(self: Shares, room: Room, first: int = 0) -> dict[Tier, range]:
@@ -57,6 +58,23 @@ def never_back(self: Home, snapshot: list[int]) -> None:
 def uncounted(self: OnHost, at: int, rows: Tensor, traffic: Traffic) -> None:
     """Count nothing."""
     put(self, at, rows, Traffic())
+
+
+def copied_for_nothing(self: OnDevice, into: Tensor, traffic: Traffic) -> None:
+    """Count no copy that stays on the device."""
+    get(self, into, Traffic())
+
+
+def untimed(self: Home, copy: Callable[[], None]) -> None:
+    """Look at no clock."""
+    copy()
+
+
+def patient(self: Mover, which: Home) -> None:
+    """Look at no clock while waiting."""
+    before = which.traffic.stalled_s
+    opened(self, which)
+    which.traffic.stalled_s = before
 
 
 def doubled(self: Mover, size: int) -> object:
@@ -95,6 +113,26 @@ MUTANTS = (
     Mutant(name="the newest row is lost", patches=((Home, "_write", one_token_short),), killed_by=(HOST, SURVIVORS)),
     Mutant(name="everything goes down again", patches=((Home, "keep", everything_again),), killed_by=(MOVED,)),
     Mutant(name="nothing is counted", patches=((OnHost, "put", uncounted),), killed_by=(MOVED,)),
+    Mutant(
+        name="copies on the device are not counted",
+        patches=((OnDevice, "get", copied_for_nothing),),
+        killed_by=(partial(placement.moves_what_the_formula_says, "split", *placement.THIRDS),),
+    ),
+    Mutant(
+        name="fetching takes no time",
+        patches=((Home, "_timed", untimed),),
+        killed_by=(placement.waits_are_as_long_as_fetches_that_nobody_made_ahead,),
+    ),
+    Mutant(
+        name="waiting takes no time",
+        patches=((Mover, "open", patient),),
+        killed_by=(placement.waits_are_as_long_as_fetches_that_nobody_made_ahead,),
+    ),
+    Mutant(
+        name="no byte is locked",
+        patches=((KVCache, "pinned_bytes", lambda self: 0),),
+        killed_by=(placement.locked_bytes_are_those_the_system_says_are_locked,),
+    ),
     Mutant(name="buffers are too large", patches=((Mover, "_buffer", doubled),), killed_by=(HELD,)),
     Mutant(
         name="what is not divided is not there",

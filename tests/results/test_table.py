@@ -54,10 +54,16 @@ def line_of(text: str, name: str) -> list[str]:
 
 def test_what_lies_elsewhere_is_said_below() -> None:
     moves = {"up_bytes_per_step": 10 * MIB, "down_bytes_per_step": 2048.0, "wait_share": 0.25}
-    away = row("offload", host_bytes=12 * MIB, disk_bytes=3 * MIB, modelled_link_ms=0.42, **moves)
+    waits = {"stall_ms_per_step": 1.25, "overlap_share": 0.9, "disk_cold": False}
+    away = row("offload", host_bytes=12 * MIB, disk_bytes=3 * MIB, modelled_link_ms=0.42, **moves, **waits)
     text = " ".join(shown(frame([away, baseline()])).split())
-    assert "offload 25%: 12.0 MiB in the host's memory and 3.00 MiB on disk; a step brings 10.0 MiB" in text
-    assert "takes 2.00 KiB there, and 25% of its layers wait" in text
+    assert "offload 25%: 12.0 MiB in the host's memory and 3.00 MiB on disk, read warm from memory" in text
+    assert "keeps files; a step brings 10.0 MiB and takes 2.00 KiB there, and 25% of its layers wait, 1.25 ms" in text
+    assert "(90% of the fetching is hidden)" in text
+    cold = {"disk_cold": True, "overlap_share": None}
+    text = " ".join(shown(frame([{**away, **cold}, baseline()])).split())
+    assert "3.00 MiB on disk, read from it; a step" in text
+    assert "hidden" not in text
     assert "a step's traffic would take a link 0.420 ms" in text
     paged = row("tiered", host_bytes=MIB, up_bytes_per_step=1024.0, hit_share=0.97)
     assert "0 B there, and 97% of the pages it reads are at hand" in " ".join(shown(frame([paged, baseline()])).split())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,10 @@ from transformers import PreTrainedModel
 
 from kvbench.cache.codecs.base import Room
 from kvbench.cache.kv_cache import KVCache
+from kvbench.cache.placement import home, mover
 from kvbench.cache.placement.rooms import Shares, rooms_of
-from kvbench.cache.placement.tiers import OnDisk, Traffic
+from kvbench.cache.placement.tiers import OnDevice, OnDisk, OnHost, Traffic
+from kvbench.columns import waited
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
 from kvbench.types import DECODE, ModelView, Projection, RunShape
@@ -110,6 +113,7 @@ def moves_what_the_formula_says(placement: str, *overrides: str, codec: str = "d
             assert up == host + len(view.layers) * hidden * view.dtype.itemsize, f"{up} bytes came at {seen}"
             assert down == _used(made, view, run, rooms, seen, "host") - host
             assert now.read - before.read == _used(made, view, run, rooms, seen - 1, "disk")
+            assert now.near - before.near == _used(made, view, run, rooms, seen - 1, "device")
         before.__dict__.update(now.__dict__)
         seen_before[0] = seen
 
@@ -226,6 +230,67 @@ def files_have_no_name_and_are_closed(folder: Path) -> None:
 def _open_files(folder: Path) -> list[Path]:
     targets = [Path(os.path.realpath(path)) for path in Path("/proc/self/fd").iterdir()]
     return [target for target in targets if folder in target.parents]
+
+
+def waits_are_as_long_as_fetches_that_nobody_made_ahead() -> None:
+    """A fetch takes 2 s: all of them are waited for when nobody is ahead, and none when somebody has been quick."""
+    with pytest.MonkeyPatch.context() as patched:
+        clock = _Clock()
+        for module in (home, mover):
+            patched.setattr(module, "perf_counter", lambda: clock.now_s)
+        fetch = home.Home._fetch
+
+        def slow(self: home.Home, buffer: Tensor) -> None:
+            clock.now_s += 2
+            fetch(self, buffer)
+
+        patched.setattr(home.Home, "_fetch", slow)
+        for ahead, stall_ms, overlap in ((0, 2e3, 0.0), (1, 0.0, 1.0)):
+            found, layers = _waited(f"placement.prefetch={ahead}")
+            assert found["stall_ms_per_step"] == pytest.approx(stall_ms * layers)
+            assert found["overlap_share"] == overlap
+            assert found["wait_share"] == 1 - overlap
+
+
+@dataclass
+class _Clock:
+    now_s: float = 0.0
+
+
+class _AtOnce:
+    """A thread that has done what it is told before anybody looks."""
+
+    def submit(self, work: Callable[[], object]) -> Future[object]:
+        done: Future[object] = Future()
+        done.set_result(work())
+        return done
+
+
+def _waited(*overrides: str) -> tuple[dict[str, float], int]:
+    """Return the columns of two decode steps after the first, and how many layers there are."""
+    network, run = model("llama_gqa"), uniform(rows=1)
+    made, text = placed("host", *overrides), ids(47, 1, PROMPT + 3)
+    cache = made.build(view_of(network), run)
+    assert cache.mover is not None
+    if cache.mover._thread is not None:
+        cache.mover._thread = _AtOnce()  # type: ignore[assignment]
+    with attention(network, "kvbench"):
+        network(text[:, :PROMPT], past_key_values=cache, position_ids=cache.position_ids(PROMPT))
+        _decoded(network, cache, text[:, PROMPT : PROMPT + 1])
+        before = cache.traffic()
+        _decoded(network, cache, text[:, PROMPT + 1 :])
+    return waited(cache, before), len(cache.layers)
+
+
+def locked_bytes_are_those_the_system_says_are_locked() -> None:
+    """None of the host's bytes here; all of them, and none of the device's, where the system says so."""
+    made, run = placed("split", *THIRDS), uniform(rows=1)
+    cache = drive(model("llama_gqa"), made, ids(48, 1, PROMPT + 1), run).cache
+    assert cache.pinned_bytes() == 0
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Tensor, "is_pinned", lambda self: True)
+        patched.setattr(OnDevice, "tensors", lambda self: (self.data,) if isinstance(self, OnHost) else ())
+        assert cache.pinned_bytes() == cache.bytes_on("host") > 0
 
 
 def a_link_is_modelled_beside_what_is_measured() -> None:

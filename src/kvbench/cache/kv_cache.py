@@ -196,6 +196,12 @@ class KVCache(Cache):
         """Whether entries may lie elsewhere than on the device."""
         return self.mover is not None or any(layer.plan.handing is not None for layer in self.layers)
 
+    def pinned_bytes(self) -> int:
+        """Return those of the bytes in the host's memory that are page-locked."""
+        homes = () if self.mover is None else self.mover.homes
+        here = (t for home in homes for t in home.tensors() if t.device.type == "cpu")
+        return sum(t.nbytes for t in here if t.is_pinned())
+
     def traffic(self) -> Traffic:
         """Return what has moved between the device and elsewhere so far."""
         found = Traffic()

@@ -12,7 +12,8 @@ def elsewhere(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     """Yield a title and a sentence for each row whose cache lies elsewhere, and one on what that means here."""
     away = [row for row in rows if row["host_bytes"] or row["disk_bytes"]]
     for row in away:
-        tiers = (("host_bytes", "in the host's memory"), ("disk_bytes", "on disk"))
+        disk = "on disk, read from it" if row["disk_cold"] else "on disk, read warm from memory that keeps files"
+        tiers = (("host_bytes", "in the host's memory"), ("disk_bytes", disk))
         lies = " and ".join(f"{bytes_text(row[column])} {where}" for column, where in tiers if row[column])
         yield "elsewhere", f"{label_of(row)}: {lies}{_moves(row)}"
         if row["modelled_link_ms"] is not None:
@@ -26,6 +27,11 @@ def _moves(row: Row) -> str:
         return ""
     came = (row["up_bytes_per_step"] or 0) + (row["disk_read_bytes_per_step"] or 0)
     went = (row["down_bytes_per_step"] or 0) + (row["disk_written_bytes_per_step"] or 0)
-    shares = (("wait_share", "of its layers wait"), ("hit_share", "of the pages it reads are at hand"))
-    found = "".join(f", and {100 * row[name]:.0f}% {what}" for name, what in shares if row[name] is not None)
-    return f"; a step brings {bytes_text(came)} and takes {bytes_text(went)} there{found}"
+    moves = f"; a step brings {bytes_text(came)} and takes {bytes_text(went)} there"
+    if row["hit_share"] is not None:
+        moves += f", and {100 * row['hit_share']:.0f}% of the pages it reads are at hand"
+    if row["wait_share"] is None or row["stall_ms_per_step"] is None:
+        return moves
+    waits = f"{100 * row['wait_share']:.0f}% of its layers wait, {row['stall_ms_per_step']:.2f} ms in all"
+    hidden = "" if row["overlap_share"] is None else f" ({100 * row['overlap_share']:.0f}% of the fetching is hidden)"
+    return f"{moves}, and {waits}{hidden}"

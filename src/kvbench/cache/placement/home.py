@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -105,7 +106,13 @@ class Home:
 
     def copies(self, buffer: Tensor) -> list[Callable[[], None]]:
         """Return what copies all that is kept to a buffer of bytes, in the order it is needed."""
-        return [*(partial(self._fetch_hidden, buffer, stage) for stage in self._stages()), partial(self._fetch, buffer)]
+        found = [partial(self._fetch_hidden, buffer, stage) for stage in self._stages()]
+        return [partial(self._timed, copy) for copy in (*found, partial(self._fetch, buffer))]
+
+    def _timed(self, copy: Callable[[], None]) -> None:
+        began = perf_counter()
+        copy()
+        self._underway.fetching_s += perf_counter() - began
 
     def _stages(self) -> list[range]:
         """Return the tokens to make keys and values of, piece by piece."""

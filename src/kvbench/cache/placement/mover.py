@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -85,12 +86,16 @@ class Mover:
         if coming is None or not coming.is_there():
             home.traffic.waits += 1
         if coming is None:
+            began = perf_counter()
             coming = self._fetch(home)
+            home.traffic.stalled_s += perf_counter() - began
         self._lent = home, coming.buffer
         home.lend(coming.buffer.data)
         self._fetch_ahead(home)
         for number, stage in enumerate(coming.stages):
+            began = perf_counter()
             event = stage.result()
+            home.traffic.stalled_s += perf_counter() - began
             if event is not None:
                 torch.cuda.current_stream(self.device).wait_event(event)
             home.arrived(number, coming.buffer.data)

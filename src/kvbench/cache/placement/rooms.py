@@ -124,9 +124,7 @@ def placed(plans: Sequence[LayerPlan], run: RunShape, dtype: torch.dtype) -> Pla
     buffers = count * max(rooms + mine for rooms, mine in zip(brought, hidden, strict=True))
     whole = sum(room.bytes for _, rooms in layers for room in rooms)
     known = sum(hidden) + sum(seen_bytes(plan, run) for plan in plans)
-    return Placed(
-        device=buffers + NOTHING_BYTES + device - whole, host=kept_host + host + known, disk=kept_disk + disk
-    )
+    return Placed(device=buffers + NOTHING_BYTES + device - whole, host=kept_host + host + known, disk=kept_disk + disk)
 
 
 def hidden_bytes(plan: LayerPlan, run: RunShape, dtype: torch.dtype) -> int:

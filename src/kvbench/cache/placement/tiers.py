@@ -16,27 +16,35 @@ from kvbench.cache.placement.rooms import Tier
 class Traffic:
     """What moved between tiers, in bytes, and how often attention found its entries at hand.
 
+    On a GPU copies go on after the host asked for them: its times are those that the host spends, and waits, itself.
+
     Args:
         up: from the host to the device.
         down: from the device to the host.
         read: from disk.
         written: to disk.
+        near: copied on the device, beside what came to it.
         recomputed: tokens whose keys and values a layer made again.
         fetches: layers whose entries, or whose answer, were asked for.
         waits: those of them that were not there yet.
         asked: pages that steps read of what has left.
         hits: those of them that lay on the device already.
+        stalled_s: time that layers waited for their entries [s].
+        fetching_s: time that bringing them took, whoever did it [s].
     """
 
     up: int = 0
     down: int = 0
     read: int = 0
     written: int = 0
+    near: int = 0
     recomputed: int = 0
     fetches: int = 0
     waits: int = 0
     asked: int = 0
     hits: int = 0
+    stalled_s: float = 0.0
+    fetching_s: float = 0.0
 
     def add(self, other: Traffic) -> None:
         """Count what another has counted, too."""
@@ -89,6 +97,7 @@ class OnDevice:
     def get(self, into: Tensor, traffic: Traffic) -> None:
         """Copy rows."""
         into.copy_(self.data.narrow(2, 0, into.shape[2]))
+        traffic.near += into.nbytes
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return the rows."""
