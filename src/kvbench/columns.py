@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kvbench.cache.kv_cache import KVCache
 from kvbench.cache.placement.tiers import Traffic
@@ -114,11 +114,23 @@ def weights_bytes(model: nn.Module) -> int:
 
 def weights_read(model: nn.Module) -> int:
     """Return the bytes of weights one decode step reads: all but an input embedding that is not tied."""
-    total = weights_bytes(model)
-    embedding = model.get_input_embeddings().weight  # type: ignore[operator]
+    skipped = _looked_up(model)
+    return weights_bytes(model) - (0 if skipped is None else skipped.numel() * skipped.element_size())
+
+
+def numbers_read(model: nn.Module) -> int:
+    """Return how many weights one decode step multiplies a token with."""
+    skipped = _looked_up(model)
+    total = sum(t.numel() for t in (*model.parameters(), *model.buffers()))
+    return total - (0 if skipped is None else skipped.numel())
+
+
+def _looked_up(model: nn.Module) -> Tensor | None:
+    """Return an input embedding of which a step reads a row; None where it is tied, and all of it is read."""
+    embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
     output = model.get_output_embeddings()  # type: ignore[operator]
     is_tied = output is not None and output.weight.data_ptr() == embedding.data_ptr()
-    return total if is_tied else total - embedding.numel() * embedding.element_size()
+    return None if is_tied else embedding
 
 
 def latency_of(samples: Sequence[Sample], name: str) -> statistics.Latency:

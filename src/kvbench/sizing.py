@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -78,6 +79,12 @@ class _Launches(TorchDispatchMode):
 
 def _launches(model: nn.Module) -> int:
     """Return the operations of a decode step."""
-    with _Launches() as seen, torch.no_grad():
-        model(torch.zeros(1, 1, dtype=torch.long, device="meta"), use_cache=True)
+    with torch.no_grad():
+        return count_launches(lambda: model(torch.zeros(1, 1, dtype=torch.long, device="meta"), use_cache=True))
+
+
+def count_launches(work: Callable[[], object]) -> int:
+    """Return the operations that work gives a device; those of other threads are not seen."""
+    with _Launches() as seen:
+        work()
     return int(seen.count)

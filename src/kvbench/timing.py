@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from kvbench.bench import Bench
@@ -12,13 +12,17 @@ from kvbench.honesty import watched
 from kvbench.measure import roofline, statistics
 from kvbench.measure.clock import clock_for
 from kvbench.measure.environment import cache_share_bytes
-from kvbench.measure.hardware import stream_bandwidth
+from kvbench.measure.hardware import step_capabilities
 from kvbench.measure.host import LocalHost
 from kvbench.measure.paired import Arm, measure_paired
+from kvbench.measure.rates import Capability
 from kvbench.measure.roofline import Regime
 from kvbench.measure.samples import PairedSamples
 from kvbench.measure.settings import Settings
 from kvbench.measure.statistics import Statistic
+from kvbench.planning.expected import Work, link_seconds
+from kvbench.predicting import machine_of_run, prediction_columns, work_of
+from kvbench.sizing import count_launches
 from kvbench.types import RunShape
 
 
@@ -52,22 +56,25 @@ def time_decode(bench: Bench, run: RunShape) -> None:
         whole = strategy.period * max(1, (steps - 1) // strategy.period) + 1
         steps = min(run.new_tokens, whole)
     bench.report("bandwidth", 0.0)
-    bandwidth = stream_bandwidth(device, settings.threads)
+    found = step_capabilities(device, settings.threads)
+    bandwidth = next(one.value for one in found if one.name == "read")
     before = {name: arm.cache.traffic() for name, arm in arms.items()}
     with watched(bench.loaded.model, ids), watched(bench.arms["strategy"].model, ids):
         paired = _paired(bench, arms, steps, settings, "decode", statistic)
     _record(bench, paired, phase="decode", position=run.prompt_tokens, tokens=run.batch_size)
-    reads = {}
+    works = {}
     for name, arm in arms.items():
+        row, timed = bench.measured.rows[name], waited(arm.cache, before[name])
         arm.restore()
-        reads[name] = weights_read(bench.arms[name].model) + arm.cache.read_bytes()
-        row = bench.measured.rows[name]
-        row |= latency_columns(paired.samples, name, run)
-        row |= waited(arm.cache, before[name])
-        row |= roofline_columns(reads[name], bandwidth, row["decode_p50_ms"])
-        row["setup_s"] = paired.warmup_s
+        launches = count_launches(arm.step)
+        arm.restore()
+        works[name] = work_of(bench.arms[name], arm.cache, run, before[name], launches)
+        row |= {**latency_columns(paired.samples, name, run), **timed, "setup_s": paired.warmup_s}
+        row |= roofline_columns(int(works[name].read_bytes), bandwidth, row["decode_p50_ms"])
+    _check_floors(bench, works, found)
     if paired.baseline is not None:
-        _compare(bench, paired, reads)
+        _predict(bench, works, found)
+        _compare(bench, paired, {name: int(work.read_bytes) for name, work in works.items()})
         if statistic == "mean" and steps <= strategy.period:
             bench.measured.rows["strategy"] |= {
                 "verdict": "inconclusive",
@@ -115,22 +122,26 @@ def _compare(bench: Bench, paired: PairedSamples, reads: Mapping[str, int]) -> N
         row |= {"aa_ratio": evidence.aa.value, "aa_low": evidence.aa.low, "aa_high": evidence.aa.high}
     if evidence.ratio is not None:
         row |= interval_columns("ratio", evidence.ratio)
-    if regime == "memory_bound":
-        _check_physics(bench, evidence)
+    if regime == "memory_bound" and evidence.ratio is not None and bench.loaded.view.device.type == "cuda":
+        ratio = evidence.ratio  # on a CPU attention may be bound by arithmetic, and what is saved there is no byte
+        roofline.check_ceiling(ratio.value, ratio.low, ratio.high, row["ceiling"])
 
 
-def _check_physics(bench: Bench, evidence: statistics.Evidence) -> None:
-    """Fail a run that is faster than its bytes allow.
+def _check_floors(bench: Bench, works: Mapping[str, Work], found: Sequence[Capability]) -> None:
+    """Fail a run of which a step is faster than its bytes are read, or than what lies elsewhere crosses the link."""
+    for name, work in works.items():
+        row = bench.measured.rows[name]
+        if _regime(bench, int(work.read_bytes), is_launch_bound=False) == "memory_bound":
+            roofline.check_floor(row["decode_p50_ms"], row["floor_ms"], "reading its bytes")
+        crossing_s = link_seconds(work, machine_of_run(bench.arms[name], found))
+        roofline.check_floor(row["decode_p50_ms"], 1e3 * crossing_s, "what comes over the link")
 
-    On a CPU only the floor is certain: attention may be bound by arithmetic, and what a strategy saves there is no
-    byte. On a GPU the ratio must not beat its ceiling either.
-    """
-    rows = bench.measured.rows
-    for name in bench.arms:
-        roofline.check_floor(rows[name]["decode_p50_ms"], rows[name]["floor_ms"])
-    if evidence.ratio is not None and bench.loaded.view.device.type == "cuda":
-        ratio = evidence.ratio
-        roofline.check_ceiling(ratio.value, ratio.low, ratio.high, rows["strategy"]["ceiling"])
+
+def _predict(bench: Bench, works: Mapping[str, Work], found: Sequence[Capability]) -> None:
+    full_ms = bench.measured.rows["baseline"]["decode_p50_ms"]
+    for name, work in works.items():
+        row, machine = bench.measured.rows[name], machine_of_run(bench.arms[name], found)
+        row |= prediction_columns(work, works["baseline"], full_ms, machine, row["decode_p50_ms"])
 
 
 def _paired(

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from kvbench.measure import hardware
-from kvbench.measure.hardware import Widths, buffer_bytes, cpu_threads, measure_hardware, stream_bandwidth
+from kvbench.measure.hardware import (
+    Widths,
+    buffer_bytes,
+    cpu_threads,
+    measure_hardware,
+    step_capabilities,
+    stream_bandwidth,
+)
 from kvbench.measure.rates import rates
 from tests.measure.fake_device import FakeDevice, FakeQueueClock
 from tests.mutants import measure_hardware as mutants
@@ -68,6 +75,13 @@ def test_a_host_is_measured_beside_its_device() -> None:
 def test_a_runs_bandwidth_is_that_of_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "buffer_bytes", lambda device: 256 * KIB)
     assert stream_bandwidth(CPU, 1) > 0
+
+
+def test_a_runs_step_is_bound_by_reading_products_and_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "buffer_bytes", lambda device: 256 * KIB)
+    found = {one.name: one for one in step_capabilities(CPU, 1)}
+    assert set(found) == {"read", "gemm", "launch", "host_read"}
+    assert found["host_read"].value == found["read"].value  # a host's memory is its own
 
 
 def test_threads_are_as_before_afterwards() -> None:

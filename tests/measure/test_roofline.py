@@ -84,9 +84,9 @@ def test_a_broken_timer_beats_the_ceiling_and_fails_the_run() -> None:
 
 
 def test_a_step_faster_than_its_bytes_can_be_read_is_refused() -> None:
-    check_floor(9.6, 10.0)
+    check_floor(9.6, 10.0, "reading its bytes")
     with pytest.raises(CeilingBeaten, match=r"measured 9\.400 ms a step, but reading its bytes takes 10\.000 ms"):
-        check_floor(9.4, 10.0)
+        check_floor(9.4, 10.0, "reading its bytes")
 
 
 @pytest.mark.parametrize(

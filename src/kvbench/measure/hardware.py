@@ -29,7 +29,7 @@ _TILE = 2**20  # random numbers, laid out again and again: zeros are read faster
 
 
 def stream_bandwidth(device: torch.device, num_threads: int) -> float:
-    """Return the bandwidth of reading memory [bytes/s], quickly enough for every run.
+    """Return the bandwidth of reading memory [bytes/s], quickly.
 
     Args:
         device: whose memory.
@@ -38,6 +38,21 @@ def stream_bandwidth(device: torch.device, num_threads: int) -> float:
     with cpu_threads(num_threads):
         data = _filled(buffer_bytes(device), device)
         return _read(data, clock_for(device), num_threads, QUICK_REPEATS).value
+
+
+def step_capabilities(device: torch.device, num_threads: int) -> list[Capability]:
+    """Return what bounds a decode step, quickly enough for every run: reading, products and launches.
+
+    Args:
+        device: that computes; a CPU's memory is the host's, too.
+        num_threads: of the CPU.
+    """
+    clock, width = clock_for(device), _GEMM_WIDTH[device.type]
+    with cpu_threads(num_threads), torch.no_grad():
+        read = _read(_filled(buffer_bytes(device), device), clock, num_threads, QUICK_REPEATS)
+        product = _gemm("gemm", (width, width, width), device, clock, num_threads, QUICK_REPEATS)
+        found = [read, product, _launch(device, clock, num_threads, QUICK_REPEATS)]
+    return [*found, replace(read, name="host_read")] if device.type == "cpu" else found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +97,13 @@ def _compute(device: torch.device, num_threads: int, widths: Widths | None, num_
         _read(data, clock, num_threads, REPEATS),
         _copy(data, clock, num_threads),
         _gemv("gemv", data, clock, num_threads, rows=1, inputs=_GEMV_INPUTS),
-        _gemm("gemm", (width, width, width), device, clock, num_threads),
-        _launch(device, clock, num_threads),
+        _gemm("gemm", (width, width, width), device, clock, num_threads, REPEATS),
+        _launch(device, clock, num_threads, REPEATS),
     ]
     if widths is not None:
         recompute = (_RECOMPUTED_ROWS[device.type], widths.hidden, widths.kv_width)
         found += [
-            _gemm("gemm_recompute", recompute, device, clock, num_threads),
+            _gemm("gemm_recompute", recompute, device, clock, num_threads, REPEATS),
             _gemv("gemv_decode", data, clock, num_threads, rows=widths.batch_size, inputs=widths.hidden),
         ]
     return found
@@ -100,7 +115,7 @@ def _host(num_threads: int, num_bytes: int | None) -> list[Capability]:
     data = _filled(buffer_bytes(host) if num_bytes is None else num_bytes, host)
     return [
         replace(_read(data, clock, num_threads, REPEATS), name="host_read"),
-        _gemm("host_gemm", (width, width, width), host, clock, num_threads),
+        _gemm("host_gemm", (width, width, width), host, clock, num_threads, REPEATS),
     ]
 
 
@@ -192,11 +207,13 @@ def _gemv(name: str, data: Tensor, clock: Clock, num_threads: int, *, rows: int,
     )
 
 
-def _gemm(name: str, shape: tuple[int, int, int], device: torch.device, clock: Clock, num_threads: int) -> Capability:
+def _gemm(
+    name: str, shape: tuple[int, int, int], device: torch.device, clock: Clock, num_threads: int, repeats: int
+) -> Capability:
     rows, inputs, outputs = shape
     left = _filled(4 * rows * inputs, device).view(rows, inputs).to(_model_dtype(device))
     right = _filled(4 * inputs * outputs, device).view(inputs, outputs).to(_model_dtype(device))
-    value, low, high = rates(lambda: left @ right, 2 * rows * inputs * outputs, clock, REPEATS)
+    value, low, high = rates(lambda: left @ right, 2 * rows * inputs * outputs, clock, repeats)
     return Capability(
         name=name,
         device=str(device),
@@ -211,14 +228,14 @@ def _gemm(name: str, shape: tuple[int, int, int], device: torch.device, clock: C
     )
 
 
-def _launch(device: torch.device, clock: Clock, num_threads: int) -> Capability:
+def _launch(device: torch.device, clock: Clock, num_threads: int, repeats: int) -> Capability:
     number = torch.zeros(1, device=device)
 
     def launches() -> None:
         for _ in range(_LAUNCHES):
             number.add_(1)
 
-    value, low, high = rates(launches, _LAUNCHES, clock, REPEATS)
+    value, low, high = rates(launches, _LAUNCHES, clock, repeats)
     return Capability(
         name="launch",
         device=str(device),

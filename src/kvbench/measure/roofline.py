@@ -52,18 +52,19 @@ def check_ceiling(ratio: float, low: float, high: float, ceiling: float) -> None
         )
 
 
-def check_floor(measured_ms: float, floor_ms: float) -> None:
-    """Raise if a step took less time than reading its bytes takes.
+def check_floor(measured_ms: float, floor_ms: float, work: str) -> None:
+    """Raise if a step took less time than some of its work takes.
 
-    Holds wherever the bytes do not fit in the processor's cache.
+    Reading takes it wherever the bytes do not fit in the processor's cache.
 
     Args:
         measured_ms: middle of the steps' times.
-        floor_ms: least time of a step.
+        floor_ms: least time of that work.
+        work: what it is, for the message.
     """
     if measured_ms * (1 + TOLERANCE) < floor_ms:
         raise CeilingBeaten(
-            f"measured {measured_ms:.3f} ms a step, but reading its bytes takes {floor_ms:.3f} ms: "
+            f"measured {measured_ms:.3f} ms a step, but {work} takes {floor_ms:.3f} ms: "
             f"the timing misses work, or the counted bytes are wrong"
         )
 

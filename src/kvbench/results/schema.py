@@ -16,6 +16,7 @@ Fidelity = Literal["exact", "lossy_training_free", "uptrained", "trained", "stru
 Weights = Literal["pretrained", "embedded", "random"]
 Verdict = Literal["faster", "slower", "no_difference", "inconclusive", "none"]
 Regime = Literal["memory_bound", "overhead_bound", "launch_bound"]
+Prediction = Literal["fitted", "modelled", "no_rate"]
 Comparison = Literal["paired", "unpaired", "none"]
 Statistic = Literal["median", "mean"]
 BudgetUnit = Literal["tokens", "ratio", "bytes"]
@@ -31,6 +32,7 @@ RUN_WORDS: Final[dict[str, tuple[str, ...]]] = {
     "weights": get_args(Weights),
     "verdict": get_args(Verdict),
     "regime": get_args(Regime),
+    "prediction": get_args(Prediction),
     "comparison": get_args(Comparison),
     "statistic": get_args(Statistic),
     "budget_unit": get_args(BudgetUnit),
@@ -128,6 +130,10 @@ _TIME: list[_Column] = [
     ("efficiency", _REAL, "share", "floor_ms over decode_p50_ms"),
     ("bytes_read_per_step", _COUNT, "bytes", "weights and cache that a decode step reads"),
     ("bandwidth_bytes_per_s", _REAL, "bytes/s", "of reading, measured in this run"),
+    ("predicted_ms", _REAL, "ms", "decode step by the cost model, as much slower as the baseline's step was: modelled"),
+    ("prediction", _WORD, "", "fitted: the baseline's own time; no_rate: kvbench hardware measures what is missing"),
+    ("measured_over_predicted", _REAL, "share", "decode_p50_ms over predicted_ms: above 1 is slower than modelled"),
+    ("binding_resource", _WORD, "", "what the modelled step spends most on; without a baseline nothing is modelled"),
     ("rounds", _COUNT, "", "rounds with a clean block of both arms"),
     ("dirty_share", _REAL, "share", "blocks disturbed by other processes"),
     ("setup_s", _REAL, "s", "warm-up, compilation included"),

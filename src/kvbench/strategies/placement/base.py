@@ -23,6 +23,10 @@ class Placing(Protocol):
     def is_elsewhere(self) -> bool:
         """Whether any lie elsewhere than on the device."""
 
+    @property
+    def hardware(self) -> str:
+        """Record of this machine; "" for what `kvbench hardware` wrote last."""
+
     def lacks(self, view: ModelView, run: RunShape) -> str | None:
         """Return what is not known of the machine that has to be, or None."""
 

@@ -21,6 +21,7 @@ class OnDevice:
     """Every entry stays on the device."""
 
     is_elsewhere: ClassVar[bool] = False
+    hardware: ClassVar[str] = ""
 
     def lacks(self, view: ModelView, run: RunShape) -> None:
         """Return None: nothing has to be known."""
