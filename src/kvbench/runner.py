@@ -161,7 +161,7 @@ def identify(config: DictConfig, job: Job, names: Names) -> Row:
     config_json = json.dumps(kept, sort_keys=True)
     device, weights = str(device_of(job.spec)), origin_of(job.spec)
     parts = [names.strategy, config_json, source_hash(), device, weights]
-    if isinstance(job.strategy, BlackBox) and job.strategy.unavailable() is not None:
+    if _missing(job) is not None:
         parts.append("unavailable")  # once what is missing is there, it is another run
     return {
         "run_id": hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12],
@@ -219,10 +219,15 @@ def measure(job: Job, log: Callable[[str], None], progress: Progress) -> Measure
     return Measured(rows={"strategy": timed})
 
 
+def _missing(job: Job) -> str | None:
+    """Return what a black box or its attention lacks here, or None."""
+    parts = (part for part in (job.strategy, job.engine) if isinstance(part, BlackBox | Stock))
+    return next((reason for part in parts if (reason := part.unavailable()) is not None), None)
+
+
 def _beside_stock(job: Job, log: Callable[[str], None], progress: Progress) -> Measured:
     """Run a black box alone, and our full cache apart from it."""
-    assert isinstance(job.strategy, BlackBox)
-    missing = job.strategy.unavailable()
+    missing = _missing(job)
     found: Measured | Row = {"status": "unavailable", "reason": missing}
     if missing is None:
         found = _call("stock_reference", job, log=log, job=job, progress=progress)

@@ -94,7 +94,7 @@ def stock_reference(job: Job, report: Report) -> Measured:
     """Let transformers generate on its own, again and again, and note every token's arrival."""
     black_box = _BlackBox(job, report)
     loaded, run = black_box.loaded, black_box.run
-    row: Row = facts(job, loaded, "sdpa")
+    row: Row = facts(job, loaded, black_box.engine.attention)
     reason = job.strategy.unsupported(loaded.view, run)
     if reason is not None:
         return Measured(rows={"strategy": {**row, "status": "unsupported", "reason": reason}})
@@ -140,7 +140,7 @@ class _BlackBox:
         torch.set_grad_enabled(False)
         report("load", 0.0)
         self.engine, self.strategy = job.engine, job.strategy
-        self.loaded = load(job.spec, seed=job.seed, attention="sdpa")
+        self.loaded = load(job.spec, seed=job.seed, attention=self.engine.attention)
         self.run = job.workload.runs()[-1]
         ids = torch.tensor(job.workload.ids(source_of(job, self.loaded), self.run), device=self.loaded.view.device)
         self.prompt = ids[:, : self.run.prompt_tokens]

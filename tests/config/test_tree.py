@@ -129,6 +129,33 @@ def test_every_experiment_says_its_question_and_its_command(name: str) -> None:
     assert "?   " in line
 
 
+def rows_of(conf: Path, experiment: str) -> list[str]:
+    """Return the rows that an experiment names."""
+    params: dict[str, str] = plain(conf / "experiment" / f"{experiment}.yaml")["hydra"]["sweeper"]["params"]
+    return params["+row"].split(",")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_names_rows_that_are_there_and_make_whole_runs(name: str) -> None:
+    rows = rows_of(CONF, name)
+    assert set(rows) <= set(ROWS)
+    assert len(set(rows)) == len(rows) > 1
+    for row in rows:
+        assert isinstance(check(compose([f"+experiment={name}", f"+row={row}"])), Checked)
+
+
+def test_the_study_of_kvpr_varies_what_it_says_on_a_model_that_kvpr_can_help() -> None:
+    made = {row: compose(["+experiment=kvpr_study", f"+row={row}"]) for row in rows_of(CONF, "kvpr_study")}
+    config = made["baseline"].model.architecture
+    assert config.num_key_value_heads == config.num_attention_heads
+    again = [made[f"kvpr_{row}"].strategy.placement.recompute for row in ("quarter", "half", "auto")]
+    assert again == [0.25, 0.5, "auto"]
+    away = [made[row].strategy.placement.host for row in ("flexgen_quarter", "flexgen_half", "offload")]
+    assert away == [0.25, 0.5, 1.0]
+    assert [made[f"transformers_{row}"].engine.attention for row in ("sdpa", "eager")] == ["sdpa", "eager"]
+    assert {(one.workload.prompt_tokens, one.model.name) for one in made.values()} == {(2048, "llama8")}
+
+
 def test_every_yaml_says_in_its_first_comment_what_it_is() -> None:
     silent = [str(file) for file in CONF.rglob("*.yaml") if len(first_line(file)) < 5]
     assert silent == []

@@ -52,23 +52,96 @@ def line_of(text: str, name: str) -> list[str]:
     return line.split()
 
 
-def test_what_lies_elsewhere_is_said_below() -> None:
-    moves = {"up_bytes_per_step": 10 * MIB, "down_bytes_per_step": 2048.0, "wait_share": 0.25}
-    waits = {"stall_ms_per_step": 1.25, "overlap_share": 0.9, "disk_cold": False}
-    away = row("offload", host_bytes=12 * MIB, disk_bytes=3 * MIB, modelled_link_ms=0.42, **moves, **waits)
-    text = " ".join(shown(frame([away, baseline()])).split())
-    assert "offload 25%: 12.0 MiB in the host's memory and 3.00 MiB on disk, read warm from memory" in text
-    assert "keeps files; a step brings 10.0 MiB and takes 2.00 KiB there, and 25% of its layers wait, 1.25 ms" in text
-    assert "(90% of the fetching is hidden)" in text
-    cold = {"disk_cold": True, "overlap_share": None}
-    text = " ".join(shown(frame([{**away, **cold}, baseline()])).split())
-    assert "3.00 MiB on disk, read from it; a step" in text
-    assert "hidden" not in text
-    assert "a step's traffic would take a link 0.420 ms" in text
-    paged = row("tiered", host_bytes=MIB, up_bytes_per_step=1024.0, hit_share=0.97)
-    assert "0 B there, and 97% of the pages it reads are at hand" in " ".join(shown(frame([paged, baseline()])).split())
+AWAY: Record = row(
+    "offload",
+    host_bytes=12 * MIB,
+    disk_bytes=3 * MIB,
+    up_bytes_per_step=9.0 * MIB,
+    disk_read_bytes_per_step=1.0 * MIB,
+    down_bytes_per_step=2048.0,
+    disk_written_bytes_per_step=512.0,
+    recomputed_tokens_per_step=4096.0,
+    wait_share=0.25,
+    overlap_share=0.9,
+    stall_ms_per_step=1.25,
+    predicted_ms=7.5,
+    measured_over_predicted=1.027,
+    prediction="modelled",
+    binding_resource="host_memory",
+    disk_cold=False,
+)
+
+
+def test_what_lies_elsewhere_has_a_table_of_its_own() -> None:
+    text = shown(frame([AWAY, baseline()]))
+    first, second = (line.split() for line in text.split("\n") if line.startswith("offload 25% "))
+    at = text.split("\n").index(
+        next(line for line in text.split("\n") if line.startswith("offload 25% ") and "4,096" in line)
+    )
+    assert second == ["offload", "25%", "12.0", "10.0", "4,096", "25.0", "1.25", "7.50", "host_memory"]
+    assert text.split("\n")[at + 1].split() == ["3.00", "2.50", "90.0", "1.03x"]
+    assert "1.63x" in first
     assert "two pools of one memory" in text
+    assert "from memory that keeps files (warm)" in text
+    assert "link" not in [word for line in text.split("\n") if "brings" in line for word in line.split()]
+
+
+def test_pages_at_hand_have_a_column_where_there_are_any() -> None:
+    assert " hits " not in shown(frame([AWAY, baseline()]))
+    text = shown(frame([{**AWAY, "hit_share": 0.97, "wait_share": None}, baseline()]))
+    (line,) = [line.split() for line in text.split("\n") if line.startswith("offload 25% ") and "4,096" in line]
+    assert "97.0" in line
+    assert "of the pages a step reads" in text
+
+
+def test_what_is_not_known_of_what_lies_elsewhere_is_left_out() -> None:
+    cold = {**AWAY, "disk_cold": True, "overlap_share": None, "predicted_ms": None, "prediction": "no_rate"}
+    cold |= {"measured_over_predicted": None}
+    text = shown(frame([{**cold, "binding_resource": None, "modelled_link_ms": 0.42}, baseline()]))
+    line = next(line for line in text.split("\n") if line.startswith("offload 25% ") and "4,096" in line)
+    assert line.split()[-4:] == ["1.25", "-", "-", "0.420"]
+    assert "read again by every step (cold)" in text
+    assert "kvbench hardware model=tiny" in text
     assert "two pools" not in shown(frame([FASTER, baseline()]))
+
+
+def test_one_reason_of_several_rows_is_said_once() -> None:
+    noisy = {"verdict": "inconclusive", "reason": "noisy machine"}
+    text = shown(
+        frame([row("h2o", **noisy), baseline()], [row("tova", **noisy), baseline()], [row("snapkv"), baseline()])
+    )
+    assert "inconclusive  h2o 25%, tova 25%: noisy machine" in text
+    assert text.count("noisy machine") == 1
+
+
+def test_a_black_boxs_engine_is_not_its_baselines() -> None:
+    def run(attention: str, comparison: str) -> dict[str, object]:
+        config = {"engine": {"attention": attention}, "seed": 0, "strategy": {"name": "x"}}
+        return baseline(config_json=json.dumps(config), comparison=comparison)
+
+    both = [[FASTER, run("a", "paired")], [row("transformers", comparison="unpaired"), run("b", "unpaired")]]
+    assert "they differ in" not in shown(frame(*both))
+    assert "they differ in engine.attention" in shown(frame(both[0], [both[1][0], run("b", "paired")]))
+
+
+def test_what_nobody_was_asked_is_no_column() -> None:
+    for width in (80, 160):
+        text = shown(frame([without_quality(FASTER), without_quality(baseline())]), width=width)
+        assert "recall" not in text
+        assert "nats" not in text
+        assert len([line for line in text.split("\n") if line.startswith("h2o 25% ")]) == 1
+
+
+def test_rows_of_one_name_are_called_as_their_experiment_calls_them() -> None:
+    few, many = (row("kvpr", budget_unit=None, budget_amount=None, overrides=f"+row=kvpr_{x} seed=1") for x in "ab")
+    text = shown(frame([few, baseline(overrides="+row=kvpr_a")], [many, baseline(overrides="+row=kvpr_b")]))
+    assert [line.split()[0] for line in text.split("\n") if line.startswith(("kvpr", "baseline "))][:3] == [
+        "baseline",
+        "kvpr_a",
+        "kvpr_b",
+    ]
+    alone = shown(frame([few, baseline(overrides="+row=kvpr_a")]))
+    assert "kvpr_a" not in alone
 
 
 def test_a_table_on_one_line_per_row() -> None:
@@ -121,11 +194,13 @@ def test_no_speed_is_claimed_inside_the_processors_cache() -> None:
 
 
 def check_random_weights_have_no_quality(printer: Printer) -> None:
-    """Random weights leave the four columns of quality empty, and are announced."""
+    """Random weights leave no columns of quality, or empty ones beside what was asked, and are announced."""
     text = shown(frame([without_quality(FASTER), without_quality(baseline())]), printer=printer)
-    assert line_of(text, "h2o")[-5:] == ["-", "-", "-", "-", "physical"]
-    assert line_of(text, "baseline")[-5:] == ["-", "-", "-", "-", "none"]
+    assert line_of(text, "h2o")[-2:] == ["2.18x", "physical"]
+    assert line_of(text, "baseline")[-2:] == ["-", "none"]
     assert "RANDOM" in text
+    text = shown(frame([{**without_quality(FASTER), "weights": "embedded"}, baseline()]), printer=printer)
+    assert line_of(text, "h2o")[-5:] == ["-", "-", "-", "-", "physical"]
 
 
 def test_random_weights_have_no_quality() -> None:

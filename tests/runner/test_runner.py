@@ -179,6 +179,16 @@ def test_transformers_own_generate_is_an_unpaired_row(tmp_path: Path) -> None:
     assert row(result, "baseline")["engine"] == "eager"
 
 
+def test_transformers_attends_as_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ("strategy=transformers", "quality=none", "compare=none")
+    mine = row(run(tmp_path, *asked, "engine.attention=eager"))
+    assert (mine["status"], mine["attention"]) == ("ok", "eager")
+    monkeypatch.setattr("kvbench.engines.stock.find_spec", lambda package: None)
+    mine = row(run(tmp_path, *asked, "engine.attention=flash_attention_2"))
+    assert mine["status"] == "unavailable"
+    assert "use engine.attention=sdpa" in mine["reason"]
+
+
 def test_a_packed_cache_of_transformers_is_an_unpaired_row_or_says_what_is_missing(tmp_path: Path) -> None:
     mine = row(run(tmp_path, "strategy=hf_fp8", "quality=none", "compare=none"))
     said = (mine["saving"], mine["fidelity"], mine["evidence"], mine["engine"])
@@ -218,6 +228,7 @@ def test_what_is_missing_is_an_unavailable_row_until_it_is_there(
         (["quality.context_tokens=3000"], r"lower quality\.context_tokens"),
         (["measure.threads=4096"], r"Set measure\.threads"),
         (["engine=transformers"], "engine=transformers brings its own cache"),
+        (["strategy=transformers", "engine.attention=flash"], r"engine\.attention cannot be .* Choices: eager, flash"),
     ],
 )
 def test_what_is_too_long_for_the_model_is_refused_before_it_loads(

@@ -90,7 +90,7 @@ def test_the_dynamic_cache_is_what_generate_would_make_itself() -> None:
             pad_token_id=0, return_dict_in_generate=True,
         )  # fmt: skip
         cache = box("transformers").own_cache(network.config, run_of(PACKED))
-        mine = Stock().generate(network, prompt, NEW, cache)
+        mine = Stock(attention="sdpa").generate(network, prompt, NEW, cache)
     assert torch.equal(mine.tokens, own.sequences[:, PACKED:])
     assert [type(layer) for layer in cache.layers] == [type(layer) for layer in own.past_key_values.layers]
     assert type(cache) is type(own.past_key_values)

@@ -109,7 +109,7 @@ def generated(name: str, *overrides: str, rows: int = 2, prompt: int = 24, new: 
     run = RunShape(prompt_lengths=(prompt,) * rows, new_tokens=new)
     cache = box(name, *overrides).own_cache(network.config, run)
     with attention(network, "sdpa"), torch.no_grad():
-        return stock.Stock().generate(network, ids(0, rows, prompt), new, cache)
+        return stock.Stock(attention="sdpa").generate(network, ids(0, rows, prompt), new, cache)
 
 
 def bytes_by_hand(bits: int, group: int, *, packed: int, exact: int, rows: int = 2) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,19 @@ class Generated:
 
 @dataclass(frozen=True, kw_only=True)
 class Stock:
-    """Greedy `generate` with a cache that transformers brings, and its default attention."""
+    """Greedy `generate` with a cache and an attention that transformers brings.
+
+    Args:
+        attention: what transformers calls the implementation.
+    """
+
+    attention: Literal["sdpa", "eager", "flash_attention_2"]
+
+    def unavailable(self) -> str | None:
+        """Return what has to be installed first, or None."""
+        if self.attention != "flash_attention_2" or find_spec("flash_attn") is not None:
+            return None
+        return "engine.attention=flash_attention_2 needs the package flash-attn and a GPU; use engine.attention=sdpa"
 
     def generate(self, model: nn.Module, prompt: Tensor, new_tokens: int, cache: Cache) -> Generated:
         """Generate greedily after a prompt [B, n], whatever token comes, with an empty cache."""

@@ -16,6 +16,12 @@ Unit = tuple[str, float]
 Units = Mapping[str, Unit]
 
 NOTHING = "-"
+QUALITY = {  # fields of what is asked of a model
+    "loss": "nll_delta_nats",
+    "top1": "top1_agreement",
+    "key_value": "recall_key_value",
+    "passkey": "recall_passkey",
+}
 _MEASURED_IN: dict[str, Mapping[str, float]] = {"bytes": BYTE_UNITS, "ms": TIME_UNITS}
 _UNIT_COLUMNS = {
     "kv": ("bytes", ("kv_allocated_bytes",)),
@@ -65,6 +71,11 @@ def label_of(row: Row) -> str:
     return strategy_label(row["strategy"], row["budget_unit"], row["budget_amount"])
 
 
+def has_quality(rows: Sequence[Row]) -> bool:
+    """Return whether a model was asked anything."""
+    return any(row[column] is not None for row in rows for column in QUALITY.values())
+
+
 def units_of(rows: Sequence[Row]) -> Units:
     """Return one unit for each column, so that its numbers can be compared at a glance."""
     found = {}
@@ -74,11 +85,13 @@ def units_of(rows: Sequence[Row]) -> Units:
     return found
 
 
-def _amount(column: str, unit: str) -> Callable[[Row, Units], str]:
+def amount(column: str, unit: str) -> Callable[[Row, Units], str]:
+    """Return what prints a column in a unit."""
     return lambda row, units: NOTHING if row[column] is None else number(row[column] / units[unit][1])
 
 
-def _percent(column: str) -> Callable[[Row, Units], str]:
+def percent(column: str) -> Callable[[Row, Units], str]:
+    """Return what prints a share."""
     return lambda row, units: NOTHING if row[column] is None else f"{100 * row[column]:.1f}"
 
 
@@ -126,24 +139,25 @@ def _verdict(row: Row, units: Units) -> str | Text:
     return NOTHING if verdict in (None, "none") else str(verdict).replace("_", " ")
 
 
-def _word(column: str) -> Callable[[Row, Units], str]:
+def word(column: str) -> Callable[[Row, Units], str]:
+    """Return what prints a word."""
     return lambda row, units: NOTHING if row[column] is None else str(row[column])
 
 
 FIELDS: dict[str, Field] = {
     "strategy": Field(title="strategy", unit="", text=lambda row, units: label_of(row), justify="left"),
-    "kv": Field(title="KV", unit="kv", text=_amount("kv_allocated_bytes", "kv"), justify="right"),
-    "peak": Field(title="peak", unit="peak", text=_amount("peak_bytes", "peak"), justify="right"),
-    "ttft": Field(title="TTFT", unit="ttft", text=_amount("ttft_ms", "ttft"), justify="right"),
-    "p50": Field(title="TPOT p50", unit="p50", text=_amount("decode_p50_ms", "p50"), justify="right"),
-    "p99": Field(title="p99", unit="p99", text=_amount("decode_p99_ms", "p99"), justify="right"),
+    "kv": Field(title="KV", unit="kv", text=amount("kv_allocated_bytes", "kv"), justify="right"),
+    "peak": Field(title="peak", unit="peak", text=amount("peak_bytes", "peak"), justify="right"),
+    "ttft": Field(title="TTFT", unit="ttft", text=amount("ttft_ms", "ttft"), justify="right"),
+    "p50": Field(title="TPOT p50", unit="p50", text=amount("decode_p50_ms", "p50"), justify="right"),
+    "p99": Field(title="p99", unit="p99", text=amount("decode_p99_ms", "p99"), justify="right"),
     "ratio": Field(title="ratio", unit="", text=_ratio, justify="right"),
     "interval": Field(title="interval", unit="", text=_interval, justify="right"),
     "verdict": Field(title="verdict", unit="", text=_verdict, justify="left"),
     "ceiling": Field(title="ceiling", unit="", text=_ceiling, justify="right"),
     "loss": Field(title="loss", unit="nats", text=_signed("nll_delta_nats"), justify="right"),
-    "top1": Field(title="top-1", unit="%", text=_percent("top1_agreement"), justify="right"),
-    "key_value": Field(title="recall", unit="%", text=_percent("recall_key_value"), justify="right"),
-    "passkey": Field(title="passkey", unit="%", text=_percent("recall_passkey"), justify="right"),
-    "saving": Field(title="saving", unit="", text=_word("saving"), justify="left"),
+    "top1": Field(title="top-1", unit="%", text=percent("top1_agreement"), justify="right"),
+    "key_value": Field(title="recall", unit="%", text=percent("recall_key_value"), justify="right"),
+    "passkey": Field(title="passkey", unit="%", text=percent("recall_passkey"), justify="right"),
+    "saving": Field(title="saving", unit="", text=word("saving"), justify="left"),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,8 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
-from kvbench.results.cells import FIELDS, Row, Units, label_of, plain, ratio_of, units_of
-from kvbench.results.control import no_better_than_random
-from kvbench.results.elsewhere import elsewhere
+from kvbench.results import elsewhere, notes
+from kvbench.results.cells import FIELDS, QUALITY, Field, Row, Units, has_quality, label_of, plain, units_of
 
 _KIND = (
     "schema_version",
@@ -34,9 +33,7 @@ _KIND = (
     "new_tokens",
     "query_aware",
 )
-_NOT_THE_BASELINES = ("strategy", "sink", "runs", "force", "compare", "plugins")  # keys of the configuration
 _WIDE = 10_000
-_TITLE_WIDTH = 13  # of the notes below a table
 
 # tables of columns of fields: everything on one line, two lines to a row, or two tables of two lines to a row
 _Layout = tuple[tuple[tuple[str, ...], ...], ...]
@@ -104,7 +101,7 @@ def print_table(frame: pd.DataFrame, console: Console, *, path: Path | None = No
     for group in _groups(frame):
         console.print(Group(*_render(group, console)))
     if path is not None:
-        console.print(Text.assemble((f"{'files':{_TITLE_WIDTH}} ", "dim"), str(path)), soft_wrap=True)
+        console.print(Text.assemble((f"{'files':{notes.TITLE_WIDTH}} ", "dim"), str(path)), soft_wrap=True)
 
 
 def _groups(frame: pd.DataFrame) -> Iterator[_Group]:
@@ -134,37 +131,52 @@ def _render(group: _Group, console: Console) -> Iterator[RenderableType]:
     if any(row["status"] == "ok" for row in group.rows):
         yield from _tables(group, console)
     yield Text()
-    yield from _legend(group.rows)
-    yield from _notes(group)
-    yield _weights_note(group.known)
+    yield from notes.legend(group.rows)
+    yield from notes.of_rows(list(zip(group.rows, _names(group), strict=True)))
+    yield from notes.of_baselines(group.baseline, group.baselines)
+    yield notes.of_weights(group.known)
 
 
 def _tables(group: _Group, console: Console) -> Iterator[RenderableType]:
-    units = units_of(group.rows)
+    units, named = units_of(group.rows), list(zip(group.rows, _names(group), strict=True))
     for layout in _LAYOUTS:
-        tables = [_table(group, columns, units) for columns in layout]
+        tables = [_table(named, columns, FIELDS, units) for columns in _told(layout, group.rows)]
         if all(_width(table, console) <= console.width for table in tables):
             break
+    away = [(row, name) for row, name in named if elsewhere.away(row)]
+    if away:
+        rows = [row for row, _ in away]
+        tables.append(_table(away, elsewhere.columns_of(rows), elsewhere.FIELDS, elsewhere.units_of(rows)))
     for table in tables:
         yield Text()
         yield table
+
+
+def _told(layout: _Layout, rows: Sequence[Row]) -> _Layout:
+    """Return a layout without what nobody was asked."""
+    if has_quality(rows):
+        return layout
+    kept = (tuple(column for column in columns if not QUALITY.keys() & set(column)) for columns in layout)
+    return tuple(columns for columns in kept if columns != (("strategy",),))
 
 
 def _width(table: Table, console: Console) -> int:
     return Measurement.get(console, console.options.update(width=_WIDE), table).maximum
 
 
-def _table(group: _Group, columns: Sequence[tuple[str, ...]], units: Units) -> Table:
-    heads = [_head(column, units) for column in columns]
+def _table(
+    named: Sequence[tuple[Row, str]], columns: Sequence[tuple[str, ...]], fields: Mapping[str, Field], units: Units
+) -> Table:
+    fields = {"strategy": FIELDS["strategy"], **fields}
+    heads = [_head([fields[name] for name in column], units) for column in columns]
     table = Table(*heads, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for row, name in zip(group.rows, _names(group), strict=True):
-        cells = [[Text(name) if n == "strategy" else FIELDS[n].cell(row, units) for n in column] for column in columns]
+    for row, name in named:
+        cells = [[Text(name) if n == "strategy" else fields[n].cell(row, units) for n in column] for column in columns]
         table.add_row(*(_stack(lines) for lines in cells))
     return table
 
 
-def _head(column: Sequence[str], units: Units) -> Column:
-    fields = [FIELDS[name] for name in column]
+def _head(fields: Sequence[Field], units: Units) -> Column:
     first, last = fields[0], fields[-1]
     unit, last_unit = first.unit_in(units), last.unit_in(units)
     if first is last:
@@ -184,10 +196,19 @@ def _names(group: _Group) -> list[str]:
     names = [label_of(row) for row in group.rows]
     if group.baseline and group.others:
         names[1:] = ["baseline again" if name == "baseline" else name for name in names[1:]]
+    names = [
+        _chosen(row) or name if names.count(name) > 1 else name for row, name in zip(group.rows, names, strict=True)
+    ]
     run_ids = [row["run_id"] for row in group.rows]
     return [
         f"{name} ({run_id})" if names.count(name) > 1 else name for name, run_id in zip(names, run_ids, strict=True)
     ]
+
+
+def _chosen(row: Row) -> str | None:
+    """Return which row of an experiment this is, or None."""
+    found = re.search(r"(?:^| )\+row=(\S+)", str(row["overrides"] or ""))
+    return found and found[1]
 
 
 def _heading(row: Row) -> Text:
@@ -199,72 +220,3 @@ def _heading(row: Row) -> Text:
     evidence = "" if row["evidence"] == "measured" else f" | {row['evidence']}, not measured"
     machine = f"{row['dtype'] or ''} on {row['device_name'] or row['device']}{threads}".strip()
     return Text.assemble((str(row["model"]), "bold"), f" | {what}{aware} | {machine}{evidence}")
-
-
-def _legend(rows: Sequence[Row]) -> Iterator[RenderableType]:
-    if any(ratio_of(row) for row in rows):
-        what = "the prefill" if all(row["ratio"] is None for row in rows) else "a decode step"
-        yield _note("ratio", f"time of {what} over the baseline's, below 1 is faster, with its 95% interval")
-        yield _note("ceiling", "the most that the bytes read allow, as a speed-up")
-    if any(row["status"] == "ok" for row in rows):
-        yield _note("KV, loss", "all storages of the cache on the device; nats per token above the full cache's loss")
-
-
-def _notes(group: _Group) -> Iterator[RenderableType]:
-    rows = group.rows
-    for row, name in zip(rows, _names(group), strict=True):
-        if row["status"] != "ok":
-            yield _note(str(row["status"]).replace("_", " "), f"{name}: {row['reason']}", style="yellow")
-        elif row["verdict"] == "inconclusive" and row["reason"]:
-            yield _note("inconclusive", f"{name}: {row['reason']}")
-        if name.endswith(f"({row['run_id']})"):
-            yield _note("overrides", f"{row['run_id']}: {row['overrides'] or 'none'}")
-    for title, text in elsewhere(rows):
-        yield _note(title, text)
-    if any(row["regime"] == "overhead_bound" for row in rows):
-        yield _note("overhead", "all that a step reads fits in the processor's own cache: its speed allows no verdict")
-    if any(row["data_dependent"] for row in rows if row["weights"] == "random"):
-        yield _note("bytes", "some strategies store what the data asks for: random weights do not ask", style="yellow")
-    for row, lost in no_better_than_random(rows):
-        yield _note("control", f"{label_of(row)} does not beat random_eviction at the same budget in {', '.join(lost)}")
-    yield from _baseline_note(group)
-
-
-def _note(title: str, text: str, style: str = "dim") -> RenderableType:
-    line = Table.grid(padding=(0, 1))
-    line.add_column(width=_TITLE_WIDTH, no_wrap=True)
-    line.add_column(overflow="fold")
-    line.add_row(Text(title, style), Text(text, style))
-    return line
-
-
-def _weights_note(row: Row) -> RenderableType:
-    if row["weights"] == "random":
-        loud = "RANDOM, the true architecture only: times and bytes count, quality does not exist"
-        return _note("weights", loud, style="bold yellow")
-    if row["weights"] == "embedded":
-        return _note("weights", "embedded: a small model trained by kvbench and shipped with it")
-    revision = f" ({row['model_revision']})" if row["model_revision"] else ""
-    return _note("weights", f"{row['weights'] or 'unknown'}{revision}")
-
-
-def _baseline_note(group: _Group) -> Iterator[RenderableType]:
-    configs = [_flat(json.loads(str(row["config_json"]))) for row in group.baselines]
-    keys = sorted({key for config in configs for key in config})
-    differing = [key for key in keys if len({config.get(key) for config in configs}) > 1]
-    if differing and group.baseline:
-        yield _note(
-            "baseline",
-            f"each run was timed against its own, and they differ in {', '.join(differing)}; "
-            f"shown is that of {group.baseline['run_id']}",
-            style="yellow",
-        )
-
-
-def _flat(config: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in config.items():
-        if prefix or key not in _NOT_THE_BASELINES:
-            name = f"{prefix}{key}"
-            flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: json.dumps(value)}
-    return flat

@@ -1,0 +1,107 @@
+"""What stands below the table that people read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from kvbench.results import elsewhere
+from kvbench.results.cells import Row, has_quality, label_of, ratio_of
+from kvbench.results.control import no_better_than_random
+
+TITLE_WIDTH = 13
+_NOT_THE_BASELINES = ("strategy", "sink", "runs", "force", "compare", "plugins")  # keys of the configuration
+
+Named = Sequence[tuple[Row, str]]
+
+
+def legend(rows: Sequence[Row]) -> Iterator[RenderableType]:
+    """Yield what the columns are."""
+    if any(ratio_of(row) for row in rows):
+        what = "the prefill" if all(row["ratio"] is None for row in rows) else "a decode step"
+        yield _note("ratio", f"time of {what} over the baseline's, below 1 is faster, with its 95% interval")
+        yield _note("ceiling", "the most that the bytes read allow, as a speed-up")
+    if any(row["status"] == "ok" for row in rows):
+        loss = "; nats per token above the full cache's loss" if has_quality(rows) else ""
+        yield _note("KV, loss" if loss else "KV", f"all storages of the cache on the device{loss}")
+
+
+def of_rows(named: Named) -> Iterator[RenderableType]:
+    """Yield what is to be said of rows with their names; what holds for several of them once."""
+    rows = [row for row, _ in named]
+    for (title, style, reason), names in _reasons(named).items():
+        yield _note(title, f"{', '.join(names)}: {reason}", style=style)
+    for row, name in named:
+        if name.endswith(f"({row['run_id']})"):
+            yield _note("overrides", f"{row['run_id']}: {row['overrides'] or 'none'}")
+    away = [row for row in rows if elsewhere.away(row)]
+    for title, text in elsewhere.notes(away) if away else ():
+        yield _note(title, text)
+    if any(row["regime"] == "overhead_bound" for row in rows):
+        yield _note("overhead", "all that a step reads fits in the processor's own cache: its speed allows no verdict")
+    if any(row["data_dependent"] for row in rows if row["weights"] == "random"):
+        yield _note("bytes", "some strategies store what the data asks for: random weights do not ask", style="yellow")
+    for row, lost in no_better_than_random(rows):
+        yield _note("control", f"{label_of(row)} does not beat random_eviction at the same budget in {', '.join(lost)}")
+
+
+def _reasons(named: Named) -> dict[tuple[str, str, str], list[str]]:
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for row, name in named:
+        if row["status"] != "ok":
+            found.setdefault((row["status"].replace("_", " "), "yellow", row["reason"]), []).append(name)
+        elif row["verdict"] == "inconclusive" and row["reason"]:
+            found.setdefault(("inconclusive", "dim", row["reason"]), []).append(name)
+    return found
+
+
+def _note(title: str, text: str, style: str = "dim") -> RenderableType:
+    line = Table.grid(padding=(0, 1))
+    line.add_column(width=TITLE_WIDTH, no_wrap=True)
+    line.add_column(overflow="fold")
+    line.add_row(Text(title, style), Text(text, style))
+    return line
+
+
+def of_weights(row: Row) -> RenderableType:
+    """Return where a row's weights come from."""
+    if row["weights"] == "random":
+        loud = "RANDOM, the true architecture only: times and bytes count, quality does not exist"
+        return _note("weights", loud, style="bold yellow")
+    if row["weights"] == "embedded":
+        return _note("weights", "embedded: a small model trained by kvbench and shipped with it")
+    revision = f" ({row['model_revision']})" if row["model_revision"] else ""
+    return _note("weights", f"{row['weights'] or 'unknown'}{revision}")
+
+
+def of_baselines(shown: Row | None, baselines: Sequence[Row]) -> Iterator[RenderableType]:
+    """Yield in what the baselines of runs differ of which one is shown."""
+    configs = [_flat(_own(row)) for row in baselines]
+    keys = sorted({key for config in configs for key in config})
+    differing = [key for key in keys if len({config[key] for config in configs if key in config}) > 1]
+    if differing and shown:
+        yield _note(
+            "baseline",
+            f"each run was timed against its own, and they differ in {', '.join(differing)}; "
+            f"shown is that of {shown['run_id']}",
+            style="yellow",
+        )
+
+
+def _own(row: Row) -> dict[str, object]:
+    """Return the configuration of a baseline's run, without the engine of a black box that it was not run by."""
+    config: dict[str, object] = json.loads(str(row["config_json"]))
+    return {key: value for key, value in config.items() if key != "engine" or row["comparison"] != "unpaired"}
+
+
+def _flat(config: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if prefix or key not in _NOT_THE_BASELINES:
+            name = f"{prefix}{key}"
+            flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: json.dumps(value)}
+    return flat
