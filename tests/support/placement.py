@@ -316,6 +316,11 @@ def auto_makes_again_what_takes_least(folder: Path) -> None:
     assert place is not None
     assert 0 < place.recomputed < 640
     assert numbers[place.recomputed] == pytest.approx(least)
+    here = [row | {"device": "cpu"}, {"name": "read", "value": 2e9, "device": "cpu", "device_name": "one"}]
+    record.write_text(json.dumps(here))  # where the host computes, what comes is read and written: half as fast
+    alone = placed("recompute", "placement.recompute=auto", f"placement.hardware={record}").placement.of_run(view, run)
+    assert alone is not None
+    assert abs(alone.recomputed - place.recomputed) <= 16  # no latency is paid
     record.write_text(json.dumps([row | {"shape": "1x64x64"}]))
     few = made.placement.of_run(_wide_view(kv_heads=2), run)
     assert few is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -14,7 +14,7 @@ from kvbench.cache.codecs.dense import Dense
 from kvbench.cache.placement.rooms import Attend, Axis, Place, Shares
 from kvbench.folders import hardware_record
 from kvbench.models.view import attention_of
-from kvbench.planning.machine import Rate, machine_of, read_records
+from kvbench.planning.machine import Machine, Rate, machine_of, read_records
 from kvbench.planning.recompute import Choice, LayerFetch, recompute_length
 
 if TYPE_CHECKING:
@@ -167,17 +167,25 @@ class Tiers:
         width = shape.kv_heads * (shape.key_dim + shape.value_dim)
         record = Path(self.hardware) if self.hardware else hardware_record(view.device.type)
         machine = machine_of(read_records(record), recompute_shape=f"{hidden}x{width}")
-        link = Rate(per_s=self.link_gb_per_s * 1e9, latency_s=self.link_latency_us / 1e6, source="given")
         fetch = LayerFetch(
             activation_bytes=rows * hidden * view.dtype.itemsize,
             kv_bytes=rows * width * view.dtype.itemsize,
             recompute_flops=rows * 2 * hidden * width,
-            link=link if self.link == "modelled" else machine.rate("host_to_device"),
+            link=self._link(machine),
             compute=machine.rate("recompute_flops"),
             block=max(BLOCK, run.prompt_tokens // self.stages) if self.stages > 1 else BLOCK,
             mode="pipelined" if self.stages > 1 else "paper",
         )
         return recompute_length(run.prompt_tokens, fetch)
+
+    def _link(self, machine: Machine) -> Rate:
+        """Return how fast what lies elsewhere comes; where the host computes, it is read and written in its memory."""
+        if self.link == "modelled":
+            return Rate(per_s=self.link_gb_per_s * 1e9, latency_s=self.link_latency_us / 1e6, source="given")
+        if machine.is_host:
+            read = machine.rate("device_memory")
+            return replace(read, per_s=read.per_s / 2)
+        return machine.rate("host_to_device")
 
     def link_ms(self, before: Traffic, after: Traffic, steps: int) -> float | None:
         """Return the time that what moved in so many steps would take the link, per step; None where it is real."""
