@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,12 @@ from kvbench.job import Row
 from kvbench.measure.environment import accelerator
 from kvbench.measure.rates import Capability
 from kvbench.measure.roofline import CeilingBeaten
+from kvbench.planning.expected import Work
 from kvbench.planning.machine import Machine, Rate
 from kvbench.runner import job_of
 from kvbench.sizing import count_launches
 from kvbench.timing import time_decode
+from tests.mutants import predicting as mutants
 from tests.runner.test_honesty import QUICK, SHORT, HastyClock, silent
 from tests.support.small import spec
 
@@ -85,6 +88,22 @@ def test_what_comes_from_the_host_adds_up_unless_it_is_fetched_ahead(
     added_ms = mine["predicted_ms"] - (0 if ahead else full["decode_p50_ms"])
     assert least_ms <= added_ms <= most_ms
     assert mine["binding_resource"] == "host_memory"
+
+
+@pytest.mark.parametrize(
+    ("mutant", "oracle"),
+    [
+        (mutants.of_weights_alone, test_fewer_bytes_are_predicted_to_take_less_and_the_baseline_what_it_took),
+        (mutants.always_ahead, partial(test_what_comes_from_the_host_adds_up_unless_it_is_fetched_ahead, 0)),
+        (mutants.half_of_what_came, partial(test_what_comes_from_the_host_adds_up_unless_it_is_fetched_ahead, 1)),
+    ],
+)
+def test_the_oracle_fails_on_the_mutant(
+    mutant: Callable[..., Work], oracle: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvbench.timing.work_of", mutant)
+    with pytest.raises(AssertionError):
+        oracle(monkeypatch=monkeypatch)
 
 
 def record(folder: Path, **facts: object) -> str:
