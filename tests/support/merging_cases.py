@@ -57,7 +57,7 @@ def calls_are_forgotten_averaged_or_summed() -> None:
     prompt, first, second = (torch.tensor(row, dtype=torch.float64) for row in ([2.0, 1.0], [0.2, 0.8], [0.6, 0.4]))
     want = {"none": second, "sum": prompt + first + second, "ema": (prompt * 0.75 + first * 0.25) * 0.75 + second / 4}
     for accumulate, scores in want.items():
-        scorer = CallAttention(accumulate=accumulate, decay=0.75)  # type: ignore[arg-type]
+        scorer = CallAttention(accumulate=accumulate, decay=0.75, importance_window=0)  # type: ignore[arg-type]
         score = prompt.view(1, 1, 2).clone()
         for weights in (first, second):
             each = torch.stack([weights + 0.1, weights - 0.1])  # of two query heads

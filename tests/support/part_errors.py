@@ -316,6 +316,41 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
     "memory of a merge": (asked("d2o", "evicted.memory=1"), r"memory must be at least 0 and below 1; got 1"),
     "no mean": (asked("zeromerge", "evicted.num_entries=0"), r"num_entries must be at least 1; got 0"),
     "compensation": _shares("zeromerge", "evicted.compensation"),
+    "bits of what leaves": (asked("fixed_size_offload", "evicted.bits=3"), r"must be one of \[16, 8, 4\]; got 3"),
+    "no ring": (asked("fixed_size_offload", "evicted.offload_size=0"), r"offload_size must be at least 1; got 0"),
+    "threshold of importance": (
+        asked("fixed_size_offload", "evicted.importance_threshold=-1"),
+        r"importance_threshold must be at least 0; got -1",
+    ),
+    "folder of a ring": (
+        lambda: drive(
+            model("llama_gqa"),
+            strategy("fixed_size_all", "evicted.folder=/dev/null", tokens=BUDGET),
+            ids(0, 1, PROMPT),
+            uniform(),
+        ),
+        r"cannot be kept in /dev/null: .*strategy\.evicted\.folder.*mmap=false",
+    ),
+    "packed entries that leave for the host": (
+        asked("fixed_size_offload", "strategy/codec=int8"),
+        r"packs those that leave; use strategy/codec=dense and strategy\.evicted\.bits",
+    ),
+    "pages beside a ring": (
+        asked("snapkv", "strategy/evicted=offloaded", "evicted.restore_every=0", "strategy/reader=pages"),
+        r"keeps what attention does not read; use strategy/reader=all",
+    ),
+    "entries that moved": (
+        asked("attention_sink", "strategy/evicted=offloaded"),
+        r"brings entries back to where they were.*strategy/position=original",
+    ),
+    "return without leaving": (
+        asked("fixed_size_offload", "strategy/trigger=prefill_end"),
+        r"come back when others leave while decoding; use strategy/trigger=every_step",
+    ),
+    "return without memory": (
+        asked("h2o", "strategy/evicted=offloaded"),
+        r"needs a scorer that remembers how much an entry mattered; use strategy/scorer=remembered_attention",
+    ),
     # triggers and selectors
     "period": (asked("h2o", "strategy/trigger=every_k", "trigger.period=0"), r"period must be at least 1; got 0"),
     "sampled share": _shares("nacl", "selector.sampled_share"),
@@ -331,6 +366,10 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
     "steps of a temperature": (asked("keyformer", "scorer.tau_steps=0"), r"tau_steps must be at least 1; got 0"),
     "weight of variance": (asked("cake", "scorer.variance_weight=-1"), r"variance_weight must be 0 or more; got -1"),
     "calls": (changed("fixed_size", "scorer", accumulate="mean"), r"accumulate must be none, ema or sum; got 'mean'"),
+    "calls remembered": (
+        asked("fixed_size", "scorer.importance_window=-1"),
+        r"importance_window must be a number of calls, or 0 for none; got -1",
+    ),
     "decay of calls": (asked("fixed_size", "scorer.decay=1"), r"decay must be at least 0 and below 1; got 1"),
     "certain": _shares("defensivekv", "scorer.certain"),
     "defensive without outputs": (partial(output_is_unknown, "defensivekv"), r"scorer=defensive needs the output proj"),

@@ -209,6 +209,15 @@ class KVCache(Cache):
             found.add(layer.traffic())
         return found
 
+    def cleanup(self) -> None:
+        """Finish what is written behind a step, and let go of memory and files elsewhere; the cache is not used again.
+
+        A cache that nobody refers to any more does the same by itself.
+        """
+        for keeper in (store.keeper for layer in self.layers for _, store in layer.stores):
+            if keeper is not None:
+                keeper.close()
+
     def tensors(self) -> list[Tensor]:
         """Return everything the cache holds."""
         mine = [t for t in (self.padding, self._rank, self._dropped) if t is not None]

@@ -91,6 +91,17 @@ class Repeater(Protocol):
         """Return why this model cannot read these prompts again, or None."""
 
 
+@runtime_checkable
+class Remembering(Scorer, Protocol):
+    """A scorer that may keep beside each score how much an entry mattered so far."""
+
+    def importance(self, memory: Tensor) -> Tensor:
+        """Return how much entries mattered, float32 [...], given what is kept of them [..., memory_bytes]."""
+
+    def remembered(self, mean: Tensor) -> Tensor:
+        """Return what is kept of entries [...] that a prompt paid so much [..., memory_bytes]."""
+
+
 class Selector(Protocol):
     """Which entries stay."""
 
@@ -313,3 +324,6 @@ class Keeper(Reading, Protocol):
 
     def bytes_on(self, tier: Tier) -> int:
         """Return the bytes that lie in one tier."""
+
+    def close(self) -> None:
+        """Finish what is under way and let go of everything held elsewhere; nothing can be asked for afterwards."""

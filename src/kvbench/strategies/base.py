@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -101,10 +102,13 @@ class CacheStrategy:
 
     def plans(self, view: ModelView, run: RunShape) -> list[LayerPlan]:
         """Return what each layer is to do; a sliding layer keeps its window and nothing else."""
-        free = [self._plan(view, index, (1,) * run.batch_size) for index in range(len(view.layers))]
+        evicted = copy.copy(self.evicted)  # threads that it starts are one cache's
+        free = [self._plan(view, index, (1,) * run.batch_size, evicted) for index in range(len(view.layers))]
         budgets = self.budget.entries(free, view, run)
         plans = [
-            self._plan(view, index, budget) if view.layers[index].window == 0 else self._window_plan(view, index, run)
+            self._plan(view, index, budget, evicted)
+            if view.layers[index].window == 0
+            else self._window_plan(view, index, run)
             for index, budget in enumerate(budgets)
         ]
         lower = set(self.layout.lower_layers(len(plans)))
@@ -125,7 +129,7 @@ class CacheStrategy:
             for plan in plans
         ]
 
-    def _plan(self, view: ModelView, index: int, budget: tuple[int, ...] | None) -> LayerPlan:
+    def _plan(self, view: ModelView, index: int, budget: tuple[int, ...] | None, evicted: Evicted) -> LayerPlan:
         return LayerPlan(
             index=index,
             shape=view.layers[index],
@@ -133,7 +137,7 @@ class CacheStrategy:
             scorer=self.scorer,
             selector=self.selector.of_layer(index),
             budget=budget,
-            evicted=self.evicted,
+            evicted=evicted,
             sharer=self.budget.sharer if budget is not None else None,
             period=self.trigger.period,
             by_rank=self.position.by_rank and budget is not None,

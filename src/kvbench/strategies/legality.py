@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from kvbench.strategies.budget.base import ChoosyBudget
 from kvbench.strategies.budget.heads import HeadBudget
+from kvbench.strategies.evicted.offloaded import Offloaded
 from kvbench.strategies.evicted.tiers import Tiers
 
 if TYPE_CHECKING:
@@ -43,6 +44,10 @@ def _check_leaving(made: CacheStrategy) -> None:
         )
     if isinstance(made.budget, ChoosyBudget):
         reason = made.budget.refusal(made.scorer, made.selector, made.evicted, by_rank=made.position.by_rank)
+        if reason is not None:
+            raise ValueError(reason)
+    if isinstance(made.evicted, Offloaded) and made.budget.limits:
+        reason = made.evicted.refusal(made)
         if reason is not None:
             raise ValueError(reason)
 

@@ -50,7 +50,11 @@ class Summary(EvictedDefaults):
 
     def at_prompt_end(self, leaving: Leaving) -> Merged:
         """Put a summary of what leaves before what stays; it weighs nothing while nothing has left."""
-        gone = leaving.gone().expand(-1, leaving.keys.shape[1], -1)
+        return self.begin(leaving, leaving.gone())
+
+    def begin(self, leaving: Leaving, gone: Tensor) -> Merged:
+        """Put a summary of some entries of a prompt [B, S, n] before what stays."""
+        gone = gone.expand(-1, leaving.keys.shape[1], -1)
         dtype = score_dtype(leaving.keys.dtype)
         number = gone.sum(dim=2, keepdim=True).to(dtype)
         state = torch.cat([masked_sum(leaving.keys, gone), masked_sum(leaving.values, gone), number], dim=-1)
@@ -66,14 +70,19 @@ class Summary(EvictedDefaults):
 
     def while_decoding(self, slots: Slots, victims: Tensor, plan: LayerPlan) -> None:
         """Add the victims to the sums and write the summary anew."""
+        keys, values = slots.keys.read(slots.filled), slots.values.read(slots.filled)
+        number = victims.new_full((*keys.shape[:2],), victims.shape[2])
+        self.add(slots, take(keys, victims), take(values, victims), number)
+
+    def add(self, slots: Slots, keys: Tensor, values: Tensor, number: Tensor) -> None:
+        """Add entries [B, G, k, D] to the sums, and how many they are [B, G], and write the summary anew."""
         state, weights = slots.state, slots.log_weight
         assert state is not None
         assert weights is not None
-        keys, values = slots.keys.read(slots.filled), slots.values.read(slots.filled)
         width = keys.shape[3]
-        state[..., :width] += take(keys, victims).sum(dim=2, dtype=state.dtype)
-        state[..., width:-1] += take(values, victims).sum(dim=2, dtype=state.dtype)
-        state[..., -1] += victims.shape[2]
+        state[..., :width] += keys.sum(dim=2, dtype=state.dtype)
+        state[..., width:-1] += values.sum(dim=2, dtype=state.dtype)
+        state[..., -1] += number
         key, value, log_weight = self._entry(state, width)
         slots.keys.write(0, key.to(keys.dtype))
         slots.values.write(0, value.to(values.dtype))
