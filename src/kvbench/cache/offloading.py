@@ -16,7 +16,7 @@ from kvbench.cache.placement.rooms import Tier
 from kvbench.cache.placement.tiers import Traffic
 from kvbench.cache.plan import LayerPlan
 from kvbench.cache.protocols import Remembering
-from kvbench.cache.ring import Ring, Rows
+from kvbench.cache.ring import Ring, Rows, rows_by_set
 from kvbench.cache.slots import Slots
 from kvbench.cache.store import take
 from kvbench.cache.views import Leaving
@@ -106,7 +106,7 @@ class Offloading:
         for first in range(0, index.shape[2], BLOCK):
             at = index[:, :, first : first + BLOCK]
             kept = {name: take(rows, at) for name, rows in beside.items()}
-            rows = self._by_set(take(leaving.keys, at), take(leaving.values, at), position.gather(2, at), kept)
+            rows = rows_by_set(take(leaving.keys, at), take(leaving.values, at), position.gather(2, at), kept)
             self.ring.fill(first, self._down(rows, blocking=True))
         self._taken = index.shape[2]
         self._may_return = self._any_matters()
@@ -240,21 +240,12 @@ class Offloading:
         keys, values = (take(payload.read(slots.filled), at) for payload in (slots.keys, slots.values))
         whole = {name: slots.beside[name] for name in self.ring.beside}
         kept = {name: take(row if row.dim() == 4 else row[..., None], at) for name, row in whole.items()}
-        return self._by_set(keys, values, slots.position.gather(2, at), kept)
-
-    def _by_set(self, keys: Tensor, values: Tensor, position: Tensor, beside: dict[str, Tensor]) -> Rows:
-        """Return entries [B, G, k, D] and what stands beside them [B, S, k, ...] as rows of sets."""
-        sets = position.shape[1]
-        keys, values = (t.unflatten(1, (sets, -1)).flatten(0, 1) for t in (keys, values))
-        return Rows(keys, values, position.flatten(0, 1), {name: t.flatten(0, 1) for name, t in beside.items()})
+        return rows_by_set(keys, values, slots.position.gather(2, at), kept)
 
     def _down(self, rows: Rows, *, blocking: bool = False) -> Rows:
         """Send rows to the host."""
         self._moved.down += sum(t.nbytes for t in rows.tensors())
-        if rows.position.device.type == "cpu":
-            return rows
-        keys, values, position, *beside = (_to_host(t, blocking=blocking) for t in rows.tensors())
-        return Rows(keys, values, position, dict(zip(rows.beside, beside, strict=True)))
+        return rows.on_host(blocking=blocking)
 
     # -- what others ask ----------------------------------------------------------------------------------------
 
@@ -315,12 +306,6 @@ class Offloading:
         self._settle()
         self._writers.close()
         self.ring.close()
-
-
-def _to_host(rows: Tensor, *, blocking: bool) -> Tensor:
-    host: Tensor = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=rows.device.type == "cuda")
-    host.copy_(rows, non_blocking=not blocking)
-    return host
 
 
 def _reached(device: torch.device) -> torch.cuda.Event | None:

@@ -78,6 +78,16 @@ class Rows:
         """Return all of it."""
         return (self.keys, self.values, self.position, *self.beside.values())
 
+    def on_host(self, *, blocking: bool) -> Rows:
+        """Return the same in the host's memory; where `blocking` is false, once the device has come so far."""
+        if self.position.device.type == "cpu":
+            return self
+        host = [torch.empty(t.shape, dtype=t.dtype, pin_memory=t.device.type == "cuda") for t in self.tensors()]
+        for target, source in zip(host, self.tensors(), strict=True):
+            target.copy_(source, non_blocking=not blocking)
+        keys, values, position, *beside = host
+        return Rows(keys, values, position, dict(zip(self.beside, beside, strict=True)))
+
 
 class Ring:
     """Keeps rows of every set; a new one takes the place of the oldest once all places are taken.
@@ -240,3 +250,10 @@ class Ring:
 
     def _everything(self) -> list[Tensor]:
         return [*(area.data for area in self._written), *self._beside()]
+
+
+def rows_by_set(keys: Tensor, values: Tensor, position: Tensor, beside: Mapping[str, Tensor]) -> Rows:
+    """Return entries [B, G, k, D] and what stands beside them [B, S, k, ...] as rows of Q = B * S sets."""
+    sets = position.shape[1]
+    keys, values = (t.unflatten(1, (sets, -1)).flatten(0, 1) for t in (keys, values))
+    return Rows(keys, values, position.flatten(0, 1), {name: t.flatten(0, 1) for name, t in beside.items()})
