@@ -42,7 +42,7 @@ def test_an_entry_that_left_comes_back_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("name", ["fixed_size_int8", "fixed_size_int4"])
-def test_a_row_that_was_packed_is_near_what_it_was_and_is_never_packed_again(name: str) -> None:
+def test_a_row_that_was_packed_is_near_what_it_was(name: str) -> None:
     offloading.rows_are_what_they_were(name)
 
 
