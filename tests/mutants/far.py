@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -98,6 +100,15 @@ def hands_down_again(self: Level, first: int, pages: Sequence[Tensor]) -> None:
     put(self, first, pages)
 
 
+def stays_open(self: Level) -> None:
+    """Let go of nothing."""
+
+
+def _in_a_folder() -> None:
+    with TemporaryDirectory() as folder:
+        far.cleanup_lets_go(Path(folder))
+
+
 read = Memory.read
 _LOOPS = partial(far.equals_loops, "llama_gqa", lengths=(23,))
 _LEVELS = partial(far.levels_change_nothing, "llama_gqa")
@@ -138,5 +149,10 @@ MUTANTS = (
     Mutant(name="rows change places on disk", patches=((Disk, "put", written_elsewhere),), killed_by=(_LEVELS,)),
     Mutant(name="pages go down twice", patches=((Level, "put", hands_down_again),), killed_by=(_MOVES,)),
     Mutant(name="tables are forgotten", patches=((module, "placed", without_tables),), killed_by=(_BYTES,)),
+    Mutant(
+        name="files stay open",
+        patches=((Level, "close", stays_open),),
+        killed_by=(_in_a_folder,),
+    ),
     Mutant(name="frames count twice", patches=((Level, "bytes_on", device_tells_nothing),), killed_by=(_BYTES,)),
 )

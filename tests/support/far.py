@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from tests.support.drive import drive, padded, positions
 from tests.support.models import LAYERS, ids, model
 from tests.support.page_loops import Loops, by_loops
 from tests.support.parts import rand
+from tests.support.placement import open_files
 from tests.support.strategies import strategy
 
 SIZE, MOST, PERIOD, SINKS = 3, 2, 3, 1  # of the setting in tests/support/settings/readers.py
@@ -196,3 +198,13 @@ def forgotten_pages_leave_their_frames() -> None:
     (got,) = level.read(torch.zeros(3, dtype=torch.int64), torch.arange(3))
     assert torch.equal(got, torch.cat([data[0, :2], -data[0, 2:3]]))
     assert traffic.hits == 3
+
+
+def cleanup_lets_go(folder: Path) -> None:
+    """No name is ever seen in the folder, and after cleaning up no file is open and nothing is with the host."""
+    made = strategy("tiered", *ON_DISK, f"evicted.folder={folder}", tokens=BUDGET)
+    cache = drive(model("llama_gqa"), made, ids(165, 1, PROMPT + NEW), uniform()).cache
+    assert list(folder.iterdir()) == []
+    assert open_files(folder)
+    cache.cleanup()
+    assert not open_files(folder)

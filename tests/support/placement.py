@@ -221,13 +221,14 @@ def files_have_no_name_and_are_closed(folder: Path) -> None:
     cache = _driven(placed("disk", f"placement.folder={folder}"), "llama_gqa", (PROMPT,)).cache
     assert cache.bytes_on("disk") > 0
     assert list(folder.iterdir()) == []
-    assert _open_files(folder)
+    assert open_files(folder)
     del cache
     gc.collect()
-    assert not _open_files(folder)
+    assert not open_files(folder)
 
 
-def _open_files(folder: Path) -> list[Path]:
+def open_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that this process has open, with a name or without."""
     targets = [Path(os.path.realpath(path)) for path in Path("/proc/self/fd").iterdir()]
     return [target for target in targets if folder in target.parents]
 

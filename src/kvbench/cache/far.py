@@ -282,6 +282,10 @@ class Far:
             mine.copy_(old)
         self._pages.forget(self._count)
 
+    def close(self) -> None:
+        """Let go of what lies elsewhere."""
+        self._pages.close()
+
 
 def entry_bytes(plan: LayerPlan, dtype: torch.dtype) -> int:
     """Return the bytes of an entry of one row, over all heads."""

@@ -63,10 +63,18 @@ class File:
 
     def read(self, first: int, into: Tensor) -> None:
         """Read a contiguous tensor from a byte on, once everything is written."""
-        while self._writing:
-            self._writing.pop().result()
+        self._finish()
         file = self._file.fileno()
         _whole(lambda rest, done: os.preadv(file, [rest], first + done), into)
+
+    def close(self) -> None:
+        """Close the file once everything is written."""
+        self._finish()
+        self._file.close()
+
+    def _finish(self) -> None:
+        while self._writing:
+            self._writing.pop().result()
 
     def forget(self) -> None:
         """Have the operating system forget what it remembers of the file, so that it is read from disk again."""

@@ -36,6 +36,9 @@ class Pages(Protocol):
     def bytes_on(self, tier: Tier) -> int:
         """Return the bytes that lie in one tier, here and below."""
 
+    def close(self) -> None:
+        """Let go of everything."""
+
     def tensors(self) -> tuple[Tensor, ...]:
         """Return everything held in memory, here and below."""
 
@@ -84,6 +87,10 @@ class Memory:
     def bytes_on(self, tier: Tier) -> int:
         """Return the bytes of the room."""
         return sum(data.nbytes for data in self._data) if tier == "host" else 0
+
+    def close(self) -> None:
+        """Let go of the room."""
+        self._data = []
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return the room."""
@@ -144,6 +151,10 @@ class Disk:
     def bytes_on(self, tier: Tier) -> int:
         """Return the bytes of the file."""
         return self._file.num_bytes if tier == "disk" else 0
+
+    def close(self) -> None:
+        """Close the file once everything is written."""
+        self._file.close()
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return nothing: what is read passes through."""
@@ -274,6 +285,11 @@ class Level:
         mine = sum(data.nbytes for data in self._data) if tier == self._tier else 0
         tables = sum(t.nbytes for t in self._tables) if tier == "host" else 0
         return mine + tables + self._below.bytes_on(tier)
+
+    def close(self) -> None:
+        """Let go of the frames, and of what is below."""
+        self._data = []
+        self._below.close()
 
     @property
     def _tables(self) -> tuple[Tensor, ...]:
