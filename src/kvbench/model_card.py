@@ -1,4 +1,4 @@
-"""What the embedded model can do: its loss beside a 3-gram's, and what it recalls with the full cache and a window.
+"""What a trained model can do: its loss beside a 3-gram's, and what it recalls with the full cache and a window.
 
     python -m kvbench.model_card --trained runs/train_tiny
 
@@ -28,7 +28,7 @@ from kvbench.engines.eager import Eager
 from kvbench.models.load import load
 from kvbench.quality.evaluate import recall
 from kvbench.quality.ngram import KneserNey
-from kvbench.train import RECIPE, held_out_text, read_corpus
+from kvbench.train import held_out_text, read_corpus
 from kvbench.workloads.recall import RecallTasks, draw
 
 LENGTHS = (256, 512, 1024)
@@ -64,7 +64,7 @@ def recalled(arm: Arm, tasks: RecallTasks, task: str, tokens: int, samples: int)
 def card(trained: Path) -> dict[str, Any]:
     """Return the facts of a trained model."""
     torch.set_grad_enabled(False)
-    recipe = OmegaConf.load(RECIPE)
+    recipe = OmegaConf.load(trained / "recipe.yaml")
     corpus = read_corpus(recipe.data.held_out_every, list(recipe.data.skip_folders))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(trained)
 
@@ -91,6 +91,7 @@ def card(trained: Path) -> dict[str, Any]:
         "held_out_tokens": len(held_out_ids),
         "steps": log[-1]["step"],
         "tokens_seen": log[-1]["step"] * recipe.optimiser.tokens_per_step,
+        "seconds": log[-1]["seconds"],
         "held_out_nats": {str(tokens): round(loss, 4) for tokens, loss in losses.items()},
         "kneser_ney_nats": round(KneserNey(train_ids, len(tokenizer)).nll_nats(held_out_ids), 4),
         "recall_samples": SAMPLES,

@@ -1,6 +1,7 @@
-"""Training of the embedded tiny model: corpus, tokenizer, mixture of tasks, optimiser.
+"""Training of the embedded models: corpus, tokenizer, mixture of tasks, optimiser.
 
-    python -m kvbench.train --out runs/train_tiny
+    kvbench train family=tiny out=runs/train_tiny
+    kvbench train family=mha out=runs/family/mha threads=1
 
 Text comes from what every Python installation has: the standard library's sources and its documentation topics.
 A run is a function of the recipe, the Python version and the thread count; it is resumed from its last checkpoint.
@@ -8,7 +9,6 @@ A run is a function of the recipe, the Python version and the thread count; it i
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import pydoc_data.topics
@@ -25,13 +25,24 @@ import torch
 from omegaconf import OmegaConf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from kvbench.models.spec import TINY
 from kvbench.types import Sample
 from kvbench.workloads.recall import RecallTasks
 
-RECIPE = Path(__file__).parent / "models" / "tiny" / "recipe.yaml"
+RECIPE = TINY / "recipe.yaml"
+FAMILY = TINY.parent / "family" / "recipe.yaml"
+EVERY = 100  # steps between checkpoints
 _IGNORE = -100
+
+
+def members() -> dict[str, Any]:
+    """Return the recipe of every model that is trained here, by name."""
+    family: Any = OmegaConf.load(FAMILY)
+    own = family.pop("members")
+    recipes = {name: OmegaConf.merge(family, {"model": changes}) for name, changes in own.items()}
+    return {"tiny": OmegaConf.load(RECIPE), **recipes}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,12 +173,10 @@ def until(step: int, schedule: Mapping[int, Any]) -> Any:
     return next(value for bound, value in schedule.items() if step < bound)
 
 
-def train(recipe: Any, mixture: Mixture, vocab_size: int, out: Path) -> Iterator[dict[str, float]]:
-    """Train and yield a log entry now and then; checkpoints every 500 steps and resumes from the last one."""
-    torch.manual_seed(recipe.seed)
-    arguments = dict(recipe.model)
-    theta = arguments.pop("rope_theta")
-    rope = {"rope_type": "default", "rope_theta": theta}
+def network(architecture: Mapping[str, Any], vocab_size: int) -> PreTrainedModel:
+    """Return an untrained model."""
+    arguments = dict(architecture)
+    rope = {"rope_type": "default", "rope_theta": arguments.pop("rope_theta")}
     config = LlamaConfig(
         vocab_size=vocab_size,
         tie_word_embeddings=True,
@@ -176,27 +185,34 @@ def train(recipe: Any, mixture: Mixture, vocab_size: int, out: Path) -> Iterator
         eos_token_id=1,
         **arguments,
     )
-    model = LlamaForCausalLM(config)
+    return LlamaForCausalLM(config)
+
+
+def train(recipe: Any, mixture: Mixture, vocab_size: int, out: Path) -> Iterator[dict[str, float]]:
+    """Train, leave a checkpoint every so many steps and yield a log entry for it; resume from the last one."""
+    torch.manual_seed(recipe.seed)
+    out.mkdir(parents=True, exist_ok=True)
+    model = network(recipe.model, vocab_size)
     model.set_attn_implementation("sdpa")
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
-    settings = recipe.optimiser
+    settings, is_low = recipe.optimiser, recipe.precision == "bfloat16"
     optimiser = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
         betas=tuple(settings.betas),
     )
-    first, checkpoint = 0, out / "checkpoint.pt"
+    first, before, checkpoint = 0, 0.0, out / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=False)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         mixture.rng.setstate(state["rng"])
-        first = state["step"]
-    started, seen = time.perf_counter(), 0
+        first, before = state["step"], state["seconds"]
+    started = time.perf_counter()
     for step in range(first, settings.steps):
         length = until(step, recipe.lengths)
         ids, targets, is_text = mixture.batch(settings.tokens_per_step // length, length, until(step, recipe.mix))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_low):
             logits = model(ids, use_cache=False).logits.float()
         text, task = (_loss(logits[rows], targets[rows]) for rows in (is_text, ~is_text))
         for group in optimiser.param_groups:
@@ -205,21 +221,19 @@ def train(recipe: Any, mixture: Mixture, vocab_size: int, out: Path) -> Iterator
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimiser.step()
         optimiser.zero_grad()
-        seen += ids.numel()
-        if (step + 1) % 100 == 0 or step + 1 == settings.steps:
-            rate = seen / (time.perf_counter() - started)
+        if (step + 1) % EVERY == 0 or step + 1 == settings.steps:
+            seconds = before + time.perf_counter() - started
+            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "rng": mixture.rng.getstate()}
+            partial = checkpoint.with_suffix(".partial")
+            torch.save(state | {"step": step + 1, "seconds": seconds}, partial)
+            partial.replace(checkpoint)
             yield {
                 "step": step + 1,
                 "length": length,
                 "text_nats": round(text.item(), 4),
                 "task_nats": round(task.item(), 4),
-                "tokens_per_s": round(rate),
+                "seconds": round(seconds, 1),
             }
-        if (step + 1) % 500 == 0 or step + 1 == settings.steps:
-            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
-            partial = checkpoint.with_suffix(".partial")
-            torch.save(state | {"rng": mixture.rng.getstate(), "step": step + 1}, partial)
-            partial.replace(checkpoint)
     model.bfloat16().save_pretrained(out / "model")
 
 
@@ -231,32 +245,31 @@ def _loss(logits: Tensor, targets: Tensor) -> Tensor:
     )
 
 
-def main() -> None:
-    """Train by the recipe and leave model, tokenizer, held-out text, hashes and log in a folder."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    recipe = OmegaConf.load(RECIPE)
-    out: Path = arguments.out
+def run(name: str, out: Path, threads: int) -> None:
+    """Train a model by its recipe and leave it, tokenizer, held-out text, hashes, recipe and log in a folder.
+
+    Args:
+        name: of the recipe; all but "tiny" use the embedded tokenizer.
+        out: folder; a run that was interrupted goes on from what it left there.
+        threads: of the CPU.
+    """
+    torch.set_num_threads(threads)
+    recipe = members()[name]
     out.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(recipe, out / "recipe.yaml")
     corpus = read_corpus(recipe.data.held_out_every, list(recipe.data.skip_folders))
     (out / "corpus.json").write_text(json.dumps(corpus.hashes(), indent=0))
     (out / "held_out.txt").write_text(held_out_text(corpus))
-    if (out / "tokenizer.json").exists():
+    if name != "tiny":
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(TINY)
+    elif (out / "tokenizer.json").exists():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
     else:
         tokenizer = train_tokenizer(list(corpus.train.values()), recipe.data.vocab_size)
-        tokenizer.save_pretrained(out)
+    tokenizer.save_pretrained(out)
     tokens = torch.tensor(tokenizer("\n\n".join(corpus.train.values()), add_special_tokens=False).input_ids)
     tasks = RecallTasks.build(tokenizer, tokens.tolist())
     mixture = Mixture(tokens, tasks, recipe.seed)
-    print(f"{len(tokens)} tokens, {len(tasks.keys)} keys", flush=True)  # noqa: T201
     with (out / "log.jsonl").open("a") as log:
         for entry in train(recipe, mixture, len(tokenizer), out):
             print(json.dumps(entry), file=log, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -48,8 +48,8 @@ def test_sources_that_are_compiled_later_are_in_the_wheel(wheel: list[str]) -> N
 
 
 def test_models_types_and_licences_are_in_the_wheel(wheel: list[str]) -> None:
-    tiny = ROOT / "src" / "kvbench" / "models" / "tiny"
-    want = {f"kvbench/models/tiny/{file.name}" for file in tiny.iterdir() if file.is_file()}
+    models = ROOT / "src" / "kvbench" / "models"
+    want = {f"kvbench/models/{file.relative_to(models)}" for file in models.glob("*/*") if file.suffix != ".pyc"}
     assert {*want, "kvbench/py.typed", "kvbench/conf/__init__.py", "hydra_plugins/kvbench_sweeper/sweeper.py"} <= set(
         wheel
     )

@@ -84,6 +84,14 @@ def _parser() -> argparse.ArgumentParser:
         "--out", default="", help="json file or folder (default: $KVBENCH_CACHE or ~/.cache/kvbench)"
     )
 
+    train = _add(
+        commands,
+        "train",
+        "train:main",
+        "train an embedded model, or go on with it: kvbench train family=gqa out=runs/family/gqa threads=1",
+    )
+    train.add_argument("settings", nargs="+", help="family= name of the recipe, out= folder, threads= of the CPU")
+
     hardware = _add(
         commands,
         "hardware",
