@@ -40,24 +40,24 @@ class Bench:
         self.loaded: Loaded = load(job.spec, seed=job.seed, attention=ATTENTION)
         self.source = source_of(job, self.loaded)
         self.facts = facts(job, self.loaded, ATTENTION)
-        self.unsupported = self._unsupported()
-        self.arms = {"strategy": self._arm("strategy", job.strategy)} if self.unsupported is None else {}
+        self.arms: dict[str, Arm] = {}
+        self.unsupported = job.strategy.transform.unsupported(self.loaded.view)
+        if self.unsupported is None:
+            arm = self._arm("strategy", job.strategy)
+            self.unsupported = self._unsupported(arm)
+            self.arms |= {"strategy": arm} if self.unsupported is None else {}
         if job.baseline is not None:
             self.arms["baseline"] = self._arm("baseline", job.baseline)
         sizes = {name: weights_bytes(arm.model) for name, arm in self.arms.items()}
         self.measured = Measured(rows={name: {**self.facts, "weights_bytes": size} for name, size in sizes.items()})
 
     def _arm(self, name: str, strategy: CacheStrategy) -> Arm:
-        return Arm(
-            name=name,
-            model=strategy.prepare(self.loaded.model),
-            view=self.loaded.view,
-            strategy=strategy,
-            engine=self.engine,
-        )
+        model = strategy.prepare(self.loaded.model)
+        view = strategy.transform.view(model, self.loaded.view)
+        return Arm(name=name, model=model, view=view, strategy=strategy, engine=self.engine)
 
-    def _unsupported(self) -> str | None:
-        reasons = (self.job.strategy.unsupported(self.loaded.view, run) for run in self.job.workload.runs())
+    def _unsupported(self, arm: Arm) -> str | None:
+        reasons = (arm.strategy.unsupported(arm.view, run) for run in self.job.workload.runs())
         return next((reason for reason in reasons if reason is not None), None)
 
     def alone(self, name: str) -> Arm:
@@ -116,8 +116,9 @@ def through_cache(arm: Arm, ids: Tensor) -> Tensor:
 
 def _memory_bytes(made: CacheStrategy, view: ModelView, run: RunShape, device: torch.device) -> int:
     """Return the bytes of a cache in the device's memory, which on a CPU is the host's as well."""
-    host = made.bytes_elsewhere(view, run).host if device.type == "cpu" else 0
-    return made.allocated_bytes(view, run) + host
+    changed = made.transform.shapes(view)
+    host = made.bytes_elsewhere(changed, run).host if device.type == "cpu" else 0
+    return made.allocated_bytes(changed, run) + host
 
 
 def check_memory(job: Job) -> None:

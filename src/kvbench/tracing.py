@@ -40,7 +40,8 @@ def trace(model: nn.Module, strategy: CacheStrategy, ids: Tensor, prompt_tokens:
     if not 0 < prompt_tokens <= tokens:
         raise ValueError(f"prompt_tokens must be between 1 and the {tokens} ids given; got {prompt_tokens}.")
     before = model.config._attn_implementation  # type: ignore[union-attr]
-    prepared, view = strategy.prepare(model), view_of(model)
+    prepared = strategy.prepare(model)
+    view = strategy.transform.view(prepared, view_of(model))
     prepared.set_attn_implementation(ATTENTION)  # type: ignore[operator]
     try:
         with torch.no_grad():

@@ -16,7 +16,7 @@ from kvbench.models.view import view_of
 from kvbench.types import DECODE, RunShape
 from tests.support import reference
 from tests.support.drive import Driven, drive, padded, positions
-from tests.support.models import LAYERS, attention, ids, model
+from tests.support.models import LAYERS, attention, ids, model, model_for
 from tests.support.reference import Rules
 from tests.support.strategies import every, rules, strategy
 
@@ -110,8 +110,8 @@ def positions_are_true(name: str, model_name: str) -> None:
     """GO4: the cache counts tokens seen, whatever it holds, and a model that asks it gets the true positions."""
     tokens = ids(4, 1, PROMPT + NEW)
     made = strategy(name, tokens=BUDGET)
-    told = drive(model(model_name), made, tokens, uniform())
-    with attention(model(model_name), "kvbench") as network:
+    told = drive(model_for(made, model_name), made, tokens, uniform())
+    with attention(model_for(made, model_name), "kvbench") as network:
         cache = made.build(view_of(network), uniform())
         for start, stop in zip([0, *range(PROMPT, PROMPT + NEW)], range(PROMPT, PROMPT + NEW + 1), strict=True):
             assert cache.get_seq_length() == start
@@ -138,8 +138,8 @@ def learned_positions_are_ranks(budget: int = BUDGET) -> None:
 def many_tokens_equal_one_by_one(name: str, model_name: str, steps: Sequence[int] = (5, 1, 4, 2)) -> None:
     """GO5: a decode pass over several tokens is as many passes over one."""
     tokens, made = ids(5, 2, PROMPT + NEW), strategy(name, tokens=BUDGET)
-    one = drive(model(model_name), made, tokens, uniform(rows=2))
-    many = drive(model(model_name), made, tokens, uniform(rows=2), steps=steps)
+    one = drive(model_for(made, model_name), made, tokens, uniform(rows=2))
+    many = drive(model_for(made, model_name), made, tokens, uniform(rows=2), steps=steps)
     assert_close(many.logits, one.logits)
     ends = [sum(steps[:count]) for count in range(len(steps) + 1)]
     assert_same_held(many.held, [one.held[end] for end in ends])
@@ -148,8 +148,8 @@ def many_tokens_equal_one_by_one(name: str, model_name: str, steps: Sequence[int
 def chunks_equal_one_shot(name: str, model_name: str, chunks: Sequence[int] = (7, 1, 13, 3)) -> None:
     """A prompt read in pieces is the prompt read at once."""
     tokens, made = ids(6, 2, PROMPT + NEW), strategy(name, tokens=BUDGET)
-    whole = drive(model(model_name), made, tokens, uniform(rows=2))
-    parts = drive(model(model_name), made, tokens, uniform(rows=2), chunks=chunks)
+    whole = drive(model_for(made, model_name), made, tokens, uniform(rows=2))
+    parts = drive(model_for(made, model_name), made, tokens, uniform(rows=2), chunks=chunks)
     assert_close(parts.logits, whole.logits)
     assert_same_held(parts.held, whole.held)
     assert parts.cache.allocated_bytes() == whole.cache.allocated_bytes()
@@ -164,9 +164,9 @@ def padded_rows_equal_rows_alone(
     texts = [ids(7 + row, 1, length + NEW)[0] for row, length in enumerate(lengths)]
     made = strategy(name, *(every(period) if period > 1 else ()), *(overrides if name != "baseline" else ()))
     run = RunShape(prompt_lengths=lengths, new_tokens=NEW)
-    batch = drive(model(model_name), made, padded(texts), run, chunks=chunks)
+    batch = drive(model_for(made, model_name), made, padded(texts), run, chunks=chunks)
     for row, (text, length) in enumerate(zip(texts, lengths, strict=True)):
-        alone = drive(model(model_name), made, text[None], uniform(length))
+        alone = drive(model_for(made, model_name), made, text[None], uniform(length))
         pad = PROMPT - length
         assert_close(batch.logits[row, pad:], alone.logits[0])
         assert_same_held([[held[row : row + 1] for held in step] for step in batch.held], alone.held)
@@ -184,9 +184,9 @@ def second_sequence_is_fresh(name: str, model_name: str) -> None:
     """GO8: a strategy leaves nothing behind for the next sequence, nor for one beside it."""
     first, second = ids(8, 1, PROMPT + NEW), ids(9, 1, PROMPT + NEW)
     made = strategy(name, tokens=BUDGET)
-    before = drive(model(model_name), made, second, uniform())
-    drive(model(model_name), made, first, uniform())
-    after = drive(model(model_name), made, second, uniform())
+    before = drive(model_for(made, model_name), made, second, uniform())
+    drive(model_for(made, model_name), made, first, uniform())
+    after = drive(model_for(made, model_name), made, second, uniform())
     assert torch.equal(before.logits, after.logits)
     assert_same_held(after.held, before.held)
 
@@ -196,7 +196,7 @@ def protected_entries_stay(name: str, model_name: str, sinks: int = 2, recent: i
     tokens = ids(10, 1, PROMPT + NEW)
     more = (f"selector.num_sink={sinks}", f"selector.num_recent={recent}")
     made = strategy(name, *more, tokens=BUDGET)
-    driven = drive(model(model_name), made, tokens, uniform())
+    driven = drive(model_for(made, model_name), made, tokens, uniform())
     for step, layers in enumerate(driven.held):
         newest = PROMPT - 1 + step
         must = {*range(sinks), *range(newest - recent + 1, newest + 1)}
@@ -218,7 +218,7 @@ def restore_is_exact(
     run = RunShape(prompt_lengths=tuple(lengths), new_tokens=new)
     for taken_after in snapshots:
         steps = range(max(lengths) + taken_after, tokens.shape[1])
-        with attention(model(model_name), "kvbench") as network:
+        with attention(model_for(made, model_name), "kvbench") as network:
             cache = drive(network, made, tokens[:, : steps.start], run).cache
             saved, runs = cache.snapshot(), []
             addresses = [t.data_ptr() for layer in cache.layers for t in layer.tensors()]
@@ -251,7 +251,7 @@ def growing_equals_fixed(name: str, model_name: str) -> None:
 def _growing_equals_fixed(name: str, model_name: str, *, new: int, most: int) -> None:
     tokens, made = ids(12, 1, PROMPT + new), strategy(name, tokens=BUDGET)
     steps = (3,) + (1,) * (new - 3)
-    fixed = drive(model(model_name), made, tokens, uniform(new=new), steps=steps)
+    fixed = drive(model_for(made, model_name), made, tokens, uniform(new=new), steps=steps)
     sizes: list[int] = []
 
     def watch(cache: KVCache, seen: int) -> None:
@@ -262,7 +262,7 @@ def _growing_equals_fixed(name: str, model_name: str, *, new: int, most: int) ->
                 assert slots.position.shape[2] == slots.capacity
                 sizes.append(slots.capacity)
 
-    growing = drive(model(model_name), made, tokens, uniform(new=None), steps=steps, watch=watch)
+    growing = drive(model_for(made, model_name), made, tokens, uniform(new=None), steps=steps, watch=watch)
     assert_close(growing.logits, fixed.logits)
     assert_same_held(growing.held, fixed.held)
     if made.trigger.period == 0:
@@ -272,8 +272,8 @@ def _growing_equals_fixed(name: str, model_name: str, *, new: int, most: int) ->
 def begin_is_optional(name: str, model_name: str) -> None:
     """Without `begin` the first pass is the prompt and every later one decodes, as in transformers' generate."""
     tokens, made = ids(13, 1, PROMPT + 2), strategy(name, tokens=BUDGET)
-    told = drive(model(model_name), made, tokens, uniform())
-    with attention(model(model_name), "kvbench") as network:
+    told = drive(model_for(made, model_name), made, tokens, uniform())
+    with attention(model_for(made, model_name), "kvbench") as network:
         cache = made.build(view_of(network), uniform())
         for start, stop in ((0, PROMPT), (PROMPT, PROMPT + 1), (PROMPT + 1, PROMPT + 2)):
             where = cache.position_ids(stop - start)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from kvbench.cache.kv_cache import KVCache
 from kvbench.cache.plan import LayerPlan
@@ -16,7 +16,7 @@ from kvbench.strategies.base import CacheStrategy
 from kvbench.types import RunShape
 from tests.support.checks import BUDGET, NEW, PROMPT, assert_close, assert_same_held, uniform
 from tests.support.drive import drive, padded, positions
-from tests.support.models import LAYERS, attention, ids, model
+from tests.support.models import LAYERS, attention, ids, model, model_for
 from tests.support.storage import storages_are_exact_and_reported
 from tests.support.strategies import every, limit, settings, strategy
 
@@ -59,11 +59,11 @@ def _attend(
     return torch.einsum("bhtm,bhmd->bthd", weights, values), None
 
 
-def dense(model_name: str, tokens: Tensor, visible: list[Tensor]) -> Tensor:
+def dense(given: PreTrainedModel, tokens: Tensor, visible: list[Tensor]) -> Tensor:
     """Return the logits of the uncompressed model where each query sees so much [B, 1 or G, T, T] in each layer."""
     _VISIBLE.append(visible)
     try:
-        with attention(model(model_name), NAME) as network:
+        with attention(given, NAME) as network:
             logits: Tensor = network(tokens, use_cache=False).logits
     finally:
         _VISIBLE.pop()
@@ -86,12 +86,12 @@ def visible_to(held: Sequence[Sequence[Tensor]], layer: int, prompt: int) -> Ten
 def equals_dense_attention_under_what_is_held(name: str, model_name: str, overrides: Sequence[str] = ()) -> None:
     """GO2: attention to what the cache says it holds, and nothing else, gives its logits."""
     made, tokens = strategy(name, *overrides, tokens=BUDGET), ids(71, 2, PROMPT + NEW)
-    driven = drive(model(model_name), made, tokens, uniform(rows=2))
+    driven = drive(model_for(made, model_name), made, tokens, uniform(rows=2))
     visible = [visible_to(driven.held, layer, PROMPT) for layer in range(LAYERS)]
-    assert_close(driven.logits, dense(model_name, tokens, visible))
+    assert_close(driven.logits, dense(model_for(made, model_name), tokens, visible))
     full = torch.ones(PROMPT + NEW, PROMPT + NEW).tril().bool()
     if any(bool((seen != full).any()) for seen in visible):
-        everything = dense(model_name, tokens, [full[None, None]] * LAYERS)
+        everything = dense(model_for(made, model_name), tokens, [full[None, None]] * LAYERS)
         assert (driven.logits - everything).abs().max() > 1e-3, "what has left changes nothing: this proves nothing"
     else:
         assert not made.budget.limits, "nothing has left: this proves nothing"
@@ -103,7 +103,7 @@ def equals_dense_attention_under_what_is_held(name: str, model_name: str, overri
 def budget_is_used_exactly(name: str, model_name: str, overrides: Sequence[str] = ()) -> None:
     """GO10: per layer, or over all layers where they share, heads hold together what the budget says, at every step."""
     made, run, tokens = strategy(name, *overrides, tokens=BUDGET), uniform(rows=2), ids(72, 2, PROMPT + NEW)
-    view = view_of(model(model_name))
+    view = view_of(model_for(made, model_name))
     plans = made.plans(view, run)
     heads = view.layers[0].kv_heads
     if settings()[name].has_budget:
@@ -125,7 +125,7 @@ def budget_is_used_exactly(name: str, model_name: str, overrides: Sequence[str] 
             else:
                 assert mine == want, f"{mine} entries after {seen} tokens instead of {want}"
 
-    drive(model(model_name), made, tokens, run, watch=watch)
+    drive(model_for(made, model_name), made, tokens, run, watch=watch)
 
 
 def _entries(plan: LayerPlan, heads: int, decoded: int) -> int:
@@ -154,8 +154,8 @@ def _held(most: int | None, reserved: int, period: int, decoded: int) -> int:
 def bytes_are_what_was_said(name: str, model_name: str, lengths: Sequence[int] = (PROMPT, PROMPT)) -> None:
     """GO3: bytes allocated and used are the closed forms, or no more where these are a bound; storages are exact."""
     run = RunShape(prompt_lengths=tuple(lengths), new_tokens=NEW)
-    view = view_of(model(model_name))
     made = strategy(name, tokens=BUDGET)
+    view = view_of(model_for(made, model_name))
     assert made.data_dependent == settings()[name].data_dependent
     tokens = padded([ids(73 + row, 1, length + NEW)[0] for row, length in enumerate(lengths)])
 
@@ -169,7 +169,7 @@ def bytes_are_what_was_said(name: str, model_name: str, lengths: Sequence[int] =
         else:
             assert got == want, f"{got} bytes allocated and used, {want} were said"
 
-    drive(model(model_name), made, tokens, run, watch=watch)
+    drive(model_for(made, model_name), made, tokens, run, watch=watch)
 
 
 # -- the same by another route --------------------------------------------------------------------------------------
@@ -185,9 +185,9 @@ def padded_rows_equal_rows_alone(name: str, model_name: str, overrides: Sequence
         limits.append(limit("tokens", BUDGET))
     for amount in limits if settings()[name].has_budget else [()]:
         made = strategy(name, *overrides, *amount)
-        batch = drive(model(model_name), made, padded(texts), run)
+        batch = drive(model_for(made, model_name), made, padded(texts), run)
         for row, (text, length) in enumerate(zip(texts, lengths, strict=True)):
-            alone = drive(model(model_name), made, text[None], uniform(length))
+            alone = drive(model_for(made, model_name), made, text[None], uniform(length))
             assert_close(batch.logits[row, PROMPT - length :], alone.logits[0])
             assert_same_held([[_of_row(held, row) for held in step] for step in batch.held], alone.held)
 
@@ -200,8 +200,8 @@ def protected_entries_stay(name: str, model_name: str, overrides: Sequence[str] 
     """GO11: the first and the newest entries that the selector protects are held at every step, layer and head."""
     made = _with_protection(name, overrides)
     run, tokens = uniform(rows=2), ids(77, 2, PROMPT + NEW)
-    plans = made.plans(view_of(model(model_name)), run)
-    driven = drive(model(model_name), made, tokens, run)
+    plans = made.plans(view_of(model_for(made, model_name)), run)
+    driven = drive(model_for(made, model_name), made, tokens, run)
     for step, layers in enumerate(driven.held):
         newest = PROMPT - 1 + step
         for plan, held in zip(plans, layers, strict=True):

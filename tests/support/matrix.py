@@ -134,7 +134,7 @@ def keeps_its_word(choice: Choice) -> str:
     assert driven.logits.isfinite().all()
     if not made.evicted.merges and choice["position"] == "original" and made.codec.is_exact:
         visible = [generic.visible_to(driven.held, layer, PROMPT) for layer in range(LAYERS)]
-        assert_close(driven.logits, generic.dense("llama_gqa", tokens, visible))
+        assert_close(driven.logits, generic.dense(model("llama_gqa"), tokens, visible))
     return "ran"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from kvbench.strategies.base import CacheStrategy
+from kvbench.strategies.transform.base import Transform
 
 MAIN = ("llama_mha", "llama_gqa", "gpt2")
 OTHERS = ("mistral", "qwen3", "gemma3", "phi3")
@@ -83,6 +86,19 @@ def ids(seed: int, rows: int, tokens: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     return torch.stack([torch.randperm(VOCABULARY - 1, generator=generator)[:tokens] + 1 for _ in range(rows)])
+
+
+def model_for(made: CacheStrategy, name: str) -> PreTrainedModel:
+    """Return the model of that name as a strategy needs it, the same object every time.
+
+    Networks that change in nothing but their weights stay as they are: here it is the cache that is looked at.
+    """
+    return _changed(made.transform, name) if made.transform.changes_heads else model(name)
+
+
+@functools.cache
+def _changed(transform: Transform, name: str) -> PreTrainedModel:
+    return cast("PreTrainedModel", transform.prepare(model(name)))
 
 
 @contextlib.contextmanager

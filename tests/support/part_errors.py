@@ -103,6 +103,13 @@ def no_scores() -> None:
         composed("headkv", f"budget.scores={folder}").build(view_of(model("llama_gqa")), uniform())
 
 
+def unknown_projections() -> None:
+    """Group the heads of a model of which nobody knows what makes them."""
+    view = view_of(model("llama_gqa"))
+    layers = tuple(replace(layer, value_projection=None) for layer in view.layers)
+    composed("mqa").build(replace(view, layers=layers), uniform())
+
+
 def maxima(change: Callable[[dict[str, Any]], object] | None, text: str = "") -> Callable[[], object]:
     """Return what smooths a model by a file of channel maxima that was changed or holds a text instead."""
 
@@ -558,6 +565,24 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
     "norms that cannot be told": (
         lambda: composed("smoothquant").build(view_of(model("gemma3")), uniform()),
         r"cannot tell which norms of this model only linear layers read; use strategy=quantization_8bit",
+    ),
+    "no group": (asked("gqa", "transform.num_groups=0"), r"num_groups must be at least 1; got 0"),
+    "another alignment": (changed("gqa", "transform", align="svd"), r"align must be none or procrustes; got 'svd'"),
+    "groups that no heads fill": (
+        lambda: composed("gqa").prepare(model("llama_gqa")),
+        r"num_groups=4 does not divide the 2 KV heads of this model; set it to 1 or 2",
+    ),
+    "aligned keys that are normed": (
+        lambda: composed("gqa", "transform.num_groups=1", "transform.align=procrustes").prepare(model("qwen3")),
+        r"align=procrustes needs keys that nothing follows but rotation.*set it to none",
+    ),
+    "heads that cannot be told": (
+        unknown_projections,
+        r"transform=gqa cannot tell what makes the keys and values",
+    ),
+    "measured on other heads": (
+        asked("gqa", "strategy/codec=kvquant4"),
+        r"this strategy/codec reads what was measured on the model's own heads.*or strategy/transform=none",
     ),
     "channels without maxima": (no_maxima, r"no maxima in .*Run once: kvbench calibrate smooth"),
     "maxima of other weights": (

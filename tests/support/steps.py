@@ -14,7 +14,7 @@ from kvbench.cache.layer import CacheLayer
 from kvbench.types import DECODE, RunShape
 from tests.support.checks import BUDGET, PROMPT
 from tests.support.drive import drive, padded
-from tests.support.models import attention, ids, model
+from tests.support.models import attention, ids, model_for
 from tests.support.strategies import every, strategy
 
 HOST = ("_local_scalar_dense", "lift_fresh", "nonzero")  # a value read on the host, a tensor made from one
@@ -78,12 +78,12 @@ def moves_nothing(
     run = RunShape(prompt_lengths=tuple(lengths), new_tokens=steps + warm + 2)
     tokens = padded([ids(50 + row, 1, length + steps + warm + 2)[0] for row, length in enumerate(lengths)])
     made, start = strategy(name, *overrides, tokens=BUDGET), max(lengths)
-    cache = drive(model(model_name), made, tokens[:, : start + warm], run).cache
+    cache = drive(model_for(made, model_name), made, tokens[:, : start + warm], run).cache
     addresses = [t.data_ptr() for layer in cache.layers for t in layer.tensors()]
     bytes_before, steps_made = cache.allocated_bytes(), []
     for layer in cache.layers:
         layer.attend = _watched(layer, forbidden)  # type: ignore[method-assign]
-    with attention(model(model_name), "kvbench") as network:
+    with attention(model_for(made, model_name), "kvbench") as network:
         for at in range(start + warm, start + warm + steps):
             with Recorder() as whole:
                 cache.begin(DECODE)

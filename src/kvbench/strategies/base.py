@@ -79,6 +79,10 @@ class CacheStrategy:
     def build(self, view: ModelView, run: RunShape) -> KVCache:
         """Return an empty cache.
 
+        Args:
+            view: of the prepared model, here and in what else is asked.
+            run: how long the rows of the batch are.
+
         Raises:
             ValueError: if the composition is not supported for this model and these lengths.
         """
@@ -214,7 +218,7 @@ class CacheStrategy:
             return "packed"
         if self.budget.limits and isinstance(self.evicted, Handing):
             return "offloaded"
-        if self.budget.limits or self.layout.merges:
+        if self.budget.limits or self.layout.merges or self.transform.changes_heads:
             return "physical"
         return "offloaded" if self.placement.is_elsewhere else "none"
 

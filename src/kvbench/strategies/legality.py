@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kvbench.calibrated import NeedsCalibration
 from kvbench.strategies.budget.base import ChoosyBudget
 from kvbench.strategies.budget.heads import HeadBudget
 from kvbench.strategies.evicted.offloaded import Offloaded
@@ -23,6 +24,7 @@ def check_composition(made: CacheStrategy) -> None:
     _check_writing(made)
     _check_reading(made)
     _check_placement(made)
+    _check_transform(made)
 
 
 def _check_leaving(made: CacheStrategy) -> None:
@@ -156,6 +158,17 @@ def _check_placement(made: CacheStrategy) -> None:
         raise ValueError(
             "strategy/layout=paired keeps its prompt where two layers read it; use strategy/layout=separate, or "
             "strategy/placement=device."
+        )
+
+
+def _check_transform(made: CacheStrategy) -> None:
+    """Refuse what was measured on heads that are no longer there."""
+    parts = {"budget": made.budget, "codec": made.codec, "scorer": made.scorer}
+    measured = [name for name, part in parts.items() if isinstance(part, NeedsCalibration)]
+    if made.transform.changes_heads and measured:
+        raise ValueError(
+            f"this strategy/{measured[0]} reads what was measured on the model's own heads, which this "
+            f"strategy/transform changes; use another strategy/{measured[0]}, or strategy/transform=none."
         )
 
 

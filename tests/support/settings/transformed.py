@@ -9,9 +9,13 @@ from tests.support.settings import Setting
 
 _SMOOTH = Setting(overrides=(f"transform.maxima='{folder('smooth')}'",), has_budget=False, merges=True)
 
+_GROUPED = Setting(overrides=("transform.num_groups=1",), has_budget=False)
+
 _AS_SMOOTHQUANT = replace(_SMOOTH, like="smoothquant")
 
 SETTINGS: dict[str, Setting] = {
+    "gqa": _GROUPED,
+    "mqa": replace(_GROUPED, like="gqa"),
     "smoothquant": _SMOOTH,
     "smoothquant_05": _AS_SMOOTHQUANT,
     "smoothquant_08": _AS_SMOOTHQUANT,

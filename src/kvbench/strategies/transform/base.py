@@ -18,6 +18,7 @@ class Transform(ABC):
     """A change of the network."""
 
     is_exact: ClassVar[bool]  # whether the network says what it said before
+    changes_heads: ClassVar[bool] = False  # whether what is stored has other shapes
 
     @abstractmethod
     def prepare(self, model: nn.Module) -> nn.Module:
@@ -26,6 +27,14 @@ class Transform(ABC):
     @abstractmethod
     def unsupported(self, view: ModelView) -> str | None:
         """Return why a model cannot be changed, or None."""
+
+    def shapes(self, view: ModelView) -> ModelView:
+        """Return what is known of the changed model before there is one: the view, but for what shapes change."""
+        return view
+
+    def view(self, prepared: nn.Module, view: ModelView) -> ModelView:
+        """Return what a strategy may know of a prepared model, from the view of what it was made of."""
+        return view
 
 
 @dataclass(frozen=True, kw_only=True)
