@@ -41,11 +41,7 @@ class Bench:
         self.source = source_of(job, self.loaded)
         self.facts = facts(job, self.loaded, ATTENTION)
         self.arms: dict[str, Arm] = {}
-        self.unsupported = job.strategy.transform.unsupported(self.loaded.view)
-        if self.unsupported is None:
-            arm = self._arm("strategy", job.strategy)
-            self.unsupported = self._unsupported(arm)
-            self.arms |= {"strategy": arm} if self.unsupported is None else {}
+        self.unsupported = self._prepare_strategy()
         if job.baseline is not None:
             self.arms["baseline"] = self._arm("baseline", job.baseline)
         sizes = {name: weights_bytes(arm.model) for name, arm in self.arms.items()}
@@ -56,9 +52,20 @@ class Bench:
         view = strategy.transform.view(model, self.loaded.view)
         return Arm(name=name, model=model, view=view, strategy=strategy, engine=self.engine)
 
-    def _unsupported(self, arm: Arm) -> str | None:
-        reasons = (arm.strategy.unsupported(arm.view, run) for run in self.job.workload.runs())
-        return next((reason for reason in reasons if reason is not None), None)
+    def _prepare_strategy(self) -> str | None:
+        """Make the strategy's arm, or return why there is none."""
+        made = self.job.strategy
+        reason = made.transform.unsupported(self.loaded.view)
+        if reason is not None:
+            return reason
+        try:
+            arm = self._arm("strategy", made)
+        except ValueError as error:  # the network cannot be changed so
+            return str(error)
+        reasons = (made.unsupported(arm.view, run) for run in self.job.workload.runs())
+        reason = next((reason for reason in reasons if reason is not None), None)
+        self.arms |= {"strategy": arm} if reason is None else {}
+        return reason
 
     def alone(self, name: str) -> Arm:
         """Return an arm, and let go of the others and of the weights that only they need."""

@@ -27,6 +27,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from kvbench.models.sharing import SharingConfig, SharingForCausalLM
 from kvbench.models.spec import TINY
 from kvbench.types import Sample
 from kvbench.workloads.recall import RecallTasks
@@ -177,15 +178,11 @@ def network(architecture: Mapping[str, Any], vocab_size: int) -> PreTrainedModel
     """Return an untrained model."""
     arguments = dict(architecture)
     rope = {"rope_type": "default", "rope_theta": arguments.pop("rope_theta")}
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        tie_word_embeddings=True,
-        rope_parameters=rope,
-        bos_token_id=0,
-        eos_token_id=1,
-        **arguments,
-    )
-    return LlamaForCausalLM(config)
+    arguments |= {"vocab_size": vocab_size, "rope_parameters": rope, "tie_word_embeddings": True}
+    arguments |= {"bos_token_id": 0, "eos_token_id": 1}
+    if "sharing_layers" in arguments:
+        return SharingForCausalLM(SharingConfig(**arguments))
+    return LlamaForCausalLM(LlamaConfig(**arguments))
 
 
 def train(recipe: Any, mixture: Mixture, vocab_size: int, out: Path) -> Iterator[dict[str, float]]:

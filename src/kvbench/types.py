@@ -95,6 +95,7 @@ class LayerShape:
         output_bias: what it adds [hidden]; None for nothing.
         key_projection: what makes the keys; None if unknown, or if something follows it but rotation.
         value_projection: what makes the values; None as for keys.
+        donor: layer before it whose entries it reads, having none of its own; None where it stores what it reads.
     """
 
     query_heads: int
@@ -107,6 +108,7 @@ class LayerShape:
     output_bias: Tensor | None = None
     key_projection: Projection | None = None
     value_projection: Projection | None = None
+    donor: int | None = None
 
     def of_heads(self, heads: slice) -> LayerShape:
         """Return the shape of some of the KV heads."""

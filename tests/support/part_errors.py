@@ -8,11 +8,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from kvbench.cache.codecs.moments import Moments
 from kvbench.calibrated import fingerprint
@@ -108,6 +109,13 @@ def unknown_projections() -> None:
     view = view_of(model("llama_gqa"))
     layers = tuple(replace(layer, value_projection=None) for layer in view.layers)
     composed("mqa").build(replace(view, layers=layers), uniform())
+
+
+def packed_in_pieces() -> None:
+    """Read a prompt in pieces, pack it, and have another layer read it."""
+    made = composed("cla", "strategy/codec=int8")
+    network = cast("PreTrainedModel", made.prepare(model("llama_gqa")))
+    drive(network, made, ids(0, 1, PROMPT), uniform(new=0), chunks=(PROMPT - 4, 4))
 
 
 def maxima(change: Callable[[dict[str, Any]], object] | None, text: str = "") -> Callable[[], object]:
@@ -566,6 +574,20 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         lambda: composed("smoothquant").build(view_of(model("gemma3")), uniform()),
         r"cannot tell which norms of this model only linear layers read; use strategy=quantization_8bit",
     ),
+    "no layer": (asked("cla", "transform.factor=0"), r"factor must be at least 1; got 0"),
+    "layers that cannot share": (
+        lambda: composed("cla").prepare(model("mistral")),
+        r"transform=cla needs rotary positions and layers without a window",
+    ),
+    "layers of another kind": (
+        lambda: composed("cla").prepare(model("phi3")),
+        r"transform=cla needs attention of Llama's kind, which Phi3ForCausalLM has not",
+    ),
+    "layers that share and evict": (
+        lambda: composed("h2o").build(view_of(composed("cla").prepare(model("llama_gqa"))), uniform()),
+        r"layers of this model share keys and values, which one of them keeps; use strategy/budget=all",
+    ),
+    "packed in pieces": (packed_in_pieces, r"layers that share keys and values read a prompt at once.*prefill_chunk=0"),
     "no group": (asked("gqa", "transform.num_groups=0"), r"num_groups must be at least 1; got 0"),
     "another alignment": (changed("gqa", "transform", align="svd"), r"align must be none or procrustes; got 'svd'"),
     "groups that no heads fill": (

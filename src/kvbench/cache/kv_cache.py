@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, Cache
 
 from kvbench.cache.barrier import Barrier
+from kvbench.cache.borrowing import BorrowingLayer
 from kvbench.cache.layer import CacheLayer
 from kvbench.cache.pair import Meeting
 from kvbench.cache.placement.mover import mover_of
@@ -58,9 +59,12 @@ class KVCache(Cache):
         meetings = {plan.index: Meeting() for plan in plans if plan.pair is not None and not plan.pair.is_upper}
         meetings |= {index + 1: meeting for index, meeting in meetings.items()}
         self.mover = mover_of(plans, view.device)
-        layers = [
-            CacheLayer(plan, run, self.padding, empty, barrier, meetings.get(plan.index), self.mover) for plan in plans
-        ]
+        layers: list[CacheLayer] = []
+        for plan in plans:
+            if plan.shape.donor is not None:
+                layers.append(BorrowingLayer(plan, run, self.padding, empty, layers[plan.shape.donor]))
+            else:
+                layers.append(CacheLayer(plan, run, self.padding, empty, barrier, meetings.get(plan.index), self.mover))
         super().__init__(layers=layers)  # type: ignore[arg-type]
         self.view = view
         self.run = run
@@ -241,6 +245,8 @@ class KVCache(Cache):
         total = 0
         for layer, entries in zip(self.layers, self.entries_held(), strict=True):
             shape = layer.plan.shape
+            if shape.donor is not None:
+                continue
             total += int(entries.expand(-1, shape.kv_heads).sum()) * (shape.key_dim + shape.value_dim)
         return total
 

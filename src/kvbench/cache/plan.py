@@ -107,7 +107,7 @@ class LayerPlan:
     @property
     def stays(self) -> bool:
         """Whether all of the prompt stays as it was read, where it was read."""
-        return not self.compresses and self.pair is None and self.codec.is_exact
+        return not self.compresses and self.pair is None and self.codec.is_exact and self.shape.donor is None
 
     @property
     def one_by_one(self) -> bool:
@@ -296,6 +296,8 @@ class LayerPlan:
 
     def allocated_bytes(self, run: RunShape, dtype: torch.dtype) -> int:
         """Return the bytes held once the prompt is read, over all regions."""
+        if self.shape.donor is not None:
+            return 0
         return self.codec.fixed_bytes + sum(
             region.run.batch_size
             * region.plan.room_bytes(region.plan.capacity(region.run) + self.slack, region.run, dtype)
@@ -314,6 +316,8 @@ class LayerPlan:
 
     def used_bytes(self, run: RunShape, dtype: torch.dtype, tokens_seen: int) -> int:
         """Return the bytes of occupied slots after so many columns, over all regions."""
+        if self.shape.donor is not None:
+            return 0
         total = self.codec.fixed_bytes
         for region in self.regions(run):
             decoded = max(0, tokens_seen - run.prompt_tokens)

@@ -130,8 +130,12 @@ def probe(model: nn.Module, stock: str, attention: str, run: Any, ids: Tensor) -
 
 
 def _auto() -> Any:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    from kvbench.models.sharing import SharingConfig, SharingForCausalLM
+
+    AutoConfig.register(SharingConfig.model_type, SharingConfig, exist_ok=True)
+    AutoModelForCausalLM.register(SharingConfig, SharingForCausalLM, exist_ok=True)
     return AutoModelForCausalLM
 
 

@@ -32,6 +32,7 @@ def view_of(model: nn.Module) -> ModelView:
             output_bias=outputs[index][1],
             key_projection=projections[index][0],
             value_projection=projections[index][1],
+            donor=_donor(model, index),
         )
         for index, window in enumerate(_windows(config))
     )
@@ -76,6 +77,12 @@ def attention_of(model: nn.Module, index: int) -> tuple[nn.Module, nn.Module] | 
             if projection is not None and projection.weight.dim() == 2:
                 return module, projection
     return None
+
+
+def _donor(model: nn.Module, index: int) -> int | None:
+    """Return the layer whose keys and values a layer takes, or None."""
+    found = attention_of(model, index)
+    return None if found is None else cast("int | None", getattr(found[0], "donor", None))
 
 
 def _output(model: nn.Module, index: int, heads: int) -> tuple[Tensor | None, Tensor | None]:

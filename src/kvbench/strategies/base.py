@@ -17,7 +17,7 @@ from kvbench.cache.protocols import Evicted, Handing, Layout, Reader, Scorer, Se
 from kvbench.strategies.budget.base import Budget, WatchingBudget
 from kvbench.strategies.budget.heads import HeadBudget
 from kvbench.strategies.evicted.drop import Drop
-from kvbench.strategies.legality import check_composition
+from kvbench.strategies.legality import check_composition, refused_with_donors
 from kvbench.strategies.placement.base import Placing
 from kvbench.strategies.position.policies import Position
 from kvbench.strategies.selection.recency import Recency
@@ -180,6 +180,8 @@ class CacheStrategy:
         """Return why this model or these lengths cannot be served, or None."""
         reason = self.budget.unsupported(view) if isinstance(self.budget, HeadBudget) else None
         reason = reason or self.transform.unsupported(view) or self.codec.unsupported(view)
+        if any(layer.donor is not None for layer in view.layers):
+            reason = reason or refused_with_donors(self)
         reason = reason or self.placement.lacks(view, run)
         if reason is not None:
             return reason

@@ -172,6 +172,20 @@ def _check_transform(made: CacheStrategy) -> None:
         )
 
 
+def refused_with_donors(made: CacheStrategy) -> str | None:
+    """Return why a strategy cannot serve a model whose layers share keys and values, or None."""
+    parts = {
+        "budget=all": made.budget.limits,
+        "reader=all": not made.reader.reads_all,
+        "layout=separate": made.layout.merges,
+        "placement=device": made.placement.is_elsewhere,
+    }
+    wanted = [f"strategy/{part}" for part, differs in parts.items() if differs]
+    if not wanted:
+        return None
+    return f"layers of this model share keys and values, which one of them keeps; use {' and '.join(wanted)}"
+
+
 def _changes_entries(made: CacheStrategy) -> bool:
     """Whether entries that are held are read, or written, other than by attention."""
     return made.trigger.period > 0 and (made.evicted.merges or made.scorer.scores_again)

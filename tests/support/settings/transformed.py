@@ -14,6 +14,7 @@ _GROUPED = Setting(overrides=("transform.num_groups=1",), has_budget=False)
 _AS_SMOOTHQUANT = replace(_SMOOTH, like="smoothquant")
 
 SETTINGS: dict[str, Setting] = {
+    "cla": Setting(has_budget=False, turns_keys=True),
     "gqa": _GROUPED,
     "mqa": replace(_GROUPED, like="gqa"),
     "smoothquant": _SMOOTH,
