@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from kvbench import train
+from kvbench.models import sharing
 from tests.mutants.core_mutant import Mutant
 from tests.support import family
 
@@ -45,6 +46,11 @@ def without_seconds(*arguments: Any, **keywords: Any) -> Any:
     return {**load(*arguments, **keywords), "seconds": 0.0}
 
 
+def no_groups(model: object, factor: int) -> dict[str, Any]:
+    """Let every layer make its own."""
+    return {}
+
+
 def no_rate(step: int, peak: float, points: object) -> float:
     """Learn nothing."""
     return 0.0
@@ -75,6 +81,11 @@ MUTANTS = (
         name="sittings do not add up",
         patches=((torch, "load", without_seconds),),
         killed_by=(goes_on,),
+    ),
+    Mutant(
+        name="no layer shares",
+        patches=((sharing, "sharing", no_groups),),
+        killed_by=(partial(family.in_a_folder, family.a_member_that_shares_is_loaded_as_one),),
     ),
     Mutant(
         name="the rate is 0",

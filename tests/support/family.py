@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from kvbench import train
-from kvbench.models.spec import TINY
+from kvbench.configuration import build_group, compose, resolved
+from kvbench.models.load import load
+from kvbench.models.spec import TINY, ModelSpec
 from kvbench.workloads.recall import RecallTasks
 
 VOCABULARY = 2048
@@ -102,6 +105,18 @@ def training_lowers_the_loss(folder: Path) -> None:
     entries = trained(folder, small("mqa", steps=30))
     assert entries[-1]["text_nats"] < entries[0]["text_nats"] - 0.5, entries
     assert json.loads((folder / "model" / "config.json").read_text())["num_key_value_heads"] == 1
+
+
+def a_member_that_shares_is_loaded_as_one(folder: Path) -> None:
+    """What was trained with shared layers comes back with them, and with the weights that were left."""
+    trained(folder, small("cla", steps=2))
+    spec: ModelSpec = build_group(resolved(compose([]))["model"], "model")
+    loaded = load(replace(spec, path=str(folder / "model"), device="cpu"), seed=0, attention="sdpa")
+    assert [layer.donor for layer in loaded.view.layers] == [None, 0]
+    kept = torch.load(folder / "checkpoint.pt", weights_only=False)["model"]
+    got = loaded.model.state_dict()
+    assert got.keys() == kept.keys()
+    assert all(torch.equal(got[key], kept[key].bfloat16().float()) for key in kept)
 
 
 def in_a_folder(check: Any) -> None:
