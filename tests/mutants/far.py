@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from kvbench.cache import far as module
 from kvbench.cache.far import Far
+from kvbench.cache.far_bytes import FarBytes
 from kvbench.cache.pages import Bounds
 from kvbench.cache.placement.levels import Disk, Level, Memory
 from kvbench.cache.placement.rooms import Placed, Tier
@@ -27,7 +26,7 @@ ensure, make_room, put, written, placed, bytes_on = (
     Level._make_room,
     Level.put,
     Disk.put,
-    module.placed,
+    FarBytes.placed,
     Level.bytes_on,
 )
 
@@ -83,9 +82,9 @@ def written_elsewhere(self: Disk, first: int, pages: Sequence[Tensor]) -> None:
     written(self, first, [side.flip(0) for side in pages])
 
 
-def without_tables(*given: Any) -> Placed:
+def without_tables(self: FarBytes) -> Placed:
     """Forget what is known of pages."""
-    found = placed(*given)
+    found = placed(self)
     return Placed(device=found.device, host=found.host - 4, disk=found.disk)
 
 
@@ -148,7 +147,7 @@ MUTANTS = (
     ),
     Mutant(name="rows change places on disk", patches=((Disk, "put", written_elsewhere),), killed_by=(_LEVELS,)),
     Mutant(name="pages go down twice", patches=((Level, "put", hands_down_again),), killed_by=(_MOVES,)),
-    Mutant(name="tables are forgotten", patches=((module, "placed", without_tables),), killed_by=(_BYTES,)),
+    Mutant(name="tables are forgotten", patches=((FarBytes, "placed", without_tables),), killed_by=(_BYTES,)),
     Mutant(
         name="files stay open",
         patches=((Level, "close", stays_open),),

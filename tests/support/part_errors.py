@@ -455,6 +455,25 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
     "too few pages at hand": (asked("tiered", "evicted.at_hand=0.5"), r"evicted\.at_hand must be at least 1.*got 0\.5"),
     "more than all pages": (asked("tiered", "evicted.host=2"), r"evicted\.host must be a share between 0 and 1; got 2"),
     "an unknown policy": (changed("tiered", "evicted", policy="mru"), r"policy must be lru, fifo or lfu; got 'mru'"),
+    "coordinates below none": (changed("tiered", "evicted", rank=-1), r"evicted\.rank must be 0, for .*; got -1"),
+    "coordinates of what leaves later": (
+        asked("tiered", "evicted.rank=4"),
+        r"evicted\.rank cuts the keys of a prompt.*trigger=prefill_end with strategy/budget=uniform, or .*rank=0",
+    ),
+    "coordinates of heads that differ": (
+        asked("shadowkv", "strategy/budget=adaptive"),
+        r"evicted\.rank cuts the keys of a prompt, all heads together",
+    ),
+    "landmarks of what is held": (
+        asked("shadowkv", "strategy/evicted=drop"),
+        r"ways of reading what has left; use .*evicted=tiers or shadow",
+    ),
+    "outliers of no chunks": (asked("shadowkv", "scorer.size=0"), r"strategy\.scorer\.size must be at least 1; got 0"),
+    "chunks without tokens": (asked("shadowkv", "selector.size=0"), r"selector\.size must be at least 1.*got size=0"),
+    "sinks that cut a chunk": (
+        asked("shadowkv", "selector.num_sink=4"),
+        r"num_sink a multiple of it; got size=8, num_sink=4",
+    ),
     "part of the pages": (asked("quest", "reader.amount=2"), r"the fraction read, above 0 and at most 1; got 2"),
     "tokens of the pages": (
         asked("quest", "reader.amount=0.5", "reader.unit=tokens"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ class Blocks(Paging):
         most: blocks read per row.
         representatives: keys that stand for a block.
     """
+
+    reads_slots: ClassVar[bool] = False
 
     representatives: int
 

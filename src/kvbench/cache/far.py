@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from kvbench.cache.placement.levels import FRAME_BYTES, PAGE_BYTES, Disk, Level, Memory, Policy
-from kvbench.cache.placement.rooms import Placed, Tier
+from kvbench.cache.far_bytes import FarBytes, Levels
+from kvbench.cache.low_rank import LowRankKeys
+from kvbench.cache.placement.levels import Disk, Level, Memory
+from kvbench.cache.placement.rooms import Tier
 from kvbench.cache.placement.tiers import Traffic
 from kvbench.cache.plan import LayerPlan, grown, score_dtype
 from kvbench.cache.rotary import turn, turned_back
@@ -20,59 +21,6 @@ from kvbench.kernels.attend import Tile
 from kvbench.types import RunShape
 
 BLOCK = 64  # pages of a prompt that exist twice at once while it is handed down
-
-
-@dataclass(frozen=True, kw_only=True)
-class Levels:
-    """Where pages lie.
-
-    Args:
-        first: entries that leave first and stay on the device.
-        at_hand: pages on the device, times those that a step reads.
-        host: share of the pages that lie in the host's memory; all lie on disk where it is below 1.
-        policy: which page makes room for another.
-        folder: where files lie; "" for the system's folder of temporary files.
-    """
-
-    first: int
-    at_hand: float
-    host: float
-    policy: Policy
-    folder: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """How many pages of one layer lie where, per row and KV head.
-
-    Args:
-        pages: there is room for.
-        device: on the device at once.
-        host: in the host's memory at once.
-        is_on_disk: whether all lie on disk.
-    """
-
-    pages: int
-    device: int
-    host: int
-    is_on_disk: bool
-
-
-def sizes(plan: LayerPlan, run: RunShape, levels: Levels) -> Sizes:
-    """Return how many pages lie where, once the prompt of so many tokens is read and others are to follow."""
-    assert plan.paging is not None
-    assert plan.budget is not None
-    longest, kept = max(run.prompt_lengths), min(plan.budget)
-    tokens = grown(longest) if run.new_tokens is None else longest + run.new_tokens
-    pages = max(1, (tokens - min(kept, longest) - levels.first) // plan.paging.size)
-    most = min(plan.paging.most)
-    is_on_disk = levels.host < 1
-    return Sizes(
-        pages=pages,
-        device=min(pages, max(most, round(most * levels.at_hand))),
-        host=min(pages, max(most, round(pages * levels.host))),
-        is_on_disk=is_on_disk,
-    )
 
 
 class Far:
@@ -91,58 +39,48 @@ class Far:
     def __init__(self, plan: LayerPlan, run: RunShape, key: Tensor, levels: Levels) -> None:
         assert plan.paging is not None
         self.plan, self.paging, self.traffic = plan, plan.paging, Traffic()
-        self._sizes, self._most_first = sizes(plan, run, levels), levels.first
-        found = self._sizes
-        self._rotary = plan.shape.rotary if plan.clamps else None
+        self._bytes = found = FarBytes(plan, run, key.dtype, levels)
         batch, heads, shape = len(key), key.shape[1], plan.shape
-        sides = [(self.paging.size, shape.key_dim), (self.paging.size, shape.value_dim)]
-        self._newest = [key.new_empty((batch, heads, *side)) for side in sides]
+        self._keys = LowRankKeys(plan, run, key, levels.rank) if levels.rank > 0 else None
+        self._newest = [key.new_empty((batch, heads, self.paging.size, d)) for d in (shape.key_dim, shape.value_dim)]
         self._score = key.new_empty((batch, plan.score_heads, self.paging.size), dtype=score_dtype(key.dtype))  # of it
-        self._first = [key.new_empty((batch, heads, levels.first, width)) for _, width in sides]
+        self._first = [key.new_empty((batch, heads, levels.first, d)) for d in (shape.key_dim, shape.value_dim)]
         self._filled_first = 0
+        self._rotary = plan.shape.rotary if plan.clamps else None
         self._position = torch.empty((batch, plan.score_heads, 0), dtype=torch.int32)  # of all entries, in order
         self._reserve(found.pages)
         self._filled = 0  # entries of the newest page
         self._count = 0  # whole pages
         self._index = self.paging.open_index(key, found.pages)
-        rows, pages = batch * heads, found.pages
+        given = (key, batch * heads, found.pages, found.sides)
         below: Memory | Level
-        if not found.is_on_disk:
-            below = Memory(key, rows, pages, sides, self.traffic)
-        else:
+        if found.is_on_disk:
             below = Level(
-                key,
-                rows,
-                pages,
-                sides,
-                frames=found.host,
+                *given,
+                frames=found.host_frames,
                 policy=levels.policy,
                 tier="host",
-                below=Disk(key, rows, pages, sides, self.traffic, levels.folder),
+                below=Disk(*given, self.traffic, levels.folder),
                 traffic=self.traffic,
             )
+        else:
+            below = Memory(*given, self.traffic)
         self._pages = Level(
-            key,
-            rows,
-            pages,
-            sides,
-            frames=found.device,
-            policy=levels.policy,
-            tier="device",
-            below=below,
-            traffic=self.traffic,
+            *given, frames=found.frames, policy=levels.policy, tier="device", below=below, traffic=self.traffic
         )
 
     def _reserve(self, pages: int) -> None:
-        size = (*self._position.shape[:2], self._most_first + (pages + 1) * self.paging.size)
+        size = (*self._position.shape[:2], self._first[0].shape[2] + (pages + 1) * self.paging.size)
         wider = self._position.new_empty(size)
         wider[:, :, : self._position.shape[2]] = self._position
-        self._position = wider
+        self._position, self._room = wider, pages
 
     # -- entries that leave -------------------------------------------------------------------------------------
 
     def take_prompt(self, leaving: Leaving) -> None:
         """Keep what leaves at the prompt's end, some pages at a time."""
+        if self._keys is not None:
+            self._keys.take(leaving)
         gone = leaving.gone()
         index = gone.nonzero()[:, 2].view(*gone.shape[:2], -1)
         for part in index.split(BLOCK * self.paging.size, dim=2):
@@ -164,10 +102,10 @@ class Far:
         if self._rotary is not None:
             keys = turned_back(keys, position, self._rotary).to(keys.dtype)
         count, size = keys.shape[2], self.paging.size
-        if (self._entries - self._filled_first + count) // size > self._sizes.pages:
+        if (self._entries - self._filled_first + count) // size > self._room:
             self._grow((self._entries - self._filled_first + count) // size)
         self._position[:, :, self._entries : self._entries + count] = position.to(self._position.device)
-        done = min(count, self._most_first - self._filled_first)
+        done = min(count, self._first[0].shape[2] - self._filled_first)
         for mine, side in zip(self._first, (keys, values), strict=True):
             mine[:, :, self._filled_first : self._filled_first + done] = side[:, :, :done]
         self._filled_first += done
@@ -192,14 +130,13 @@ class Far:
 
     def _close(self, keys: Tensor, values: Tensor, score: Tensor) -> None:
         """Hand whole pages [B, G, m, P, D] of keys and values down, whose scores are [B, S, m, P]."""
-        pages = [keys, values]
         self._index.put(self._count, keys, score)
-        self._pages.put(self._count, [side.flatten(0, 1) for side in pages])
-        self._count += pages[0].shape[2]
+        down = [keys, values] if self._keys is None else [values]
+        self._pages.put(self._count, [side.flatten(0, 1) for side in down])
+        self._count += keys.shape[2]
 
     def _grow(self, pages: int) -> None:
         pages = grown(pages)
-        self._sizes = replace(self._sizes, pages=pages)
         self._reserve(pages)
         self._index.grow(pages)
         self._pages.grow(pages)
@@ -222,12 +159,21 @@ class Far:
                 found.append(Tile(keys, values, query=clamped))
         most = self._read_pages
         if most > 0:
-            chosen = self._index.choose(query, self._count, most).flatten(0, 1).to("cpu")
-            row = torch.arange(len(chosen)).repeat_interleave(most)
-            rows = self._newest[0].shape[:2]
-            keys, values = (side.view(*rows, -1, side.shape[2]) for side in self._pages.read(row, chosen.flatten()))
+            keys, values = self._read(self._index.choose(query, self._count, most).to("cpu"))
             found.append(Tile(keys, values, query=clamped))
         return found
+
+    def _read(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values of chosen pages [B, G, k] as entries [B, G, k P, D]."""
+        batch, heads, most = chosen.shape
+        row = torch.arange(batch * heads).repeat_interleave(most)
+        *keys, values = (side.view(batch, heads, -1, side.shape[2]) for side in self._pages.read(row, chosen.flatten()))
+        if self._keys is None:
+            return keys[0], values
+        first = self._filled_first + chosen[..., None] * self.paging.size
+        slot = (first + torch.arange(self.paging.size)).flatten(2)
+        position = self._position.expand(-1, heads, -1).gather(2, slot)
+        return self._keys.at(position.to(values.device)), values
 
     @property
     def _read_pages(self) -> int:
@@ -244,14 +190,9 @@ class Far:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return everything held in memory, on the device and on the host."""
-        return (
-            *self._newest,
-            *self._first,
-            self._score,
-            self._position,
-            *self._index.tensors(),
-            *self._pages.tensors(),
-        )
+        keys = () if self._keys is None else self._keys.tensors()
+        near = (*self._newest, self._score, *self._first)
+        return (*near, self._position, *self._index.tensors(), *self._pages.tensors(), *keys)
 
     def bytes_on(self, tier: Tier) -> int:
         """Return the bytes that lie in one tier."""
@@ -260,13 +201,11 @@ class Far:
 
     def used_bytes(self, entries: Sequence[int]) -> int:
         """Return the bytes in use on the device beside the slots."""
-        near = min(self._count, self._sizes.device) * self.paging.size + self._filled + self._filled_first
-        return len(entries) * used_bytes(self.plan, self._count, near, self._newest[0].dtype)
+        return len(entries) * self._bytes.used(self._count, self._filled_first + self._filled)
 
     def read_bytes(self, entries: Sequence[int], slot_bytes: int) -> int:
         """Return the bytes that a decode step reads on the device: slots, what tells pages apart, and those chosen."""
-        read = self._read_pages * self.paging.size + self._filled + self._filled_first
-        beside = used_bytes(self.plan, self._count, read, self._newest[0].dtype)
+        beside = self._bytes.read(self._count, self._filled_first + self._filled)
         return sum(entries) * slot_bytes + len(entries) * beside
 
     def snapshot(self, filled: int) -> object:
@@ -285,46 +224,3 @@ class Far:
     def close(self) -> None:
         """Let go of what lies elsewhere."""
         self._pages.close()
-
-
-def entry_bytes(plan: LayerPlan, dtype: torch.dtype) -> int:
-    """Return the bytes of an entry of one row, over all heads."""
-    return plan.shape.kv_heads * (plan.shape.key_dim + plan.shape.value_dim) * dtype.itemsize
-
-
-def used_bytes(plan: LayerPlan, pages: int, near: int, dtype: torch.dtype) -> int:
-    """Return the bytes of a row on the device: what tells so many pages apart, and so many entries."""
-    assert plan.paging is not None
-    return plan.paging.index_bytes(plan.shape, dtype, pages) + near * entry_bytes(plan, dtype)
-
-
-def placed(plan: LayerPlan, run: RunShape, dtype: torch.dtype, levels: Levels) -> Placed:
-    """Return the bytes held where once the prompt is read."""
-    assert plan.paging is not None
-    found, size, rows = sizes(plan, run, levels), plan.paging.size, run.batch_size
-    page, lines = size * entry_bytes(plan, dtype), rows * plan.shape.kv_heads
-    tables = found.device * FRAME_BYTES + found.pages * PAGE_BYTES
-    if found.is_on_disk:
-        tables += found.host * FRAME_BYTES + found.pages * PAGE_BYTES
-    position = rows * plan.score_heads * (levels.first + (found.pages + 1) * size) * torch.int32.itemsize
-    score = plan.score_heads * size * score_dtype(dtype).itemsize
-    near = (found.device + 1) * size + levels.first
-    in_memory = found.host if found.is_on_disk else found.pages
-    return Placed(
-        device=rows * (used_bytes(plan, found.pages, near, dtype) + score),
-        host=rows * in_memory * page + lines * tables + position,
-        disk=rows * found.pages * page if found.is_on_disk else 0,
-    )
-
-
-def used(plan: LayerPlan, run: RunShape, dtype: torch.dtype, tokens_seen: int, levels: Levels) -> int:
-    """Return the bytes in use on the device after so many columns."""
-    assert plan.paging is not None
-    total = 0
-    for pad, held in zip(run.padding, plan.held(run, tokens_seen), strict=True):
-        gone = max(0, tokens_seen - pad) - held if tokens_seen >= run.prompt_tokens else 0
-        first = min(gone, levels.first)
-        pages, newest = divmod(gone - first, plan.paging.size)
-        at_hand = min(pages, sizes(plan, run, levels).device) * plan.paging.size
-        total += used_bytes(plan, pages, at_hand + newest + first, dtype)
-    return total

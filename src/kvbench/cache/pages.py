@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ class Paging:
         size: entries of a page.
         most: pages read per row.
     """
+
+    reads_slots: ClassVar[bool] = True  # and not only pages of what has left
 
     size: int
     most: tuple[int, ...]

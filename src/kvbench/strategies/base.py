@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from kvbench.cache.kv_cache import KVCache
+    from kvbench.cache.pages import Paging
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,7 @@ class CacheStrategy:
         return [
             replace(
                 plan,
-                paging=pagings[plan.index],
+                paging=_paging_of(plan, pagings[plan.index]),
                 pair=pairs.get(plan.index),
                 counts=counts.get(plan.index),
                 place=None if plan.shape.window > 0 else place,
@@ -254,3 +255,8 @@ class CacheStrategy:
     def keeps_budget(self) -> bool:
         """Whether the budget also holds while decoding."""
         return self.trigger.period > 0 or not self.budget.limits
+
+
+def _paging_of(plan: LayerPlan, paging: Paging | None) -> Paging | None:
+    """Return how the entries of a layer are read, of which perhaps none leave."""
+    return paging if paging is None or paging.reads_slots or plan.handing is not None else None

@@ -88,10 +88,11 @@ def _check_reading(made: CacheStrategy) -> None:
     """Refuse ways of reading that do not fit what is stored."""
     if isinstance(made.evicted, Tiers):
         _check_tiers(made)
+        _check_low_rank(made, made.evicted)
     elif made.reader.needs_tiers or made.position.clamps:
         raise ValueError(
-            "strategy/reader=blocks and strategy/position=clamped are ways of reading what has left; use "
-            "strategy/evicted=tiers, or strategy/reader=pages and strategy/position=original."
+            "strategy/reader=blocks or landmarks and strategy/position=clamped are ways of reading what has left; use "
+            "strategy/evicted=tiers or shadow, or strategy/reader=pages and strategy/position=original."
         )
     elif not made.reader.reads_all and made.budget.limits:
         if made.trigger.period > 0:
@@ -106,7 +107,7 @@ def _check_reading(made: CacheStrategy) -> None:
             )
     if not made.reader.reads_all and made.budget.limits and getattr(made.budget, "unit", "") == "bytes":
         raise ValueError(
-            "strategy/reader=pages adds bytes that strategy.budget.unit=bytes does not count; use "
+            "this strategy/reader adds bytes that strategy.budget.unit=bytes does not count; use "
             "strategy.budget.unit=tokens or ratio, or strategy/reader=all."
         )
     if made.layout.merges and (made.budget.limits or not made.reader.reads_all):
@@ -142,6 +143,16 @@ def _check_tiers(made: CacheStrategy) -> None:
         raise ValueError(
             "strategy/evicted=tiers says itself where entries lie; use strategy/placement=device, or "
             "strategy/evicted=drop."
+        )
+
+
+def _check_low_rank(made: CacheStrategy, tiers: Tiers) -> None:
+    """Refuse what does not fit keys that all heads of a prompt's token keep together."""
+    differs = isinstance(made.budget, HeadBudget) or made.budget.sharer is not None
+    if tiers.rank > 0 and (made.trigger.period > 0 or differs):
+        raise ValueError(
+            "strategy.evicted.rank cuts the keys of a prompt, all heads together, and here entries leave later, or "
+            "heads differ; use strategy/trigger=prefill_end with strategy/budget=uniform, or strategy.evicted.rank=0."
         )
 
 

@@ -39,4 +39,14 @@ SETTINGS: dict[str, Setting] = {
         merges=True,
         waits=True,  # for the pages a query has chosen
     ),
+    "shadowkv": Setting(
+        overrides=(
+            "selector.num_recent=5",
+            "reader.size=3",
+            "reader.amount=6",
+            "evicted.rank=12",
+        ),
+        merges=True,
+        waits=True,
+    ),
 }

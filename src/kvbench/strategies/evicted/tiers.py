@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from kvbench.cache import far
+from kvbench.cache.far import Far
+from kvbench.cache.far_bytes import FarBytes, Levels
 from kvbench.cache.placement.rooms import Placed
 from kvbench.cache.plan import LayerPlan
 from kvbench.strategies.evicted.drop import Drop
@@ -33,6 +34,8 @@ class Tiers(Drop):
             read least often while it was there (lfu).
         folder: where files lie, "" for the system's folder of temporary files; they have no name and end with the
             process.
+        rank: coordinates by which all keys of a token stay on the device, from the prompt's end on, so that pages hold
+            values only; 0 for pages of both.
     """
 
     first: int
@@ -40,6 +43,7 @@ class Tiers(Drop):
     host: float
     policy: Literal["lru", "fifo", "lfu"]
     folder: str
+    rank: int
 
     def __post_init__(self) -> None:
         """Refuse sizes that mean nothing."""
@@ -54,21 +58,28 @@ class Tiers(Drop):
             raise ValueError(f"strategy.evicted.host must be a share between 0 and 1; got {self.host}.")
         if self.policy not in ("lru", "fifo", "lfu"):
             raise ValueError(f"strategy.evicted.policy must be lru, fifo or lfu; got {self.policy!r}.")
+        if self.rank < 0:
+            raise ValueError(f"strategy.evicted.rank must be 0, for keys in pages, or more; got {self.rank}.")
 
     @property
-    def _levels(self) -> far.Levels:
-        return far.Levels(
-            first=self.first, at_hand=self.at_hand, host=self.host, policy=self.policy, folder=self.folder
+    def _levels(self) -> Levels:
+        return Levels(
+            first=self.first,
+            at_hand=self.at_hand,
+            host=self.host,
+            policy=self.policy,
+            folder=self.folder,
+            rank=self.rank,
         )
 
-    def open(self, plan: LayerPlan, run: RunShape, padding: Tensor | None, key: Tensor) -> far.Far:
+    def open(self, plan: LayerPlan, run: RunShape, padding: Tensor | None, key: Tensor) -> Far:
         """Return the pages of the rows and heads of a plan."""
-        return far.Far(plan, run, key, self._levels)
+        return Far(plan, run, key, self._levels)
 
     def placed(self, plan: LayerPlan, run: RunShape, dtype: torch.dtype) -> Placed:
         """Return the bytes that are held where once the prompt is read."""
-        return far.placed(plan, run, dtype, self._levels)
+        return FarBytes(plan, run, dtype, self._levels).placed()
 
     def used_bytes(self, plan: LayerPlan, run: RunShape, dtype: torch.dtype, tokens_seen: int) -> int:
         """Return the bytes in use on the device after so many columns."""
-        return far.used(plan, run, dtype, tokens_seen, self._levels)
+        return FarBytes(plan, run, dtype, self._levels).used_after(tokens_seen)

@@ -28,7 +28,7 @@ class ReadBlocks(ReadPages):
         representatives: keys that stand for a block.
     """
 
-    needs_tiers: ClassVar[bool] = True
+    paging: ClassVar[type[Paging]] = Blocks
 
     representatives: int
 

@@ -30,7 +30,7 @@ class ReadPages:
     """
 
     reads_all: ClassVar[bool] = False
-    needs_tiers: ClassVar[bool] = False  # whether it tells apart only pages of entries that have left
+    paging: ClassVar[type[Paging]] = Paging
 
     size: int
     amount: float
@@ -58,6 +58,11 @@ class ReadPages:
                 f"least_pages={self.least_pages}."
             )
 
+    @property
+    def needs_tiers(self) -> bool:
+        """Whether it tells apart only pages of entries that have left."""
+        return not self.paging.reads_slots
+
     def pagings(self, view: ModelView, run: RunShape) -> Sequence[Paging | None]:
         """Return the same pages for every layer that neither is skipped nor slides."""
         outside = [index for index in self.skip_layers if not 0 <= index < len(view.layers)]
@@ -71,7 +76,7 @@ class ReadPages:
         ]
 
     def _paging(self, most: tuple[int, ...]) -> Paging:
-        return Paging(size=self.size, most=most)
+        return self.paging(size=self.size, most=most)
 
     def _pages(self, length: int) -> int:
         share = Fraction(str(self.amount))
