@@ -33,6 +33,7 @@ from tests.support.storage import storages_are_exact_and_reported
 
 PARTS = ("trigger", "scorer", "budget", "evicted", "position", "codec")
 CODECS = ("dense", "int8", "kivi2", "gear", "kvquant3", "lorc", "quarot", "streaming")  # one of each kind
+READERS = {"tiers": "pages", "shadow": "landmarks"}
 TRIES = 20
 PROMPT, NEW, BUDGET, PERIOD = 60, 6, 44, 4  # room for the default numbers of every part
 RUN = RunShape(prompt_lengths=(PROMPT, PROMPT), new_tokens=NEW)
@@ -75,8 +76,11 @@ def pairs(choice: Choice) -> set[frozenset[tuple[str, str]]]:
 
 
 def whole(choice: Choice) -> Choice:
-    """Return the combination with the selector that its budget needs."""
-    return {**choice, "selector": "policy_order"} if choice["budget"] == "cheapest_policy" else choice
+    """Return the combination with the selector that its budget needs, and the reader of what is handed on."""
+    more = {"selector": "policy_order"} if choice["budget"] == "cheapest_policy" else {}
+    if choice["evicted"] in READERS:
+        more["reader"] = READERS[choice["evicted"]]
+    return {**choice, **more}
 
 
 def small(made: CacheStrategy) -> CacheStrategy:
@@ -88,6 +92,8 @@ def small(made: CacheStrategy) -> CacheStrategy:
     changes["budget"] = replace(made.budget, **smaller)  # type: ignore[type-var]
     if made.trigger.period > 1:
         changes["trigger"] = replace(made.trigger, period=PERIOD)  # type: ignore[type-var]
+    if not made.reader.reads_all:
+        changes["reader"] = replace(made.reader, size=4, amount=8, unit="tokens", least_pages=1, skip_layers=())  # type: ignore[type-var]
     codec = made.codec
     if isinstance(codec, PackedCodec) and codec.residual > 0:
         keys = replace(codec.key_quantiser, group=4)
@@ -132,7 +138,7 @@ def keeps_its_word(choice: Choice) -> str:
 
     driven = drive(model("llama_gqa"), made, tokens, run, watch=watch)
     assert driven.logits.isfinite().all()
-    if not made.evicted.merges and choice["position"] == "original" and made.codec.is_exact:
+    if made.reader.reads_all and not made.evicted.merges and choice["position"] == "original" and made.codec.is_exact:
         visible = [generic.visible_to(driven.held, layer, PROMPT) for layer in range(LAYERS)]
         assert_close(driven.logits, generic.dense(model("llama_gqa"), tokens, visible))
     return "ran"

@@ -461,8 +461,16 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         r"evicted\.rank cuts the keys of a prompt.*trigger=prefill_end with strategy/budget=uniform, or .*rank=0",
     ),
     "coordinates of heads that differ": (
-        asked("shadowkv", "strategy/budget=adaptive"),
+        asked("duoattention", "strategy/evicted=shadow", "strategy/reader=landmarks"),
         r"evicted\.rank cuts the keys of a prompt, all heads together",
+    ),
+    "tiers of a divided budget": (
+        asked("tiered", "strategy/budget=adaptive"),
+        r"into whole pages, whose bytes nobody knows.*use strategy/budget=uniform or pyramid",
+    ),
+    "tiers of layers that read everything": (
+        asked("tiered", "reader.skip_layers=[1]"),
+        r"layer 1 reads everything.*take it out of strategy\.reader\.skip_layers",
     ),
     "landmarks of what is held": (
         asked("shadowkv", "strategy/evicted=drop"),

@@ -198,6 +198,11 @@ class CacheStrategy:
         for plan in plans:
             if plan.budget is None or plan.shape.window > 0:
                 continue
+            if plan.handing is not None and plan.paging is None:
+                return (
+                    f"layer {plan.index} reads everything, and what it lets go is read in pages only; take it out of "
+                    f"strategy.reader.skip_layers, or set strategy.budget.skip_layers as well"
+                )
             for length, budget in zip(run.prompt_lengths, plan.budget, strict=True):
                 reserved = plan.num_reserved
                 least = max(1, self.selector.num_sink + self.selector.recent(budget - reserved)) + reserved

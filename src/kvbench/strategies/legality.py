@@ -129,6 +129,11 @@ def _check_tiers(made: CacheStrategy) -> None:
             "strategy/evicted=tiers keeps what a strategy/budget lets go, for a strategy/reader to read some of it; "
             "use strategy/budget=uniform with strategy/reader=pages, or strategy/evicted=drop."
         )
+    if made.budget.sharer is not None:
+        raise ValueError(
+            "strategy/evicted=tiers cuts what each head lets go into whole pages, whose bytes nobody knows where heads "
+            "or layers divide a budget; use strategy/budget=uniform or pyramid, or strategy/evicted=drop."
+        )
     if not made.codec.is_exact:
         raise ValueError(
             "strategy/evicted=tiers keeps entries as the model made them; use strategy/codec=dense, or "
@@ -148,8 +153,7 @@ def _check_tiers(made: CacheStrategy) -> None:
 
 def _check_low_rank(made: CacheStrategy, tiers: Tiers) -> None:
     """Refuse what does not fit keys that all heads of a prompt's token keep together."""
-    differs = isinstance(made.budget, HeadBudget) or made.budget.sharer is not None
-    if tiers.rank > 0 and (made.trigger.period > 0 or differs):
+    if tiers.rank > 0 and (made.trigger.period > 0 or isinstance(made.budget, HeadBudget)):
         raise ValueError(
             "strategy.evicted.rank cuts the keys of a prompt, all heads together, and here entries leave later, or "
             "heads differ; use strategy/trigger=prefill_end with strategy/budget=uniform, or strategy.evicted.rank=0."
