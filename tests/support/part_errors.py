@@ -444,6 +444,10 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         asked("h2o", "strategy/position=clamped"),
         r"ways of reading what has left; use .*evicted=tiers",
     ),
+    "clamped keys of low rank": (
+        asked("shadowkv", "strategy/position=clamped"),
+        r"evicted\.rank makes keys again at their own",
+    ),
     "more keys than a block has": (
         asked("infllm", "reader.representatives=40"),
         r"representatives must be between 1 and .*size=3",

@@ -165,7 +165,8 @@ def bytes_lie_where_they_were_said_to(where: Sequence[str]) -> None:
     for length in run.prompt_lengths:
         pages = (length - BUDGET) // SIZE
         slots = (BUDGET + NEW) * heads * (2 * dim * number + 4)  # keys, values, and a position
-        beside = (length + heads * dim) * RANK + pages * heads * dim + heads * SIZE * 2 * dim
+        newest = heads * SIZE * (2 * dim + 1)  # keys, values, and a score
+        beside = (length + heads * dim) * RANK + pages * heads * dim + newest
         want += LAYERS * (slots + number * (beside + min(pages, MOST) * heads * SIZE * dim))
         values += LAYERS * pages * heads * SIZE * dim * number
 

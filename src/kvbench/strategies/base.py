@@ -17,6 +17,7 @@ from kvbench.cache.protocols import Evicted, Handing, Layout, Reader, Scorer, Se
 from kvbench.strategies.budget.base import Budget, WatchingBudget
 from kvbench.strategies.budget.heads import HeadBudget
 from kvbench.strategies.evicted.drop import Drop
+from kvbench.strategies.evicted.tiers import Tiers
 from kvbench.strategies.legality import check_composition, refused_with_donors
 from kvbench.strategies.placement.base import Placing
 from kvbench.strategies.position.policies import Position
@@ -198,7 +199,7 @@ class CacheStrategy:
         for plan in plans:
             if plan.budget is None or plan.shape.window > 0:
                 continue
-            if plan.handing is not None and plan.paging is None:
+            if isinstance(plan.handing, Tiers) and plan.paging is None:
                 return (
                     f"layer {plan.index} reads everything, and what it lets go is read in pages only; take it out of "
                     f"strategy.reader.skip_layers, or set strategy.budget.skip_layers as well"

@@ -153,6 +153,11 @@ def _check_tiers(made: CacheStrategy) -> None:
 
 def _check_low_rank(made: CacheStrategy, tiers: Tiers) -> None:
     """Refuse what does not fit keys that all heads of a prompt's token keep together."""
+    if tiers.rank > 0 and made.position.clamps:
+        raise ValueError(
+            "strategy.evicted.rank makes keys again at their own positions; use strategy/position=original, or "
+            "strategy.evicted.rank=0."
+        )
     if tiers.rank > 0 and (made.trigger.period > 0 or isinstance(made.budget, HeadBudget)):
         raise ValueError(
             "strategy.evicted.rank cuts the keys of a prompt, all heads together, and here entries leave later, or "
