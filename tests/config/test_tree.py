@@ -25,6 +25,7 @@ PARTS = [name for name in dict(catalogue()) if "/" in name]
 CHOICES = [f"{group}={name}" for group, names in catalogue() for name in names if group not in ("experiment", "row")]
 ROWS = list(dict(catalogue())["row"])
 EXPERIMENTS = list(dict(catalogue())["experiment"])
+STRATEGIES = list(dict(catalogue())["strategy"])
 COMPANY = {  # choices that other parts have to fit
     "strategy/budget=lazy": ("strategy/scorer=recent_run",),
     "strategy/budget=cheapest_policy": ("strategy/selector=policy_order", "strategy/scorer=mean_attention"),
@@ -137,11 +138,13 @@ def rows_of(conf: Path, experiment: str) -> list[str]:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_names_rows_that_are_there_and_make_whole_runs(name: str) -> None:
-    rows = rows_of(CONF, name)
-    assert set(rows) <= set(ROWS)
+    ((key, listed),) = plain(CONF / "experiment" / f"{name}.yaml")["hydra"]["sweeper"]["params"].items()
+    rows = listed.split(",")
+    assert key in ("+row", "strategy")
+    assert set(rows) <= set(ROWS if key == "+row" else STRATEGIES)
     assert len(set(rows)) == len(rows) > 1
     for row in rows:
-        assert isinstance(check(compose([f"+experiment={name}", f"+row={row}"])), Checked)
+        assert isinstance(check(compose([f"+experiment={name}", f"{key}={row}"])), Checked)
 
 
 def test_the_study_of_kvpr_varies_what_it_says_on_a_model_that_kvpr_can_help() -> None:

@@ -13,6 +13,7 @@ from kvbench.cache.kv_cache import KVCache
 from kvbench.cache.plan import LayerPlan
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
+from kvbench.strategies.evicted.tiers import Tiers
 from kvbench.types import RunShape
 from tests.support.checks import BUDGET, NEW, PROMPT, assert_close, assert_same_held, uniform
 from tests.support.drive import drive, padded, positions
@@ -131,7 +132,7 @@ def budget_is_used_exactly(name: str, model_name: str, overrides: Sequence[str] 
 def _entries(plan: LayerPlan, heads: int, decoded: int) -> int:
     """Return the tokens' own entries that a layer holds of a row, over all heads."""
     most: Sequence[int | None] = [None] * heads
-    if plan.handing is not None:
+    if isinstance(plan.handing, Tiers):
         return heads * (PROMPT + decoded)
     if plan.counts is not None:
         most = plan.counts[0]
