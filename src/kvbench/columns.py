@@ -83,18 +83,19 @@ def moved(arm: Arm, cache: KVCache, before: Traffic, steps: int) -> Row:
     }
 
 
-def waited(cache: KVCache, before: Traffic) -> Row:
+def waited(cache: KVCache, before: Traffic, steps: int) -> Row:
     """Return how timed decode steps waited for what lies elsewhere; nothing where all lies on the device.
 
     Args:
         cache: after the steps.
         before: what had moved when they began.
+        steps: how many there were.
     """
     after = cache.traffic()
     fetches, fetching_s = after.fetches - before.fetches, after.fetching_s - before.fetching_s
     if cache.mover is None or fetches == 0:
         return {}
-    steps, stalled_s = fetches / len(cache.mover.homes), after.stalled_s - before.stalled_s
+    stalled_s = after.stalled_s - before.stalled_s
     is_seen = cache.view.device.type == "cpu" and fetching_s > 0  # elsewhere copies go on without the host
     return {
         "wait_share": (after.waits - before.waits) / fetches,

@@ -22,7 +22,7 @@ from kvbench.planning.machine import Machine, machine_of, read_records
 from kvbench.types import RunShape
 
 
-def work_of(arm: Arm, cache: KVCache, run: RunShape, before: Traffic, launches: int) -> Work:
+def work_of(arm: Arm, cache: KVCache, run: RunShape, before: Traffic, steps: int, launches: int) -> Work:
     """Return what a decode step did, by what it reads and what moved.
 
     Args:
@@ -30,11 +30,11 @@ def work_of(arm: Arm, cache: KVCache, run: RunShape, before: Traffic, launches: 
         cache: after steps that were timed.
         run: shape of the batch.
         before: what had moved when they began.
+        steps: how many there were.
         launches: operations that a step gives the device.
     """
     place, shape, moved = arm.strategy.placement.of_run(arm.view, run), arm.view.layers[0], cache.traffic()
-    layers = 0 if cache.mover is None else len(cache.mover.homes)
-    steps = (moved.fetches - before.fetches) / layers if layers else 1
+    elsewhere = sum(layer.home is not None or layer.plan.handing is not None for layer in cache.layers)
     attention = cache.numbers_held() * shape.query_heads // shape.kv_heads
     hidden, width = _projected(arm)
     again = run.batch_size * 2 * hidden * width
@@ -48,7 +48,7 @@ def work_of(arm: Arm, cache: KVCache, run: RunShape, before: Traffic, launches: 
         disk_written_bytes=(moved.written - before.written) / steps,
         near_bytes=(moved.near - before.near) / steps,
         recompute_flops=again * (moved.recomputed - before.recomputed) / steps,
-        layers=layers,
+        layers=elsewhere,
         overlaps=place is not None and place.prefetch > 0,
         is_cold=place is not None and place.is_cold,
     )

@@ -64,11 +64,11 @@ def time_decode(bench: Bench, run: RunShape) -> None:
     _record(bench, paired, phase="decode", position=run.prompt_tokens, tokens=run.batch_size)
     works = {}
     for name, arm in arms.items():
-        row, timed = bench.measured.rows[name], waited(arm.cache, before[name])
+        row, timed = bench.measured.rows[name], waited(arm.cache, before[name], arm.decoded)
         arm.restore()
         launches = count_launches(arm.step)
         arm.restore()
-        works[name] = work_of(bench.arms[name], arm.cache, run, before[name], launches)
+        works[name] = work_of(bench.arms[name], arm.cache, run, before[name], arm.decoded, launches)
         row |= {**latency_columns(paired.samples, name, run), **timed, "setup_s": paired.warmup_s}
         row |= roofline_columns(int(works[name].read_bytes), bandwidth, row["decode_p50_ms"])
     _check_floors(bench, works, found)

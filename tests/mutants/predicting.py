@@ -26,3 +26,8 @@ def half_of_what_came(*arguments: Any) -> Work:
     """Count keys or values alone."""
     found = REAL(*arguments)
     return replace(found, up_bytes=found.up_bytes / 2)
+
+
+def of_all_steps(arm: Any, cache: Any, run: Any, before: Any, steps: int, launches: int) -> Work:
+    """Take what moved in all steps for that of one."""
+    return REAL(arm, cache, run, before, 1, launches)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from kvbench.measure.rates import Capability
 from kvbench.measure.roofline import CeilingBeaten
 from kvbench.planning.expected import Work
 from kvbench.planning.machine import Machine, Rate
+from kvbench.predicting import prediction_columns
 from kvbench.runner import job_of
 from kvbench.sizing import count_launches
 from kvbench.timing import time_decode
@@ -80,19 +82,42 @@ def test_fewer_bytes_are_predicted_to_take_less_and_the_baseline_what_it_took(mo
 def test_what_comes_from_the_host_adds_up_unless_it_is_fetched_ahead(
     ahead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = bench("strategy=offload", f"strategy.placement.prefetch={ahead}")
+    made, works = bench("strategy=offload", f"strategy.placement.prefetch={ahead}"), []
+
+    def noted(work: Work, *others: Any) -> Row:
+        works.append(work)
+        return prediction_columns(work, *others)
+
+    monkeypatch.setattr("kvbench.timing.prediction_columns", noted)
     rows = timed(made, monkeypatch)
     full, mine = rows["baseline"], rows["strategy"]
     token = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) * 4 for layer in made.loaded.view.layers)
     least_ms, most_ms = (2 * tokens * token / 1e6 * 1e3 for tokens in (64, 64 + 8 + 1))  # the new one goes down
     added_ms = mine["predicted_ms"] - (0 if ahead else full["decode_p50_ms"])
     assert least_ms <= added_ms <= most_ms
+    (work,) = (work for work in works if work.layers > 0)
+    moved = work.up_bytes if ahead else work.up_bytes + work.down_bytes
+    assert added_ms == pytest.approx(2 * moved / 1e6 * 1e3)
     assert mine["binding_resource"] == "host_memory"
+
+
+PAGES = ("strategy=tiered", "strategy.budget.amount=16", "strategy.reader.size=4", "strategy.trigger.period=4")
+
+
+def test_pages_that_come_are_those_of_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = bench(*PAGES, "strategy.evicted.at_hand=1")
+    rows = timed(made, monkeypatch)
+    page = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) * 4 * 4 for layer in made.loaded.view.layers)
+    most_ms = 2 * (64 // 4 // 4 + 1) * page / 1e6 * 1e3  # all pages of a step missed, and one that goes down
+    read_ms = rows["strategy"]["bytes_read_per_step"] / rows["baseline"]["bytes_read_per_step"]
+    added_ms = rows["strategy"]["predicted_ms"] - rows["baseline"]["decode_p50_ms"] * read_ms
+    assert 0 < added_ms <= most_ms
 
 
 @pytest.mark.parametrize(
     ("mutant", "oracle"),
     [
+        (mutants.of_all_steps, test_pages_that_come_are_those_of_one_step),
         (mutants.of_weights_alone, test_fewer_bytes_are_predicted_to_take_less_and_the_baseline_what_it_took),
         (mutants.always_ahead, partial(test_what_comes_from_the_host_adds_up_unless_it_is_fetched_ahead, 0)),
         (mutants.half_of_what_came, partial(test_what_comes_from_the_host_adds_up_unless_it_is_fetched_ahead, 1)),

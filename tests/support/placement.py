@@ -280,7 +280,7 @@ def _waited(*overrides: str) -> tuple[dict[str, float], int]:
         _decoded(network, cache, text[:, PROMPT : PROMPT + 1])
         before = cache.traffic()
         _decoded(network, cache, text[:, PROMPT + 1 :])
-    return waited(cache, before), len(cache.layers)
+    return waited(cache, before, 2), len(cache.layers)
 
 
 def locked_bytes_are_those_the_system_says_are_locked() -> None:

@@ -94,6 +94,7 @@ class DecodeArm:
         self.tokens = [ids[:, at : at + 1].contiguous() for at in range(self.start, ids.shape[1])]
         self._snapshot: list[Any] = self.cache.snapshot()
         self._done = 0
+        self.decoded = 0  # steps in all, those that were gone back on included
 
     def restore(self) -> None:
         """Go back to the end of the prompt, in the same storage."""
@@ -104,6 +105,7 @@ class DecodeArm:
         """Decode one token."""
         self.arm.step(self.cache, self.tokens[self._done])
         self._done += 1
+        self.decoded += 1
 
 
 def generate(arm: Arm, run: RunShape, prompt: Tensor) -> Tensor:
