@@ -101,13 +101,13 @@ def test_a_second_sequence_finds_nothing_of_the_first(name: str) -> None:
 
 @each_method
 def test_restore_goes_back_exactly(name: str) -> None:
-    checks.restore_is_exact(name, "llama_gqa", (24, 17))
+    checks.restore_is_exact(name, "llama_gqa", (24, 17), snapshots=(4,))
 
 
 @each_method
 def test_a_cache_of_unknown_length_equals_one_of_known_length(name: str) -> None:
     checks.growing_equals_fixed(name, "llama_gqa")
-    checks.restore_is_exact(name, "llama_mha", new=None, snapshots=(4,))
+    checks.restore_is_exact(name, "llama_mha", new=None, snapshots=(0,))
 
 
 @those("llama_gqa")
