@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 
 import pytest
 
@@ -54,3 +56,10 @@ def each_of(mutants: Sequence[Mutant]) -> pytest.MarkDecorator:
 def seen_to_fail(mutants: Sequence[Mutant]) -> set[Callable[..., None]]:
     """Return the oracles that fail on some mutant."""
     return {oracle_of(check) for mutant in mutants for check in mutant.killed_by}
+
+
+def oracles_in(module: ModuleType) -> set[Callable[..., None]]:
+    """Return the functions of a module that return nothing, and so are there to fail: private ones only help."""
+    found = vars(module).items()
+    mine = {value for name, value in found if not name.startswith("_") and inspect.isfunction(value)}
+    return {each for each in mine if each.__module__ == module.__name__ and each.__annotations__["return"] == "None"}

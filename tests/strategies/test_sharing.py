@@ -6,7 +6,7 @@ import pytest
 
 from kvbench.models.view import view_of
 from kvbench.types import RunShape
-from tests.mutants.core_mutant import Check, Mutant, each_of, seen_to_fail
+from tests.mutants.core_mutant import Check, Mutant, each_of, oracles_in, seen_to_fail
 from tests.mutants.sharing import MUTANTS
 from tests.support import sharing
 from tests.support.strategies import composed
@@ -65,11 +65,4 @@ def test_the_oracle_fails_on_the_mutant(mutant: Mutant, check: Check, monkeypatc
 
 
 def test_every_oracle_is_seen_to_fail() -> None:
-    oracles = {
-        value
-        for name, value in vars(sharing).items()
-        if getattr(value, "__module__", None) == sharing.__name__
-        and not name.startswith("_")
-        and getattr(value, "__annotations__", {}).get("return") == "None"
-    }
-    assert not oracles - seen_to_fail(MUTANTS)
+    assert not oracles_in(sharing) - seen_to_fail(MUTANTS)

@@ -6,12 +6,13 @@ import random
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
 from kvbench.cache.kv_cache import KVCache
-from kvbench.cache.placement.levels import Level, Memory, Policy
+from kvbench.cache.placement.levels import Kind, Level, Memory, Policy
 from kvbench.cache.placement.tiers import Traffic
 from kvbench.models.view import view_of
 from kvbench.types import RunShape
@@ -157,8 +158,10 @@ def frames_follow_their_policy(policy: Policy) -> None:
     rng, pages, frames, most = random.Random(5), 24, 6, 3
     traffic, like = Traffic(), torch.zeros(1)
     data = rand(1, pages, 2, 4, seed=1).float()
-    below = Memory(like, 1, pages, [(2, 4)], traffic)
-    level = Level(like, 1, pages, [(2, 4)], frames=frames, policy=policy, tier="device", below=below, traffic=traffic)
+    below = Memory(Kind(like, 1, pages, [(2, 4)]), traffic)
+    level = Level(
+        Kind(like, 1, pages, [(2, 4)]), frames=frames, policy=policy, tier="device", below=below, traffic=traffic
+    )
     slow = SlowFrames(frames, policy)
     for page in range(pages):
         level.put(page, [data[:, page : page + 1]])
@@ -176,8 +179,8 @@ def frames_follow_their_policy(policy: Policy) -> None:
 def often_read_pages_stay() -> None:
     """By lfu a page that was read three times outlives one that came later."""
     traffic, like, data = Traffic(), torch.zeros(1), rand(1, 3, 1, 2, seed=2).float()
-    below = Memory(like, 1, 3, [(1, 2)], traffic)
-    level = Level(like, 1, 3, [(1, 2)], frames=2, policy="lfu", tier="device", below=below, traffic=traffic)
+    below = Memory(Kind(like, 1, 3, [(1, 2)]), traffic)
+    level = Level(Kind(like, 1, 3, [(1, 2)]), frames=2, policy="lfu", tier="device", below=below, traffic=traffic)
     level.put(0, [data])
     row = torch.zeros(1, dtype=torch.int64)
     for page, is_hit in ((1, True), (1, True), (0, False), (1, True), (2, False), (1, True)):
@@ -190,8 +193,8 @@ def often_read_pages_stay() -> None:
 def forgotten_pages_leave_their_frames() -> None:
     """A page that is written again takes the frame it had, and no other page's."""
     traffic, like, data = Traffic(), torch.zeros(1), rand(1, 4, 1, 2, seed=3).float()
-    below = Memory(like, 1, 4, [(1, 2)], traffic)
-    level = Level(like, 1, 4, [(1, 2)], frames=4, policy="lru", tier="device", below=below, traffic=traffic)
+    below = Memory(Kind(like, 1, 4, [(1, 2)]), traffic)
+    level = Level(Kind(like, 1, 4, [(1, 2)]), frames=4, policy="lru", tier="device", below=below, traffic=traffic)
     level.put(0, [data])
     level.forget(2)
     level.put(2, [-data[:, 2:3]])
@@ -200,8 +203,13 @@ def forgotten_pages_leave_their_frames() -> None:
     assert traffic.hits == 3
 
 
-def cleanup_lets_go(folder: Path) -> None:
-    """No name is ever seen in the folder, and after cleaning up no file is open and nothing is with the host."""
+def cleanup_lets_go() -> None:
+    """No name is ever seen in the folder of a cache, and after cleaning up no file is open."""
+    with TemporaryDirectory() as name:
+        _cleanup_lets_go(Path(name))
+
+
+def _cleanup_lets_go(folder: Path) -> None:
     made = strategy("tiered", *ON_DISK, f"evicted.folder={folder}", tokens=BUDGET)
     cache = drive(model("llama_gqa"), made, ids(165, 1, PROMPT + NEW), uniform()).cache
     assert list(folder.iterdir()) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,20 @@ class Loops:
         self.read.setdefault((layer, group), []).append(read)
         return read
 
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Return the output of queries [1, H, T, D] over keys and values [1, G, T, D]."""
+        share, out = query.shape[1] // key.shape[1], torch.zeros_like(query)
+        for now in range(query.shape[2]):
+            self.begin(layer, query[0, :, now], key[0])
+            for group in range(key.shape[1]):
+                heads = slice(group * share, (group + 1) * share)
+                seen = self.visible(layer, group, query[0, heads, now], key[0, group], now)
+                logits = self.logits(layer, group, query[0, heads, now], key[0, group], seen, now)
+                weights = torch.softmax(logits * scale, dim=-1)
+                self.observe(layer, group, weights, seen, now)
+                out[0, heads, now] = weights @ value[0, group, seen]
+        return out
+
     def begin(self, layer: int, queries: Tensor, keys: Tensor) -> None:
         """Be shown the queries [H, D] of one token and all keys [G, T, D], before any head attends."""
 
@@ -74,33 +88,29 @@ class Loops:
         return total
 
 
-_LOOPS: list[Loops] = []
+class Attending(Protocol):
+    """Loops that attend."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Return the output of queries [1, H, T, D] over keys and values [1, G, T, D]."""
+
+
+_LOOPS: list[Attending] = []
 
 
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **more: Any
 ) -> tuple[Tensor, None]:
-    loops, layer = _LOOPS[-1], module.layer_idx
-    assert isinstance(layer, int)
+    assert isinstance(module.layer_idx, int)
     scale = more.get("scaling") or query.shape[-1] ** -0.5
-    share, out = query.shape[1] // key.shape[1], torch.zeros_like(query)
-    for now in range(query.shape[2]):
-        loops.begin(layer, query[0, :, now], key[0])
-        for group in range(key.shape[1]):
-            heads = slice(group * share, (group + 1) * share)
-            seen = loops.visible(layer, group, query[0, heads, now], key[0, group], now)
-            logits = loops.logits(layer, group, query[0, heads, now], key[0, group], seen, now)
-            weights = torch.softmax(logits * scale, dim=-1)
-            loops.observe(layer, group, weights, seen, now)
-            out[0, heads, now] = weights @ value[0, group, seen]
-    return out.transpose(1, 2), None
+    return _LOOPS[-1].attend(module.layer_idx, query, key, value, scale).transpose(1, 2), None
 
 
 AttentionInterface.register(NAME, _attend)
 AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
 
 
-def by_loops(model_name: str, tokens: Tensor, loops: Loops) -> Tensor:
+def by_loops(model_name: str, tokens: Tensor, loops: Attending) -> Tensor:
     """Return the logits of one row of ids [1, T]."""
     _LOOPS.append(loops)
     try:

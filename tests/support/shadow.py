@@ -19,8 +19,9 @@ from kvbench.types import LayerShape, ModelView, RunShape
 from tests.support.checks import BUDGET, NEW, PROMPT, assert_close, uniform
 from tests.support.drive import drive, padded
 from tests.support.models import LAYERS, ids, model
+from tests.support.page_loops import by_loops
 from tests.support.parts import rand
-from tests.support.shadow_loops import ShadowLoops, by_loops, some_are_not_read
+from tests.support.shadow_loops import ShadowLoops, some_are_not_read
 from tests.support.strategies import composed, strategy
 
 SIZE, MOST, RANK, RECENT = 3, 2, 12, 5  # of the setting in tests/support/settings/readers.py

@@ -5,15 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-
-from tests.support.models import attention, model
-
-NAME = "shadow"
+from torch import Tensor
 
 
 @dataclass(kw_only=True)
@@ -76,6 +70,24 @@ class ShadowLoops:
         values[self.rank :] = 0
         return self._turned(((left * values) @ right).unflatten(1, (len(keys), -1)).transpose(0, 1), 1)
 
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Return the output of queries [1, H, T, D] over keys and values [1, G, T, D]."""
+        share, out = query.shape[1] // key.shape[1], torch.zeros_like(query)
+        near = self.cut(key[0, :, : self.prompt])
+        for group in range(key.shape[1]):
+            heads = slice(group * share, (group + 1) * share)
+            stays, chunks = self.stays(key[0, group, : self.prompt])
+            for now in range(query.shape[2]):
+                exact, far = list(range(now + 1)), []
+                if now >= self.prompt:
+                    exact = [*stays, *range(self.prompt, now + 1)]
+                    far = self.best(query[0, heads, now].tolist(), key[0, group], chunks)
+                    self.read.setdefault((layer, group), []).append(sorted(exact + far))
+                keys = torch.cat([key[0, group, exact], near[group, far]])
+                weights = torch.softmax(query[0, heads, now] @ keys.T * scale, dim=-1)
+                out[0, heads, now] = weights @ value[0, group, exact + far]
+        return out
+
     def _turned(self, keys: Tensor, sign: int) -> Tensor:
         if self.frequency is None:
             return keys
@@ -91,47 +103,6 @@ def _mean(keys: Sequence[Sequence[float]]) -> list[float]:
 
 def _product(one: Sequence[float], other: Sequence[float]) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True))
-
-
-_LOOPS: list[ShadowLoops] = []
-
-
-def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **more: Any
-) -> tuple[Tensor, None]:
-    loops, layer = _LOOPS[-1], module.layer_idx
-    assert isinstance(layer, int)
-    scale = more.get("scaling") or query.shape[-1] ** -0.5
-    share, out = query.shape[1] // key.shape[1], torch.zeros_like(query)
-    near = loops.cut(key[0, :, : loops.prompt])
-    for group in range(key.shape[1]):
-        heads = slice(group * share, (group + 1) * share)
-        stays, chunks = loops.stays(key[0, group, : loops.prompt])
-        for now in range(query.shape[2]):
-            exact, far = list(range(now + 1)), []
-            if now >= loops.prompt:
-                exact = [*stays, *range(loops.prompt, now + 1)]
-                far = loops.best(query[0, heads, now].tolist(), key[0, group], chunks)
-                loops.read.setdefault((layer, group), []).append(sorted(exact + far))
-            keys = torch.cat([key[0, group, exact], near[group, far]])
-            weights = torch.softmax(query[0, heads, now] @ keys.T * scale, dim=-1)
-            out[0, heads, now] = weights @ value[0, group, exact + far]
-    return out.transpose(1, 2), None
-
-
-AttentionInterface.register(NAME, _attend)
-AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
-
-
-def by_loops(model_name: str, tokens: Tensor, loops: ShadowLoops) -> Tensor:
-    """Return the logits of one row of ids [1, T]."""
-    _LOOPS.append(loops)
-    try:
-        with attention(model(model_name), NAME) as network:
-            logits: Tensor = network(tokens, use_cache=False).logits
-    finally:
-        _LOOPS.pop()
-    return logits
 
 
 def some_are_not_read(read: Sequence[Sequence[int]], prompt: int) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kvbench.cache.far_bytes import FarBytes, Levels
 from kvbench.cache.low_rank import LowRankKeys
-from kvbench.cache.placement.levels import Disk, Level, Memory
+from kvbench.cache.placement.levels import Disk, Kind, Level, Memory
 from kvbench.cache.placement.rooms import Tier
 from kvbench.cache.placement.tiers import Traffic
 from kvbench.cache.plan import LayerPlan, grown, score_dtype
@@ -52,21 +52,21 @@ class Far:
         self._filled = 0  # entries of the newest page
         self._count = 0  # whole pages
         self._index = self.paging.open_index(key, found.pages)
-        given = (key, batch * heads, found.pages, found.sides)
+        kind = Kind(key, batch * heads, found.pages, found.sides)
         below: Memory | Level
         if found.is_on_disk:
             below = Level(
-                *given,
+                kind,
                 frames=found.host_frames,
                 policy=levels.policy,
                 tier="host",
-                below=Disk(*given, self.traffic, levels.folder),
+                below=Disk(kind, self.traffic, levels.folder),
                 traffic=self.traffic,
             )
         else:
-            below = Memory(*given, self.traffic)
+            below = Memory(kind, self.traffic)
         self._pages = Level(
-            *given, frames=found.frames, policy=levels.policy, tier="device", below=below, traffic=self.traffic
+            kind, frames=found.frames, policy=levels.policy, tier="device", below=below, traffic=self.traffic
         )
 
     def _reserve(self, pages: int) -> None:

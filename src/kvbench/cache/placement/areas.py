@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
-import os
-import tempfile
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from kvbench.cache.placement.files import File
 from kvbench.cache.placement.rooms import Tier
 
 
@@ -58,17 +56,11 @@ class InFile:
 
     def __init__(self, size: tuple[int, ...], dtype: torch.dtype, folder: str) -> None:
         self._size, self._dtype = torch.Size(size), dtype
-        size_bytes = self._size.numel() * dtype.itemsize
-        try:
-            with tempfile.TemporaryFile(dir=folder or None) as file:
-                os.posix_fallocate(file.fileno(), 0, size_bytes)  # a page without room would end the process
-                self._pages = mmap.mmap(file.fileno(), size_bytes)
-        except OSError as error:
-            raise ValueError(
-                f"{size_bytes} bytes of what has left a layer cannot be kept in {folder or tempfile.gettempdir()}: "
-                f"{error.strerror}. Choose another strategy.evicted.folder, a smaller strategy.evicted.offload_size, "
-                f"or strategy.evicted.mmap=false."
-            ) from None
+        advice = (
+            "Choose another strategy.evicted.folder, a smaller strategy.evicted.offload_size, or "
+            "strategy.evicted.mmap=false."
+        )
+        self._pages = File(self._size.numel() * dtype.itemsize, folder, advice).mapped()
 
     @property
     def data(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 import weakref
@@ -66,6 +67,10 @@ class File:
         self._finish()
         file = self._file.fileno()
         _whole(lambda rest, done: os.preadv(file, [rest], first + done), into)
+
+    def mapped(self) -> mmap.mmap:
+        """Return all of it as memory, which outlives this; there is room for it, or a write would end the process."""
+        return mmap.mmap(self._file.fileno(), self.num_bytes)
 
     def close(self) -> None:
         """Close the file once everything is written."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -16,6 +17,23 @@ Policy = Literal["lru", "fifo", "lfu"]
 FRAME_BYTES = torch.int32.itemsize + torch.int64.itemsize  # of what is known of a frame
 PAGE_BYTES = torch.int32.itemsize  # of what is known of a page
 HELD = torch.iinfo(torch.int64).max  # stamp of a frame that must not be given away
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """What pages there are.
+
+    Args:
+        like: an example of what they are written from.
+        rows: R.
+        count: pages per row there is room for at first.
+        sides: (P, D) of each side.
+    """
+
+    like: Tensor
+    rows: int
+    count: int
+    sides: Sequence[tuple[int, int]]
 
 
 class Pages(Protocol):
@@ -47,16 +65,16 @@ class Memory:
     """All pages in the host's memory, page-locked where another device computes.
 
     Args:
-        like: an example of what pages are written from.
-        rows: R.
-        count: pages per row there is room for.
-        sides: (P, D) of each side.
+        kind: what pages there are.
         traffic: of which what is sent down is counted.
     """
 
-    def __init__(self, like: Tensor, rows: int, count: int, sides: Sequence[tuple[int, int]], traffic: Traffic) -> None:
-        self._is_pinned = like.device.type == "cuda"
-        self._data = [torch.empty((rows, count, *side), dtype=like.dtype, pin_memory=self._is_pinned) for side in sides]
+    def __init__(self, kind: Kind, traffic: Traffic) -> None:
+        self._is_pinned = kind.like.device.type == "cuda"
+        self._data = [
+            torch.empty((kind.rows, kind.count, *side), dtype=kind.like.dtype, pin_memory=self._is_pinned)
+            for side in kind.sides
+        ]
         self._traffic = traffic
 
     def put(self, first: int, pages: Sequence[Tensor]) -> None:
@@ -101,28 +119,16 @@ class Disk:
     """All pages in a file without a name, written behind the steps.
 
     Args:
-        like: an example of what pages are written from.
-        rows: R.
-        count: pages per row there is room for.
-        sides: (P, D) of each side.
+        kind: what pages there are.
         traffic: of which what is written and read is counted.
         folder: where the file lies; "" for the system's folder of temporary files.
     """
 
-    def __init__(
-        self,
-        like: Tensor,
-        rows: int,
-        count: int,
-        sides: Sequence[tuple[int, int]],
-        traffic: Traffic,
-        folder: str,
-    ) -> None:
-        self._rows, self._sides, self._dtype, self._traffic = rows, sides, like.dtype, traffic
-        self._page_bytes = sum(size * width for size, width in sides) * like.itemsize
-        self._file = File(
-            rows * count * self._page_bytes, folder, "Choose another strategy.evicted.folder, or host=1.0."
-        )
+    def __init__(self, kind: Kind, traffic: Traffic, folder: str) -> None:
+        self._rows, self._sides, self._dtype, self._traffic = kind.rows, kind.sides, kind.like.dtype, traffic
+        self._page_bytes = sum(size * width for size, width in kind.sides) * kind.like.itemsize
+        advice = "Choose another strategy.evicted.folder, or strategy.evicted.host=1.0."
+        self._file = File(kind.rows * kind.count * self._page_bytes, folder, advice)
 
     def put(self, first: int, pages: Sequence[Tensor]) -> None:
         """Write pages, those of all rows one after another."""
@@ -167,10 +173,7 @@ class Level:
     Which page lies where is known on the host, so that a step waits once for what its query has chosen.
 
     Args:
-        like: an example of what pages are written from.
-        rows: R.
-        count: pages per row there are at most.
-        sides: (P, D) of each side.
+        kind: what pages there are.
         frames: pages per row there is room for here.
         policy: which page leaves when another comes: that read longest ago, that which came first, or the one read
             least often while it was here.
@@ -181,10 +184,7 @@ class Level:
 
     def __init__(
         self,
-        like: Tensor,
-        rows: int,
-        count: int,
-        sides: Sequence[tuple[int, int]],
+        kind: Kind,
         *,
         frames: int,
         policy: Policy,
@@ -192,14 +192,16 @@ class Level:
         below: Pages,
         traffic: Traffic,
     ) -> None:
+        like, rows = kind.like, kind.rows
         device = like.device if tier == "device" else torch.device("cpu")
         is_pinned = tier == "host" and like.device.type == "cuda"
         self._data = [
-            torch.empty((rows * frames, *side), dtype=like.dtype, device=device, pin_memory=is_pinned) for side in sides
+            torch.empty((rows * frames, *side), dtype=like.dtype, device=device, pin_memory=is_pinned)
+            for side in kind.sides
         ]
         self._inside = torch.full((rows, frames), -1, dtype=torch.int32)  # pages
         self._stamp = torch.full((rows, frames), -1, dtype=torch.int64)  # the lowest leaves first
-        self._where = torch.full((rows, count), -1, dtype=torch.int32)  # frames
+        self._where = torch.full((rows, kind.count), -1, dtype=torch.int32)  # frames
         self._now, self._policy, self._tier, self._below, self._traffic = 0, policy, tier, below, traffic
 
     @property
