@@ -208,13 +208,11 @@ def train(recipe: Any, mixture: Mixture, vocab_size: int, out: Path) -> Iterator
     started = time.perf_counter()
     for step in range(first, settings.steps):
         length = until(step, recipe.lengths)
-        ids, targets, is_text = mixture.batch(settings.tokens_per_step // length, length, until(step, recipe.mix))
-        with torch.autocast("cpu", torch.bfloat16, enabled=is_low):
-            logits = model(ids, use_cache=False).logits.float()
-        text, task = (_loss(logits[rows], targets[rows]) for rows in (is_text, ~is_text))
+        batch = mixture.batch(settings.tokens_per_step // length, length, until(step, recipe.mix))
+        text, task = _losses(model, *batch, is_low=is_low)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, settings.peak_rate, settings.rate)
-        (text + task).backward()
+        torch.autograd.backward((text, task))
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimiser.step()
         optimiser.zero_grad()
@@ -232,6 +230,16 @@ def train(recipe: Any, mixture: Mixture, vocab_size: int, out: Path) -> Iterator
                 "seconds": round(seconds, 1),
             }
     model.bfloat16().save_pretrained(out / "model")
+
+
+@torch.enable_grad()  # which a measurement in the same process turns off
+def _losses(
+    model: PreTrainedModel, ids: Tensor, targets: Tensor, is_text: Tensor, *, is_low: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of the rows of text and of the others."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_low):
+        logits = model(ids, use_cache=False).logits.float()
+    return _loss(logits[is_text], targets[is_text]), _loss(logits[~is_text], targets[~is_text])
 
 
 def _loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigKeyError
 
 from kvbench.configuration import ConfigError, check, compose, composing, resolved
 from kvbench.configuration.composing import sweep_name
@@ -78,26 +81,42 @@ def test_composing_works_inside_another_application_of_hydra_and_leaves_it_alone
         assert GlobalHydra.instance().hydra is outer
 
 
-def check_compositions_are_apart() -> None:
+def anew(overrides: Sequence[str]) -> DictConfig:
+    """Return what overrides make, which nobody keeps."""
+    config = composing._composed(*overrides)
+    with open_dict(config):
+        del config["hydra"]
+    return config
+
+
+def check_compositions_are_apart(made: Callable[[Sequence[str]], DictConfig]) -> None:
     """Fail unless every composition is Hydra's own, whatever became of the one before."""
     overrides = ["strategy=h2o", "strategy/codec=kivi2", "seed=3", "sweep=apart"]
     with initialize_config_module(composing.CONF, version_base=composing.VERSION_BASE):
         want = OmegaConf.to_container(hydra_compose(composing.ROOT, overrides))
     for _ in range(2):
-        config = compose(overrides)
+        config = made(overrides)
         assert OmegaConf.to_container(config) == want
         config.seed, config.runs, config.strategy.budget.amount = 4, "elsewhere", 0.9
-    assert compose([]).seed != 4
+    assert made([]).seed != 4
 
 
-def test_compositions_share_files_and_nothing_else() -> None:
-    check_compositions_are_apart()
+@pytest.mark.parametrize("made", [anew, compose])
+def test_compositions_share_files_and_nothing_else(made: Callable[[Sequence[str]], DictConfig]) -> None:
+    check_compositions_are_apart(made)
 
 
 def test_the_check_of_sharing_catches_files_that_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ReadOnce, "load_config", mutants.SharesWhatItRead.load_config)
     with pytest.raises(AssertionError):
-        check_compositions_are_apart()
+        check_compositions_are_apart(anew)
+
+
+def test_the_check_of_sharing_catches_a_composition_that_is_handed_out_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(composing, "copy", SimpleNamespace(deepcopy=lambda made: made))
+    with pytest.raises((AssertionError, ConfigKeyError)):
+        check_compositions_are_apart(compose)
+    composing._composed_once.cache_clear()
 
 
 def check_own_folder_is_read_anew(folder: Path) -> None:
