@@ -114,7 +114,8 @@ def test_a_finished_run_is_not_repeated_and_force_repeats_it_beside(done: tuple[
 
 def test_random_weights_leave_quality_empty_and_say_so(tmp_path: Path) -> None:
     untimed = ("workload.prompt_tokens=64", "workload.new_tokens=1")
-    found = row(run(tmp_path, "strategy=h2o", "model=llama8", *untimed))
+    small = (f"model.architecture.{key}" for key in ("vocab_size=500", "num_hidden_layers=2", "intermediate_size=64"))
+    found = row(run(tmp_path, "strategy=h2o", "model=llama8", *small, *untimed, *SMALL_QUALITY))
     assert (found["status"], found["weights"]) == ("ok", "random"), found["reason"]
     assert pd.isna(found["nll_nats"])
     assert pd.isna(found["recall_key_value"])

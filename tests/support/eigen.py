@@ -90,10 +90,8 @@ def ranks_are_those_of_one_share() -> None:
 
 def least_rank(squares: Tensor, threshold: float) -> int:
     """Return how many directions each head needs for a share of its squares [G, D]."""
-    for rank in range(1, squares.shape[1] + 1):
-        if all(float(head[:rank].sum() / head.sum()) >= threshold - 1e-12 for head in squares):
-            return rank
-    return squares.shape[1]
+    least = (squares.cumsum(1) / squares.sum(1, keepdim=True)).amin(0)
+    return min(1 + int((least < threshold - 1e-12).sum()), squares.shape[1])
 
 
 def queries_help() -> None:

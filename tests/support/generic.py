@@ -15,7 +15,7 @@ from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
 from kvbench.strategies.evicted.tiers import Tiers
 from kvbench.types import RunShape
-from tests.support.checks import BUDGET, NEW, PROMPT, assert_close, assert_same_held, uniform
+from tests.support.checks import BUDGET, FEW, NEW, PROMPT, assert_close, assert_same_held, uniform
 from tests.support.drive import drive, padded, positions
 from tests.support.models import LAYERS, attention, ids, model, model_for
 from tests.support.storage import storages_are_exact_and_reported
@@ -179,13 +179,14 @@ def bytes_are_what_was_said(name: str, model_name: str, lengths: Sequence[int] =
 def padded_rows_equal_rows_alone(name: str, model_name: str, overrides: Sequence[str] = ()) -> None:
     """GO7: each row of a left-padded batch holds and says what it does alone; budgets in ratios and in tokens."""
     lengths = (17, PROMPT, 13)
-    texts = [ids(74 + row, 1, length + NEW)[0] for row, length in enumerate(lengths)]
-    run = RunShape(prompt_lengths=lengths, new_tokens=NEW)
+    new = NEW if overrides else FEW  # entries leave several at a time, or at every step
+    texts = [ids(74 + row, 1, length + new)[0] for row, length in enumerate(lengths)]
+    run = RunShape(prompt_lengths=lengths, new_tokens=new)
     amount = limit("tokens", BUDGET) if overrides else limit("ratio", 0.7)  # as many entries in each row, or not
     made = strategy(name, *overrides, *(amount if settings()[name].has_budget else ()))
     batch = drive(model_for(made, model_name), made, padded(texts), run)
     for row, (text, length) in enumerate(zip(texts, lengths, strict=True)):
-        alone = drive(model_for(made, model_name), made, text[None], uniform(length))
+        alone = drive(model_for(made, model_name), made, text[None], uniform(length, new))
         assert_close(batch.logits[row, PROMPT - length :], alone.logits[0])
         assert_same_held([[_of_row(held, row) for held in step] for step in batch.held], alone.held)
 
