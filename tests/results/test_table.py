@@ -78,8 +78,8 @@ def test_what_lies_elsewhere_has_a_table_of_its_own() -> None:
     at = text.split("\n").index(
         next(line for line in text.split("\n") if line.startswith("offload 25% ") and "4,096" in line)
     )
-    assert second == ["offload", "25%", "12.0", "10.0", "4,096", "25.0", "1.25", "7.50", "host_memory"]
-    assert text.split("\n")[at + 1].split() == ["3.00", "2.50", "90.0", "1.03x"]
+    assert second == ["offload", "25%", "12.0", "10.0", "4,096", "25.0", "1.25", "7.50"]
+    assert text.split("\n")[at + 1].split() == ["host_memory", "3.00", "2.50", "90.0", "1.03x"]
     assert "1.63x" in first
     assert "two pools of one memory" in text
     assert "from memory that keeps files (warm)" in text
@@ -89,8 +89,8 @@ def test_what_lies_elsewhere_has_a_table_of_its_own() -> None:
 def test_pages_at_hand_have_a_column_where_there_are_any() -> None:
     assert " hits " not in shown(frame([AWAY, baseline()]))
     text = shown(frame([{**AWAY, "hit_share": 0.97, "wait_share": None}, baseline()]))
-    (line,) = [line.split() for line in text.split("\n") if line.startswith("offload 25% ") and "4,096" in line]
-    assert "97.0" in line
+    (line,) = [line.split() for line in text.split("\n") if line.startswith("offload 25% ") and "97.0" in line]
+    assert line == ["offload", "25%", "12.0", "10.0", "97.0", "90.0", "1.25", "7.50"]
     assert "of the pages a step reads" in text
 
 
@@ -98,11 +98,19 @@ def test_what_is_not_known_of_what_lies_elsewhere_is_left_out() -> None:
     cold = {**AWAY, "disk_cold": True, "overlap_share": None, "predicted_ms": None, "prediction": "no_rate"}
     cold |= {"measured_over_predicted": None}
     text = shown(frame([{**cold, "binding_resource": None, "modelled_link_ms": 0.42}, baseline()]))
-    line = next(line for line in text.split("\n") if line.startswith("offload 25% ") and "4,096" in line)
-    assert line.split()[-4:] == ["1.25", "-", "-", "0.420"]
+    lines = text.split("\n")
+    at = next(at for at, line in enumerate(lines) if line.startswith("offload 25% ") and "4,096" in line)
+    assert lines[at].split()[2:] == ["12.0", "10.0", "4,096", "25.0", "1.25"]
+    assert lines[at + 1].split() == ["3.00", "2.50", "0.420"]
     assert "read again by every step (cold)" in text
     assert "kvbench hardware model=tiny" in text
     assert "two pools" not in shown(frame([FASTER, baseline()]))
+
+
+def test_all_that_can_be_said_of_what_lies_elsewhere_fits_a_narrow_console() -> None:
+    text = shown(frame([{**AWAY, "hit_share": 0.97, "modelled_link_ms": 0.42}, baseline()]), width=80)
+    assert all(title in text for title in ("brings MiB", "again tokens", "link ms", "over", "binding"))
+    assert "\u2026" not in text
 
 
 def test_one_reason_of_several_rows_is_said_once() -> None:

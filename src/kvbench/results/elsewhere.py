@@ -8,16 +8,14 @@ from kvbench.results.cells import NOTHING, Field, Row, Units, amount, percent, w
 from kvbench.results.labels import BYTE_UNITS, best_unit, number
 
 COLUMNS = (
-    ("strategy",),
+    ("strategy", "binding"),
     ("host", "disk"),
     ("brings", "takes"),
-    ("again",),
+    ("hits", "again"),
     ("waits", "hidden"),
-    ("stall",),
+    ("stall", "link"),
     ("predicted", "over"),
-    ("binding",),
 )
-_OPTIONAL = {"hits": "hit_share", "link": "modelled_link_ms"}  # shown where some row has a value
 
 
 def away(row: Row) -> bool:
@@ -26,9 +24,11 @@ def away(row: Row) -> bool:
 
 
 def columns_of(rows: Sequence[Row]) -> tuple[tuple[str, ...], ...]:
-    """Return the columns that such rows need, each of one field or two."""
-    found = [(name,) for name, column in _OPTIONAL.items() if any(row[column] is not None for row in rows)]
-    return (*COLUMNS, *found)
+    """Return the columns in which such rows say something, each of one field or two."""
+    units = units_of(rows)
+    told = {name for name, field in FIELDS.items() if any(field.text(row, units) != NOTHING for row in rows)}
+    columns = (tuple(name for name in column if name in {"strategy", *told}) for column in COLUMNS)
+    return tuple(column for column in columns if column)
 
 
 def units_of(rows: Sequence[Row]) -> Units:
@@ -44,7 +44,7 @@ def notes(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     yield "waits", "layers whose entries had not come, and the time they waited; which share of the fetching was hidden"
     if any(row["hit_share"] is not None for row in rows):
         yield "hits", "of the pages a step reads of what has left, those that lay on the device already"
-    yield "predicted", "by the cost model from what moved, the run's own baseline and what binds; times as long it took"
+    yield "predicted", "by the cost model from what moved, the baseline and what binds; over: times as long it took"
     if any(row["prediction"] == "no_rate" for row in rows):
         model = next(row["model"] for row in rows)
         yield "predicted", f"nothing where no record of this machine tells: kvbench hardware model={model}"
@@ -104,7 +104,7 @@ FIELDS: dict[str, Field] = {
     "hits": Field(title="hits", unit="%", text=percent("hit_share"), justify="right"),
     "stall": Field(title="stall", unit="ms", text=_milliseconds("stall_ms_per_step"), justify="right"),
     "predicted": Field(title="predicted", unit="ms", text=_milliseconds("predicted_ms"), justify="right"),
-    "over": Field(title="times", unit="", text=_times, justify="right"),
+    "over": Field(title="over", unit="", text=_times, justify="right"),
     "binding": Field(title="binding", unit="", text=word("binding_resource"), justify="left"),
     "link": Field(title="link", unit="ms", text=_milliseconds("modelled_link_ms"), justify="right"),
 }
