@@ -4,7 +4,8 @@
     kvbench train family=mha out=runs/family/mha threads=1
 
 Text comes from what every Python installation has: the standard library's sources and its documentation topics.
-A run is a function of the recipe, the Python version and the thread count; it is resumed from its last checkpoint.
+A run is a function of the recipe, the Python version, the device and the thread count; it is resumed from its last
+checkpoint, on whatever device.
 """
 
 from __future__ import annotations
@@ -185,11 +186,12 @@ def network(architecture: Mapping[str, Any], vocab_size: int) -> PreTrainedModel
     return LlamaForCausalLM(LlamaConfig(**arguments))
 
 
-def train(recipe: Any, mixture: Mixture, vocab_size: int, out: Path) -> Iterator[dict[str, float]]:
+def train(recipe: Any, mixture: Mixture, vocab_size: int, out: Path, device: str = "cpu") -> Iterator[dict[str, float]]:
     """Train, leave a checkpoint every so many steps and yield a log entry for it; resume from the last one."""
     torch.manual_seed(recipe.seed)
     out.mkdir(parents=True, exist_ok=True)
-    model = network(recipe.model, vocab_size)
+    model = network(recipe.model, vocab_size)  # drawn on the CPU, so that all devices begin with the same
+    torch.nn.Module.to(model, device)  # transformers wraps it in something untyped
     model.set_attn_implementation("sdpa")
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
@@ -200,7 +202,7 @@ def train(recipe: Any, mixture: Mixture, vocab_size: int, out: Path) -> Iterator
     )
     first, before, checkpoint = 0, 0.0, out / "checkpoint.pt"
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=False)
+        state = torch.load(checkpoint, map_location=device, weights_only=False)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         mixture.rng.setstate(state["rng"])
@@ -209,7 +211,7 @@ def train(recipe: Any, mixture: Mixture, vocab_size: int, out: Path) -> Iterator
     for step in range(first, settings.steps):
         length = until(step, recipe.lengths)
         batch = mixture.batch(settings.tokens_per_step // length, length, until(step, recipe.mix))
-        text, task = _losses(model, *batch, is_low=is_low)
+        text, task = _losses(model, *(rows.to(device) for rows in batch), is_low=is_low)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, settings.peak_rate, settings.rate)
         torch.autograd.backward((text, task))
@@ -237,7 +239,7 @@ def _losses(
     model: PreTrainedModel, ids: Tensor, targets: Tensor, is_text: Tensor, *, is_low: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of the rows of text and of the others."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=is_low):
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=is_low):
         logits = model(ids, use_cache=False).logits.float()
     return _loss(logits[is_text], targets[is_text]), _loss(logits[~is_text], targets[~is_text])
 
@@ -250,13 +252,14 @@ def _loss(logits: Tensor, targets: Tensor) -> Tensor:
     )
 
 
-def run(name: str, out: Path, threads: int) -> None:
+def run(name: str, out: Path, threads: int, device: str) -> None:
     """Train a model by its recipe and leave it, tokenizer, held-out text, hashes, recipe and log in a folder.
 
     Args:
         name: of the recipe; all but "tiny" use the embedded tokenizer.
         out: folder; a run that was interrupted goes on from what it left there.
         threads: of the CPU.
+        device: as torch calls it.
     """
     torch.set_num_threads(threads)
     recipe = members()[name]
@@ -276,5 +279,5 @@ def run(name: str, out: Path, threads: int) -> None:
     tasks = RecallTasks.build(tokenizer, tokens.tolist())
     mixture = Mixture(tokens, tasks, recipe.seed)
     with (out / "log.jsonl").open("a") as log:
-        for entry in train(recipe, mixture, len(tokenizer), out):
+        for entry in train(recipe, mixture, len(tokenizer), out, device):
             print(json.dumps(entry), file=log, flush=True)

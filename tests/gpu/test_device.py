@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from kvbench.measure.links import measure_links
 from kvbench.models.load import load
 from kvbench.strategies.transform.int8_linear import integer_product
 from kvbench.types import RunShape
+from tests.support import family
 from tests.support.small import spec
 
 pytestmark = [
@@ -96,3 +99,7 @@ def test_a_link_is_measured_each_way_and_both_at_once() -> None:
     assert found.keys() == ways | {f"{way}_latency" for way in ways}
     assert all(found[way].value > 1e9 for way in ways)
     assert all(0 <= found[f"{way}_latency"].value < 1e-3 for way in ways)
+
+
+def test_a_member_of_the_family_learns(tmp_path: Path) -> None:
+    family.training_lowers_the_loss(tmp_path, device="cuda")

@@ -36,12 +36,13 @@ def test_a_member_that_shares_is_loaded_as_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ((), r"takes family=, out= and threads=, once each; got nothing"),
-        (("mha",), r"takes family=, out= and threads=, once each; got mha"),
+        ((), r"takes family=, out=, threads= and device=, once each; got nothing"),
+        (("mha",), r"takes family=, out=, threads= and device=, once each; got mha"),
         (("family=mha", "family=gqa"), r"once each; got family=mha family=gqa"),
         (("family=mha", "steps=3"), r"once each; got family=mha steps=3"),
         (("family=mho",), r"family=mho has no recipe\. Did you mean mha\?|family=mho has no recipe\. .*Families: gqa"),
         (("family=mha", "threads=0"), r"threads=0 must be a number of at least 1"),
+        (("family=mha", "device=tpu"), r"device=tpu is not there to train on; set device=cpu"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(settings: tuple[str, ...], message: str) -> None:

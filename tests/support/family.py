@@ -80,12 +80,12 @@ def small(member: str = "gqa", steps: int = STEPS) -> Any:
     return made
 
 
-def trained(out: Path, recipe: Any, most: int | None = None) -> list[dict[str, float]]:
+def trained(out: Path, recipe: Any, most: int | None = None, device: str = "cpu") -> list[dict[str, float]]:
     """Train, or go on, with a checkpoint every other step, up to so many log entries, and return these."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "EVERY", 2)
         patch.setattr(time, "perf_counter", itertools.count().__next__)  # looked at once per entry
-        return list(itertools.islice(train.train(recipe, few_tokens(recipe.seed), VOCABULARY, out), most))
+        return list(itertools.islice(train.train(recipe, few_tokens(recipe.seed), VOCABULARY, out, device), most))
 
 
 def training_goes_on_exactly(folder: Path) -> None:
@@ -100,9 +100,9 @@ def training_goes_on_exactly(folder: Path) -> None:
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
 
 
-def training_lowers_the_loss(folder: Path) -> None:
+def training_lowers_the_loss(folder: Path, device: str = "cpu") -> None:
     """Thirty steps lower the loss of text by half a nat, and leave a model of that kind."""
-    entries = trained(folder, small("mqa", steps=30))
+    entries = trained(folder, small("mqa", steps=30), device=device)
     assert entries[-1]["text_nats"] < entries[0]["text_nats"] - 0.5, entries
     assert json.loads((folder / "model" / "config.json").read_text())["num_key_value_heads"] == 1
 

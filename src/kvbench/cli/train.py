@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from kvbench.configuration.errors import ConfigError, hint
 from kvbench.train import members, run
 
-_USAGE = "kvbench train takes family=, out= and threads="
+_USAGE = "kvbench train takes family=, out=, threads= and device="
 
 
 def main(settings: Sequence[str]) -> None:
@@ -16,17 +18,22 @@ def main(settings: Sequence[str]) -> None:
 
     Args:
         settings: family= the name of a recipe, out= the folder to write (default: runs/family/<name>), threads= of
-            the CPU (default: 2).
+            the CPU (default: 2), device= cpu or cuda (default: cpu).
 
     Raises:
         ConfigError: for anything else.
     """
     given = dict(text.split("=", 1) for text in settings if "=" in text)
-    if len(given) != len(settings) or given.keys() - {"family", "out", "threads"} or "family" not in given:
+    if len(given) != len(settings) or given.keys() - {"family", "out", "threads", "device"} or "family" not in given:
         raise ConfigError(f"{_USAGE}, once each; got {' '.join(settings) or 'nothing'}.")
     name, threads, known = given["family"], given.get("threads", "2"), list(members())
     if name not in known:
         raise ConfigError(f"family={name} has no recipe. {hint(name, known, label='Families')}")
     if not threads.isdecimal() or int(threads) < 1:
         raise ConfigError(f"threads={threads} must be a number of at least 1.")
-    run(name, Path(given.get("out") or f"runs/family/{name}"), int(threads))
+    device = given.get("device", "cpu")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise ConfigError(
+            f"device={device} is not there to train on; set device=cpu (or cuda)."
+        )
+    run(name, Path(given.get("out") or f"runs/family/{name}"), int(threads), device)
