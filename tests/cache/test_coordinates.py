@@ -27,7 +27,7 @@ def test_coordinates_are_those_of_plain_products(name: str, model_name: str) -> 
     coordinates.coordinates_are_those_of_plain_products(name, model_name)
 
 
-@pytest.mark.parametrize("method", ["snapkv", "adakv", "h2o", "attention_sink"])
+@pytest.mark.parametrize("method", ["adakv", "h2o"])  # ragged at the end of the prompt, and a token per step
 @each_method
 def test_selection_composes_with_coordinates(name: str, method: str) -> None:
     overrides = ("codec.heads=1",) if name in ("palu", "rotatekv", "skvq") else ()

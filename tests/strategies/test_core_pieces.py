@@ -11,7 +11,7 @@ UNEVEN = (24, 15)
 SCORED = ("h2o", "tova", "random_eviction", "knorm")
 
 
-@pytest.mark.parametrize("model", ["llama_gqa", "llama_mha", "gpt2"])
+@pytest.mark.parametrize("model", ["llama_gqa", "gpt2"])
 @pytest.mark.parametrize("period", [2, 5, 11])
 @pytest.mark.parametrize("name", SCORED)
 def test_entries_that_leave_so_many_at_a_time_equal_their_mask(name: str, period: int, model: str) -> None:
