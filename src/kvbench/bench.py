@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.kv_cache import ATTENTION
-from kvbench.columns import facts, weights_bytes
+from kvbench.columns import facts
 from kvbench.engines.arm import Arm
 from kvbench.engines.eager import Eager
 from kvbench.job import Job, Measured
 from kvbench.measure.environment import available_ram_bytes
 from kvbench.models.load import Loaded, device_of, load, probe, skeleton
 from kvbench.models.spec import TINY
-from kvbench.models.view import view_of
+from kvbench.models.view import view_of, weights_bytes
 from kvbench.strategies.base import CacheStrategy
 from kvbench.types import ModelView, RunShape
 from kvbench.workloads.recall import Recall, RecallTasks

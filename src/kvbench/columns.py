@@ -15,6 +15,7 @@ from kvbench.measure import roofline, statistics
 from kvbench.measure.environment import environment
 from kvbench.measure.samples import Sample
 from kvbench.models.load import Loaded
+from kvbench.models.view import weights_bytes
 from kvbench.types import RunShape
 
 
@@ -50,6 +51,7 @@ def held(arm: Arm, cache: KVCache, run: RunShape) -> Row:
         **cache.shares(),
         "kernel": arm.strategy.codec.kernel_on(arm.view.device, arm.view.dtype),
         "host_bytes": cache.bytes_on("host"),
+        "host_share": arm.strategy.placement.fitted_share(plans),
         "pinned_bytes": cache.pinned_bytes(),
         "disk_bytes": disk_bytes,
         "disk_cold": any(plan.place.is_cold for plan in plans if plan.place) if disk_bytes else None,
@@ -106,11 +108,6 @@ def waited(cache: KVCache, before: Traffic, steps: int) -> Row:
 
 def _share(part: int, whole: int) -> float | None:
     return part / whole if whole > 0 else None
-
-
-def weights_bytes(model: nn.Module) -> int:
-    """Return the bytes of a model's parameters and buffers, each counted once."""
-    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
 
 def weights_read(model: nn.Module) -> int:

@@ -33,7 +33,8 @@ def work_of(arm: Arm, cache: KVCache, run: RunShape, before: Traffic, steps: int
         steps: how many there were.
         launches: operations that a step gives the device.
     """
-    place, shape, moved = arm.strategy.placement.of_run(arm.view, run), arm.view.layers[0], cache.traffic()
+    shape, moved = arm.view.layers[0], cache.traffic()
+    place = next((layer.plan.place for layer in cache.layers if layer.plan.place is not None), None)
     elsewhere = sum(layer.home is not None or layer.plan.handing is not None for layer in cache.layers)
     attention = cache.numbers_held() * shape.query_heads // shape.kv_heads
     hidden, width = _projected(arm)

@@ -30,8 +30,8 @@ def network_of(spec: ModelSpec) -> Network:
         model = skeleton(spec)
     except ModelError as error:
         raise ValueError(str(error)) from error
-    config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    layers = view_of(model).layers
+    view = view_of(model)
+    layers = view.layers
     shapes = {(layer.query_heads, layer.kv_heads, layer.key_dim, layer.value_dim) for layer in layers}
     if len(shapes) > 1:
         raise ValueError(
@@ -41,11 +41,9 @@ def network_of(spec: ModelSpec) -> Network:
     number_bytes = getattr(torch, spec.dtype).itemsize
     return Network(
         windows=tuple(layer.window for layer in layers),
-        hidden=config.hidden_size,
-        intermediate=getattr(config, "intermediate_size", None)
-        or getattr(config, "n_inner", None)
-        or 4 * config.n_embd,
-        vocabulary=config.vocab_size,
+        hidden=view.sizes.hidden,
+        intermediate=view.sizes.intermediate,
+        vocabulary=view.sizes.vocabulary,
         query_heads=query_heads,
         kv_heads=kv_heads,
         key_dim=key_dim,

@@ -140,11 +140,29 @@ class Norm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What a model takes beside its cache.
+
+    Args:
+        weights_bytes: of parameters and buffers.
+        hidden: width of a token between the layers.
+        intermediate: width inside the feed-forward parts.
+        vocabulary: tokens there are.
+    """
+
+    weights_bytes: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelView:
     """What a strategy may know of a model.
 
     Args:
         layers: one shape per layer.
+        sizes: what it takes beside its cache.
         dtype: of keys and values.
         device: where they are made.
         max_positions: longest sequence the model can read.
@@ -154,6 +172,7 @@ class ModelView:
     """
 
     layers: tuple[LayerShape, ...]
+    sizes: Sizes
     dtype: torch.dtype
     device: torch.device
     max_positions: int

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from kvbench import bench
 from kvbench.calibration import maxima
-from kvbench.columns import weights_bytes
 from kvbench.models import norms
+from kvbench.models.view import weights_bytes
 from kvbench.strategies.transform import int8_linear, smooth
 from kvbench.strategies.transform.int8_linear import Int8Linear
 from kvbench.strategies.transform.smooth import Smooth

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from kvbench.columns import weights_bytes
 from kvbench.models.norms import weight_of
-from kvbench.models.view import attention_of, view_of
+from kvbench.models.view import attention_of, view_of, weights_bytes
 from kvbench.strategies.transform.grouped import Grouped
 from kvbench.types import ModelView, RunShape
 from tests.support.checks import EXACT, NEW, PROMPT, assert_close, uniform

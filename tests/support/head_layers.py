@@ -16,7 +16,7 @@ from kvbench.cache.plan import LayerPlan
 from kvbench.cache.views import Scored
 from kvbench.strategies.base import CacheStrategy
 from kvbench.strategies.budget.policies import CheapestPolicy
-from kvbench.types import DECODE, PREFILL, LayerShape, ModelView, RunShape, Step
+from kvbench.types import DECODE, PREFILL, LayerShape, ModelView, RunShape, Sizes, Step
 from tests.support import toy
 from tests.support.checks import NEW, PROMPT, assert_close, uniform
 from tests.support.drive import drive, positions
@@ -29,6 +29,7 @@ HEADS, GROUPS, WIDTH = 4, 2, 8
 SHAPE = LayerShape(query_heads=HEADS, kv_heads=GROUPS, key_dim=WIDTH, value_dim=WIDTH, window=0, rotary=None)
 VIEW = ModelView(
     layers=(SHAPE,),
+    sizes=Sizes(weights_bytes=0, hidden=HEADS * WIDTH, intermediate=0, vocabulary=0),
     dtype=torch.float64,
     device=torch.device("cpu"),
     max_positions=512,

@@ -99,7 +99,7 @@ def moves_what_the_formula_says(*overrides: str, rows: int = 3, prompt: int = PR
 
 def _step_bytes(made: CacheStrategy, view: ModelView, run: RunShape) -> tuple[int, int, int]:
     """Return the bytes of the queries, the new tokens and the answers of a step, over all layers."""
-    shares = made.placement.of_run(view, run).shares  # type: ignore[union-attr]
+    shares = made.plans(view, run)[0].place.shares  # type: ignore[union-attr]
     by_row, size = shares.axis == "batch", view.dtype.itemsize
     rows = round(run.batch_size * shares.host) if by_row else run.batch_size
     stays = by_row or shares.host == 1  # tokens of rows that lie there; of all, where the newest end does

@@ -514,6 +514,18 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         changed("flexgen", "placement", axis="heads"),
         r"placement\.axis must be sequence or batch; got 'heads'",
     ),
+    "nothing to fit to": (
+        asked("flexgen", "placement.host=fit"),
+        r"placement\.memory_gib, which goes with it alone; got host=fit, memory_gib=0\.0\. Set both, or a share",
+    ),
+    "memory for nothing": (
+        asked("flexgen", "placement.memory_gib=16"),
+        r"which goes with it alone; got host=0\.5, memory_gib=16\.0\. Set both, or a share with memory_gib=0",
+    ),
+    "memory below the weights": (
+        asked("flexgen", "placement.host=fit", "placement.memory_gib=0.0001"),
+        r"memory_gib=0\.0001 has no room for 0\.000\d+ GiB: weights \(0\.000\d+\), .*memory_gib to at least 0\.000\d+",
+    ),
     "who attends": (
         changed("flexgen", "placement", attend="disk"),
         r"placement\.attend must be device or host; got 'disk'",

@@ -101,7 +101,7 @@ def moves_what_the_formula_says(placement: str, *overrides: str, codec: str = "d
     made, run = placed(placement, *overrides, codec=codec), uniform(rows=rows)
     view = view_of(model("llama_gqa"))
     rooms = [rooms_of(plan, run, view.dtype) for plan in made.plans(view, run)]
-    hidden = made.placement.of_run(view, run).recomputed * rows * view.layers[0].key_projection.weight.shape[2]  # type: ignore[union-attr]
+    hidden = made.plans(view, run)[0].place.recomputed * rows * view.layers[0].key_projection.weight.shape[2]  # type: ignore[union-attr]
     before = Traffic()
     seen_before = [0]
 
@@ -123,10 +123,10 @@ def moves_what_the_formula_says(placement: str, *overrides: str, codec: str = "d
 
 
 def _used(
-    made: CacheStrategy, view: object, run: RunShape, rooms: Sequence[Sequence[Room]], seen: int, tier: str
+    made: CacheStrategy, view: ModelView, run: RunShape, rooms: Sequence[Sequence[Room]], seen: int, tier: str
 ) -> int:
     """Return the bytes of rows in use that lie in a tier, of codecs whose tokens are packed alone."""
-    place = made.placement.of_run(view, run)  # type: ignore[arg-type]
+    place = made.plans(view, run)[0].place
     assert place is not None
     total = 0
     for room in (each for layer in rooms for each in layer):
@@ -313,21 +313,21 @@ def auto_makes_again_what_takes_least(folder: Path) -> None:
     run, view = RunShape(prompt_lengths=(640,), new_tokens=4), _wide_view(kv_heads=4)
     numbers = {length: _seconds(length, 640, hidden=64, width=128, bytes_per_s=1e9, flops=2e9) for length in range(641)}
     least = min(numbers[length] for length in range(0, 641, 16))
-    place = made.placement.of_run(view, run)
+    place = made.plans(view, run)[0].place
     assert place is not None
     assert 0 < place.recomputed < 640
     assert numbers[place.recomputed] == pytest.approx(least)
     here = [row | {"device": "cpu"}, {"name": "read", "value": 2e9, "device": "cpu", "device_name": "one"}]
     record.write_text(json.dumps(here))  # where the host computes, what comes is read and written: half as fast
-    alone = placed("recompute", "placement.recompute=auto", f"placement.hardware={record}").placement.of_run(view, run)
+    alone = placed("recompute", "placement.recompute=auto", f"placement.hardware={record}").plans(view, run)[0].place
     assert alone is not None
     assert abs(alone.recomputed - place.recomputed) <= 16  # no latency is paid
     record.write_text(json.dumps([row | {"shape": "1x64x64"}]))
-    few = made.placement.of_run(_wide_view(kv_heads=2), run)
+    few = made.plans(_wide_view(kv_heads=2), run)[0].place
     assert few is not None
     assert few.recomputed == 0
     with pytest.raises(ValueError, match="kvbench hardware"):
-        placed("recompute", "placement.recompute=auto", f"placement.hardware={record}").placement.of_run(view, run)
+        placed("recompute", "placement.recompute=auto", f"placement.hardware={record}").plans(view, run)
 
 
 def _seconds(length: int, tokens: int, *, hidden: int, width: int, bytes_per_s: float, flops: float) -> float:

@@ -15,7 +15,7 @@ from kvbench.cache.placement.tiers import Traffic
 from kvbench.cache.views import Leaving, PromptView
 from kvbench.models.view import view_of
 from kvbench.strategies.selection.whole_chunks import WholeChunks
-from kvbench.types import LayerShape, ModelView, RunShape
+from kvbench.types import LayerShape, ModelView, RunShape, Sizes
 from tests.support.checks import BUDGET, NEW, PROMPT, assert_close, uniform
 from tests.support.drive import drive, padded
 from tests.support.models import LAYERS, ids, model
@@ -187,6 +187,7 @@ def bytes_fall_as_claimed() -> None:
     shape = LayerShape(query_heads=32, kv_heads=8, key_dim=128, value_dim=128, window=0, rotary=torch.ones(64))
     view = ModelView(
         layers=(shape,) * 32,
+        sizes=Sizes(weights_bytes=0, hidden=4096, intermediate=14336, vocabulary=128256),
         dtype=torch.bfloat16,
         device=torch.device("cpu"),
         max_positions=131072,

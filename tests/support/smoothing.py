@@ -15,13 +15,13 @@ from transformers import PreTrainedModel
 
 from kvbench.bench import Bench, source_of
 from kvbench.cache.kv_cache import ATTENTION
-from kvbench.columns import weights_bytes, weights_read
+from kvbench.columns import weights_read
 from kvbench.configuration import check, compose
 from kvbench.engines.arm import Arm
 from kvbench.engines.eager import Eager
 from kvbench.models.load import Loaded, load
 from kvbench.models.norms import linear_layers, norms_of, weight_of
-from kvbench.models.view import view_of
+from kvbench.models.view import view_of, weights_bytes
 from kvbench.quality.evaluate import likelihood
 from kvbench.runner import job_of
 from kvbench.strategies.transform.base import with_modules

@@ -7,7 +7,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from kvbench.models.norms import norms_of
-from kvbench.types import LayerShape, ModelView, Projection
+from kvbench.types import LayerShape, ModelView, Projection, Sizes
 
 
 def view_of(model: nn.Module) -> ModelView:
@@ -38,11 +38,28 @@ def view_of(model: nn.Module) -> ModelView:
     )
     return ModelView(
         layers=layers,
+        sizes=_sizes(model, config),
         dtype=parameter.dtype,
         device=parameter.device,
         max_positions=config.max_position_embeddings,
         has_learned_positions=all(layer.rotary is None for layer in layers),
         norms=norms_of(model),
+    )
+
+
+def weights_bytes(model: nn.Module) -> int:
+    """Return the bytes of a model's parameters and buffers, each counted once."""
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+
+
+def _sizes(model: nn.Module, config: Any) -> Sizes:
+    """Return what a model takes beside its cache."""
+    intermediate = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+    return Sizes(
+        weights_bytes=weights_bytes(model),
+        hidden=config.hidden_size,
+        intermediate=intermediate or 4 * config.hidden_size,
+        vocabulary=config.vocab_size,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 SCALE_BYTES = 4  # a group's scale and offset, two bytes each
 LOGIT_BYTES = 4
@@ -72,12 +73,31 @@ class Network:
         """Return the tokens that all layers hold together."""
         return sum(min(context, window) if window else context for window in self.windows)
 
-    def activations_bytes(self, batch_size: int, tokens: int) -> int:
-        """Return what a pass needs beside weights and cache: a layer's activations and one row of logits each.
 
-        Args:
-            batch_size: rows.
-            tokens: of the pass, per row; attention keeps no square of them.
-        """
-        width = 10 * self.hidden + 2 * self.intermediate
-        return batch_size * (tokens * width * self.number_bytes + self.vocabulary * LOGIT_BYTES)
+class Widths(Protocol):
+    """What activations depend on."""
+
+    @property
+    def hidden(self) -> int:
+        """Width of a token between the layers."""
+
+    @property
+    def intermediate(self) -> int:
+        """Width inside the feed-forward parts."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens there are."""
+
+
+def activations_bytes(widths: Widths, number_bytes: int, batch_size: int, tokens: int) -> int:
+    """Return what a pass needs beside weights and cache: a layer's activations and one row of logits each.
+
+    Args:
+        widths: of the model.
+        number_bytes: of a number as it computes.
+        batch_size: rows.
+        tokens: of the pass, per row; attention keeps no square of them.
+    """
+    width = 10 * widths.hidden + 2 * widths.intermediate
+    return batch_size * (tokens * width * number_bytes + widths.vocabulary * LOGIT_BYTES)

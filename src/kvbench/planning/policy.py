@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvbench.planning.cost import Cost, Dependent, Overlapped, Use
-from kvbench.planning.network import Network
+from kvbench.planning.network import Network, activations_bytes
 
 STAGED = 2  # layers whose tokens, and blocks whose activations, are on their way or being read
 
@@ -92,7 +92,8 @@ def held(policy: Policy, setup: Setup) -> Held:
     made_again = rows * network.kv_width * network.number_bytes
     staged = min(STAGED, full) * ((policy.away - policy.recompute) * kv + policy.recompute * made_again)
     blocks = min(policy.recompute, STAGED * setup.block) * rows * network.activation_bytes
-    prompt = network.activations_bytes(rows, min(setup.prefill_chunk or policy.context, policy.context))
+    passing = min(setup.prefill_chunk or policy.context, policy.context)
+    prompt = activations_bytes(network, network.number_bytes, rows, passing)
     cache = (full * policy.device + sliding) * kv
     return Held(
         device=network.weights_bytes + cache + staged + blocks + prompt,

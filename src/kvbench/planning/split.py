@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
 from fractions import Fraction
 from math import floor
 
@@ -25,6 +26,27 @@ def split_by_ratio(tokens: int, ratio: float) -> Choice:
     return Choice(value=kept, reason=f"{ratio:g} of {tokens:,} tokens")
 
 
+def split_to_fit(tokens: int, needed: Callable[[int], float], memory_bytes: float) -> Choice:
+    """Return the most tokens of a layer that fit on the device; a tenth of its memory is left.
+
+    Args:
+        tokens: that there are.
+        needed: bytes on the device with so many of them there, which grow with each; only all of them may need less,
+            as nothing has to come then.
+        memory_bytes: of the device.
+    """
+    room = SAFETY * memory_bytes
+    if needed(tokens) <= room:
+        return Choice(value=tokens, reason=f"all {tokens:,} tokens fit in {SAFETY:g} of {memory_bytes:,.0f} bytes")
+    kept = bisect_right(range(tokens), room, key=needed) - 1
+    if kept < 0:
+        return Choice(
+            value=0,
+            reason=f"{needed(0):,.0f} bytes are needed without any token, {SAFETY:g} of {memory_bytes:,.0f} are there",
+        )
+    return Choice(value=kept, reason=f"{kept:,} of {tokens:,} tokens fit in {SAFETY:g} of {memory_bytes:,.0f} bytes")
+
+
 def split_by_memory(
     tokens: int, setup: Setup, *, bits: int, batch_size: int, memory_bytes: float, recompute: bool
 ) -> Choice:
@@ -41,7 +63,6 @@ def split_by_memory(
         memory_bytes: of the device.
         recompute: whether the others are computed again, rather than moved.
     """
-    room = SAFETY * memory_bytes
 
     def needed(kept: int) -> float:
         away = tokens - kept
@@ -50,12 +71,4 @@ def split_by_memory(
             Policy(device=kept, host=away, disk=0, recompute=again, bits=bits, batch_size=batch_size), setup
         ).device
 
-    if needed(tokens) <= room:
-        return Choice(value=tokens, reason=f"all {tokens:,} tokens fit in {SAFETY:g} of {memory_bytes:,.0f} bytes")
-    kept = bisect_right(range(tokens), room, key=needed) - 1
-    if kept < 0:
-        return Choice(
-            value=0,
-            reason=f"{needed(0):,.0f} bytes are needed without any token, {SAFETY:g} of {memory_bytes:,.0f} are there",
-        )
-    return Choice(value=kept, reason=f"{kept:,} of {tokens:,} tokens fit in {SAFETY:g} of {memory_bytes:,.0f} bytes")
+    return split_to_fit(tokens, needed, memory_bytes)

@@ -9,6 +9,7 @@ from kvbench.results.labels import BYTE_UNITS, best_unit, number
 
 COLUMNS = (
     ("strategy", "binding"),
+    ("share",),
     ("host", "disk"),
     ("brings", "takes"),
     ("hits", "again"),
@@ -41,6 +42,11 @@ def units_of(rows: Sequence[Row]) -> Units:
 def notes(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     """Yield titles and sentences that say what the columns are, and what they mean here."""
     yield "elsewhere", "bytes there at the end; what a step brings, and takes there; tokens of layers made again"
+    if any(row["host_share"] is not None for row in rows):
+        yield (
+            "share",
+            "of each layer on the host: the least with which the device has room (strategy.placement.host=fit)",
+        )
     yield "waits", "layers whose entries had not come, and the time they waited; which share of the fetching was hidden"
     if any(row["hit_share"] is not None for row in rows):
         yield "hits", "of the pages a step reads of what has left, those that lay on the device already"
@@ -96,6 +102,7 @@ def _milliseconds(column: str) -> Callable[[Row, Units], str]:
 FIELDS: dict[str, Field] = {
     "host": Field(title="host", unit="held", text=_bytes("host_bytes"), justify="right"),
     "disk": Field(title="disk", unit="held", text=_bytes("disk_bytes"), justify="right"),
+    "share": Field(title="share", unit="%", text=percent("host_share"), justify="right"),
     "brings": Field(title="brings", unit="came", text=_moved(_came, "came"), justify="right"),
     "takes": Field(title="takes", unit="went", text=_moved(_went, "went"), justify="right"),
     "again": Field(title="again", unit="tokens", text=_whole, justify="right"),

@@ -149,6 +149,12 @@ _MEMORY: list[_Column] = [
     ("outlier_share", _REAL, "share", "numbers held in channels that have more bits than others, at the end"),
     ("sink_share", _REAL, "share", "numbers held of first tokens that have more bits than others, at the end"),
     ("host_bytes", _COUNT, "bytes", "cache that lies in the host's memory, apart from what the model computes with"),
+    (
+        "host_share",
+        _REAL,
+        "share",
+        "of each layer in the host's memory, as strategy.placement.host=fit chose it; empty where given",
+    ),
     ("pinned_bytes", _COUNT, "bytes", "the part of host_bytes that is page-locked; none where the host computes"),
     ("disk_bytes", _COUNT, "bytes", "cache that lies on disk"),
     ("disk_cold", _FLAG, "", "whether a step reads the disk again, or what memory keeps of it; empty without a disk"),

@@ -12,7 +12,7 @@ from kvbench.cache.codecs.base import Codec
 from kvbench.cache.codecs.dense import Dense
 from kvbench.cache.pair import Pair
 from kvbench.cache.placement.rooms import Placed, placed
-from kvbench.cache.plan import LayerPlan, padding_bytes
+from kvbench.cache.plan import LayerPlan
 from kvbench.cache.protocols import Evicted, Handing, Layout, Reader, Scorer, Selector
 from kvbench.strategies.budget.base import Budget, WatchingBudget
 from kvbench.strategies.budget.heads import HeadBudget
@@ -20,6 +20,7 @@ from kvbench.strategies.evicted.drop import Drop
 from kvbench.strategies.evicted.tiers import Tiers
 from kvbench.strategies.legality import check_composition, refused_with_donors
 from kvbench.strategies.placement.base import Placing
+from kvbench.strategies.placement.fitting import allocated_bytes, placed_as
 from kvbench.strategies.position.policies import Position
 from kvbench.strategies.selection.recency import Recency
 from kvbench.strategies.selection.selector import Protected
@@ -123,17 +124,16 @@ class CacheStrategy:
         pagings = self.reader.pagings(view, run)
         heads = self.budget.counts(budgets, free, view, run) if isinstance(self.budget, HeadBudget) else ()
         counts = dict(enumerate(heads))
-        place = self.placement.of_run(view, run)
-        return [
+        plans = [
             replace(
                 plan,
                 paging=_paging_of(plan, pagings[plan.index]),
                 pair=pairs.get(plan.index),
                 counts=counts.get(plan.index),
-                place=None if plan.shape.window > 0 else place,
             )
             for plan in plans
         ]
+        return placed_as(plans, self.placement.of_run(view, run, plans))
 
     def _plan(self, view: ModelView, index: int, budget: tuple[int, ...] | None, evicted: Evicted) -> LayerPlan:
         return LayerPlan(
@@ -166,9 +166,7 @@ class CacheStrategy:
 
     def allocated_bytes(self, view: ModelView, run: RunShape) -> int:
         """Return the bytes held on the device once the prompt is read: every storage, metadata included."""
-        plans = self.plans(view, run)
-        total = padding_bytes(run) + sum(plan.allocated_bytes(run, view.dtype) for plan in plans)
-        return total + placed(plans, run, view.dtype).device
+        return allocated_bytes(self.plans(view, run), run, view.dtype)
 
     def bytes_elsewhere(self, view: ModelView, run: RunShape) -> Placed:
         """Return the bytes that lie in the host's memory and on disk, and how many more, or fewer, on the device."""
@@ -189,7 +187,7 @@ class CacheStrategy:
             return reason
         plans = self.plans(view, run)
         reason = self.position.unsupported(plans) or self.layout.unsupported(plans)
-        reason = reason or self.placement.unsupported(plans, run)
+        reason = reason or self.placement.unsupported(plans, view, run)
         if reason is not None:
             return reason
         repeater = next((plan.repeater for plan in plans if plan.repeater is not None), None)

@@ -30,8 +30,11 @@ class Placing(Protocol):
     def lacks(self, view: ModelView, run: RunShape) -> str | None:
         """Return what is not known of the machine that has to be, or None."""
 
-    def of_run(self, view: ModelView, run: RunShape) -> Place | None:
-        """Return where the entries of a layer lie; None for the device."""
+    def of_run(self, view: ModelView, run: RunShape, plans: Sequence[LayerPlan]) -> Place | None:
+        """Return where the entries of a layer lie, given plans that have them on the device; None for the device."""
+
+    def fitted_share(self, plans: Sequence[LayerPlan]) -> float | None:
+        """Return the host's share that was chosen for the device's memory; None where it is given."""
 
     def watch(self, model: nn.Module, cache: KVCache) -> AbstractContextManager[None]:
         """Return a context in which the model has the hooks that are needed while it reads a prompt."""
@@ -39,5 +42,5 @@ class Placing(Protocol):
     def link_ms(self, before: Traffic, after: Traffic, steps: int) -> float | None:
         """Return the time that what moved in so many steps would take a link, per step; None where none is modelled."""
 
-    def unsupported(self, plans: Sequence[LayerPlan], run: RunShape) -> str | None:
+    def unsupported(self, plans: Sequence[LayerPlan], view: ModelView, run: RunShape) -> str | None:
         """Return why the entries of these layers cannot lie so, or None."""

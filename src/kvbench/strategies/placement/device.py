@@ -26,8 +26,11 @@ class OnDevice:
     def lacks(self, view: ModelView, run: RunShape) -> None:
         """Return None: nothing has to be known."""
 
-    def of_run(self, view: ModelView, run: RunShape) -> None:
+    def of_run(self, view: ModelView, run: RunShape, plans: Sequence[LayerPlan]) -> None:
         """Return None: nothing lies elsewhere."""
+
+    def fitted_share(self, plans: Sequence[LayerPlan]) -> None:
+        """Return None: nothing is divided."""
 
     def watch(self, model: nn.Module, cache: KVCache) -> contextlib.AbstractContextManager[None]:
         """Return a context without hooks."""
@@ -36,5 +39,5 @@ class OnDevice:
     def link_ms(self, before: Traffic, after: Traffic, steps: int) -> None:
         """Return None: nothing moves."""
 
-    def unsupported(self, plans: Sequence[LayerPlan], run: RunShape) -> None:
+    def unsupported(self, plans: Sequence[LayerPlan], view: ModelView, run: RunShape) -> None:
         """Return None: every layer's can."""

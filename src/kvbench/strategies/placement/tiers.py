@@ -6,16 +6,17 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from kvbench.cache.codecs.base import Movable
 from kvbench.cache.codecs.dense import Dense
 from kvbench.cache.placement.rooms import Attend, Axis, Place, Shares
 from kvbench.folders import hardware_record
 from kvbench.models.view import attention_of
 from kvbench.planning.machine import Machine, Rate, machine_of, read_records
 from kvbench.planning.recompute import Choice, LayerFetch, recompute_length
+from kvbench.strategies.placement.fitting import GIB, Fitting, can_move
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,8 +49,10 @@ class Tiers:
         attends: what both find is merged, which rounds otherwise.
 
     Args:
-        host: share of every storage that lies in the host's memory.
+        host: share of every storage that lies in the host's memory, or "fit" for the least with which the device holds
+            the model, what a pass needs and the rest of the cache.
         disk: share that lies on disk.
+        memory_gib: of the device, in 2^30 bytes, of which a tenth is left; 0 where the share is given.
         axis: what is divided: "sequence", the entries of each row, or "batch", whole rows.
         attend: where a new token attends to what lies in the host's memory: "device", which fetches it, or "host".
             Prompts, and several new tokens at once, always have it fetched.
@@ -70,8 +73,9 @@ class Tiers:
 
     is_elsewhere: ClassVar[bool] = True
 
-    host: float
+    host: float | Literal["fit"]
     disk: float
+    memory_gib: float
     axis: Axis
     attend: Attend
     prefetch: int
@@ -86,11 +90,7 @@ class Tiers:
 
     def __post_init__(self) -> None:
         """Refuse shares that mean nothing."""
-        if min(self.host, self.disk) < 0 or not 0 < self.host + self.disk <= 1:
-            raise ValueError(
-                f"strategy.placement.host and strategy.placement.disk are the shares that lie there, together above 0 "
-                f"and at most 1; got host={self.host}, disk={self.disk}. For none use strategy/placement=device."
-            )
+        self._check_shares()
         if self.axis not in ("sequence", "batch"):
             raise ValueError(f"strategy.placement.axis must be sequence or batch; got {self.axis!r}.")
         if self.attend not in ("device", "host"):
@@ -107,7 +107,7 @@ class Tiers:
                 f"strategy.placement.recompute must be a number of tokens, a fraction of the prompt up to 1.0, or "
                 f"auto; got {self.recompute}."
             )
-        if asked > 0 and (self.axis == "batch" or self.host + self.disk < 1):
+        if asked > 0 and (self.axis == "batch" or self.host == "fit" or self.host + self.disk < 1):
             raise ValueError(
                 "strategy.placement.recompute takes the place of the oldest entries that lie elsewhere; use "
                 "strategy.placement.axis=sequence, and strategy.placement.host and disk that add up to 1."
@@ -122,22 +122,60 @@ class Tiers:
         if self.prefetch < 0:
             raise ValueError(f"strategy.placement.prefetch must be 0 or more layers; got {self.prefetch}.")
 
+    def _check_shares(self) -> None:
+        """Refuse shares that are none, and a memory that nothing is fitted to."""
+        most = self._most_host
+        if min(most, self.disk) < 0 or not 0 < most + self.disk <= 1:
+            raise ValueError(
+                f"strategy.placement.host and strategy.placement.disk are the shares that lie there, together above 0 "
+                f"and at most 1; got host={self.host}, disk={self.disk}. For none use strategy/placement=device."
+            )
+        if (self.host == "fit") != (self.memory_gib != 0):
+            raise ValueError(
+                f"strategy.placement.host=fit fits to strategy.placement.memory_gib, which goes with it alone; got "
+                f"host={self.host}, memory_gib={self.memory_gib}. Set both, or a share with memory_gib=0."
+            )
+
+    @property
+    def _most_host(self) -> float:
+        """The share that the host has, or the most it can have."""
+        return 1 - self.disk if self.host == "fit" else self.host
+
     @property
     def _makes_again(self) -> bool:
         """Whether keys and values are made again, by other sums than the model's."""
         return self.recompute != 0
 
-    def of_run(self, view: ModelView, run: RunShape) -> Place:
-        """Return where the entries of a layer lie."""
+    def of_run(self, view: ModelView, run: RunShape, plans: Sequence[LayerPlan]) -> Place | None:
+        """Return where the entries of a layer lie; None where all of them fit on the device."""
+        recomputed = min(self._recomputed(view, run), run.prompt_tokens)
+        host = self._most_host
+        if self.host == "fit" and can_move(plans):
+            host = self._fitting(view, run, plans).share(self.memory_gib * GIB)
+        return self._place(host, recomputed)
+
+    def _place(self, host: float, recomputed: int) -> Place | None:
+        if host + self.disk == 0:
+            return None
         return Place(
-            shares=Shares(axis=self.axis, host=self.host, disk=self.disk),
+            shares=Shares(axis=self.axis, host=host, disk=self.disk),
             prefetch=0 if self.attend == "host" else self.prefetch,
             folder=self.folder,
             is_cold=self.cold,
-            recomputed=min(self._recomputed(view, run), run.prompt_tokens),
+            recomputed=recomputed,
             stages=self.stages,
             attend=self.attend,
         )
+
+    def fitted_share(self, plans: Sequence[LayerPlan]) -> float | None:
+        """Return the host's share that was chosen for the device's memory; None where it is given."""
+        if self.host != "fit":
+            return None
+        return next((plan.place.shares.host for plan in plans if plan.place is not None), 0.0)
+
+    def _fitting(self, view: ModelView, run: RunShape, plans: Sequence[LayerPlan]) -> Fitting:
+        where = partial(self._place, recomputed=0)
+        return Fitting(plans=plans, view=view, run=run, place_of=where, most=self._most_host)
 
     def _recomputed(self, view: ModelView, run: RunShape) -> int:
         """Return how many first tokens of each layer are made again."""
@@ -196,14 +234,17 @@ class Tiers:
         waiting_us = (after.fetches - before.fetches) * ways * self.link_latency_us
         return (num_bytes / (self.link_gb_per_s * 1e9) * 1e3 + waiting_us / 1e3) / steps
 
-    def unsupported(self, plans: Sequence[LayerPlan], run: RunShape) -> str | None:
+    def unsupported(self, plans: Sequence[LayerPlan], view: ModelView, run: RunShape) -> str | None:
         """Return why the entries of these layers cannot lie so, or None."""
-        elsewhere = [plan for plan in plans if plan.place is not None]
-        if not all(isinstance(how, Movable) for plan in elsewhere for how in plan.formats):
+        if not can_move(plans):
             return (
                 "entries of this strategy/codec change while they are held; use another strategy/codec, or "
                 "strategy/placement=device"
             )
+        misfit = self._fitting(view, run, plans).misfit(self.memory_gib * GIB) if self.host == "fit" else None
+        if misfit is not None:
+            return misfit
+        elsewhere = [plan for plan in plans if plan.place is not None]
         if self.attend == "host":
             return _unattended(elsewhere)
         if not self._makes_again:
