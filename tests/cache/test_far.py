@@ -40,6 +40,10 @@ def test_pages_move_as_often_as_they_miss(where: tuple[str, ...]) -> None:
     far.pages_move_as_often_as_they_miss(where)
 
 
+def test_a_link_takes_what_moved_and_waits_where_pages_miss() -> None:
+    far.a_link_takes_what_moved_and_waits_where_pages_miss()
+
+
 @pytest.mark.parametrize("where", [(), far.ON_DISK])
 def test_bytes_lie_where_they_were_said_to(where: tuple[str, ...]) -> None:
     far.bytes_lie_where_they_were_said_to(where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -13,8 +14,10 @@ from kvbench.cache.far_bytes import FarBytes
 from kvbench.cache.pages import Bounds
 from kvbench.cache.placement.levels import Disk, Level, Memory
 from kvbench.cache.placement.rooms import Placed, Tier
+from kvbench.cache.placement.tiers import Traffic
 from kvbench.cache.slots import Slots
 from kvbench.kernels.attend import Tile
+from kvbench.strategies.placement.link import Link
 from tests.mutants.core_mutant import Mutant
 from tests.support import far
 
@@ -97,11 +100,23 @@ def hands_down_again(self: Level, first: int, pages: Sequence[Tensor]) -> None:
     put(self, first, pages)
 
 
+def sent_for_by_nobody(self: Level, row: Tensor, page: Tensor) -> Tensor:
+    """Have what is not at hand cross without being sent for."""
+    at = ensure(self, row, page)
+    self._traffic.fetches = 0
+    return at
+
+
+def one_way(self: Link, before: Traffic, after: Traffic, steps: int) -> float | None:
+    """Forget what goes down."""
+    return link_ms(self, before, replace(after, down=before.down), steps)
+
+
 def stays_open(self: Level) -> None:
     """Let go of nothing."""
 
 
-read = Memory.read
+read, link_ms = Memory.read, Link.link_ms
 _LOOPS = partial(far.equals_loops, "llama_gqa", lengths=(23,))
 _LEVELS = partial(far.levels_change_nothing, "llama_gqa")
 _MOVES = partial(far.pages_move_as_often_as_they_miss, ())
@@ -140,6 +155,16 @@ MUTANTS = (
     ),
     Mutant(name="rows change places on disk", patches=((Disk, "put", written_elsewhere),), killed_by=(_LEVELS,)),
     Mutant(name="pages go down twice", patches=((Level, "put", hands_down_again),), killed_by=(_MOVES,)),
+    Mutant(
+        name="misses wait for no link",
+        patches=((Level, "_ensure", sent_for_by_nobody),),
+        killed_by=(far.a_link_takes_what_moved_and_waits_where_pages_miss,),
+    ),
+    Mutant(
+        name="pages go down without a link",
+        patches=((Link, "link_ms", one_way),),
+        killed_by=(far.a_link_takes_what_moved_and_waits_where_pages_miss,),
+    ),
     Mutant(name="tables are forgotten", patches=((FarBytes, "placed", without_tables),), killed_by=(_BYTES,)),
     Mutant(
         name="files stay open",

@@ -8,12 +8,16 @@ from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 import torch
 from torch import Tensor
 
 from kvbench.cache.kv_cache import KVCache
 from kvbench.cache.placement.levels import Kind, Level, Memory, Policy
 from kvbench.cache.placement.tiers import Traffic
+from kvbench.columns import moved
+from kvbench.engines.arm import Arm
+from kvbench.engines.eager import Eager
 from kvbench.models.view import view_of
 from kvbench.types import RunShape
 from tests.support.checks import BUDGET, NEW, PROMPT, assert_close, uniform
@@ -108,6 +112,39 @@ def pages_move_as_often_as_they_miss(where: Sequence[str]) -> None:
     assert all(asked == lines * MOST for asked, _ in steps)
     assert any(hits < asked for asked, hits in steps), "nothing was missed: this proves nothing"
     assert any(hits > 0 for _, hits in steps), "nothing was at hand: this proves nothing"
+
+
+def a_link_takes_what_moved_and_waits_where_pages_miss() -> None:
+    """A step's bytes over the bandwidth, and the latency of each layer that lacked a page; nothing where it is real."""
+    link = ("placement.link=modelled", "placement.link_gb_per_s=2", "placement.link_latency_us=5")
+    network, tokens, run = model("llama_gqa"), ids(166, 1, PROMPT + NEW), uniform()
+    made, real = (strategy("tiered", *settings, tokens=BUDGET) for settings in (link, ()))
+    arm, other = (
+        Arm(name="strategy", model=network, view=view_of(network), strategy=each, engine=Eager(prefill_chunk=0))
+        for each in (made, real)
+    )
+    seen: list[list[Traffic]] = []
+    waits = []
+
+    def watch(cache: KVCache, columns: int) -> None:
+        seen.append([layer.traffic() for layer in cache.layers])
+        if len(seen) == 1:
+            return
+        early, late = ([vars(each) for each in layers] for layers in seen[-2:])
+        steps = [
+            {name: after[name] - before[name] for name in after} for before, after in zip(early, late, strict=True)
+        ]
+        num_bytes = sum(step["up"] + step["down"] for step in steps)
+        waits.append(sum(step["hits"] < step["asked"] for step in steps))
+        before = Traffic()
+        for layer in seen[-2]:
+            before.add(layer)
+        row = moved(arm, cache, before, 1)
+        assert row["modelled_link_ms"] == pytest.approx(num_bytes / 2e9 * 1e3 + waits[-1] * 5e-3)
+        assert moved(other, cache, before, 1)["modelled_link_ms"] is None
+
+    drive(network, made, tokens, run, watch=watch)
+    assert 0 < sum(waits) < LAYERS * NEW, "all steps, or none, wait for the link: this proves nothing"
 
 
 def bytes_lie_where_they_were_said_to(where: Sequence[str]) -> None:

@@ -506,6 +506,10 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         r"recompute=auto: no machine was measured: there is no /none\. Run kvbench hardware.*link=modelled for a link",
     ),
     "link": (asked("offload", "placement.link_gb_per_s=0"), r"link_gb_per_s must be above 0 and link_latency_us at le"),
+    "link that nothing crosses": (
+        asked("h2o", "placement.link=modelled"),
+        r"here everything stays on the device; use strategy/placement=host, strategy/evicted=tiers, or .*link=real",
+    ),
     "shares elsewhere": (
         asked("flexgen", "placement.host=0.8", "placement.disk=0.4"),
         r"above 0 and at most 1; got host",

@@ -166,8 +166,13 @@ def _check_low_rank(made: CacheStrategy, tiers: Tiers) -> None:
 
 
 def _check_placement(made: CacheStrategy) -> None:
-    """Refuse entries elsewhere that are changed there."""
+    """Refuse entries elsewhere that are changed there, and a link that nothing crosses."""
     if not made.placement.is_elsewhere:
+        if made.placement.link == "modelled" and not isinstance(made.evicted, Tiers):
+            raise ValueError(
+                "strategy.placement.link=modelled says how long a link takes for what moves, and here everything stays "
+                "on the device; use strategy/placement=host, strategy/evicted=tiers, or strategy.placement.link=real."
+            )
         return
     if made.budget.limits and made.trigger.period > 0:
         raise ValueError(

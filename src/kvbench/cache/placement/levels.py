@@ -238,6 +238,8 @@ class Level:
         if self._tier == "device":
             self._traffic.asked += len(row)
             self._traffic.hits += len(row_here)
+            self._traffic.fetches += len(row_here) < len(row)
+            self._traffic.waits += len(row_here) < len(row)
         if len(row_here) < len(row):
             missing = ~is_here
             come = self._below.read(row[missing], page[missing])

@@ -25,7 +25,7 @@ class Traffic:
         written: to disk.
         near: copied on the device, beside what came to it.
         recomputed: tokens whose keys and values a layer made again.
-        fetches: layers whose entries, or whose answer, were asked for.
+        fetches: times something was sent for: a layer's entries, its answer, or the pages it lacks.
         waits: those of them that were not there yet.
         asked: pages that steps read of what has left.
         hits: those of them that lay on the device already.

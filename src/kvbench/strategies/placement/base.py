@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +22,10 @@ class Placing(Protocol):
     @property
     def is_elsewhere(self) -> bool:
         """Whether any lie elsewhere than on the device."""
+
+    @property
+    def link(self) -> Literal["real", "modelled"]:
+        """The link that what moves crosses."""
 
     @property
     def hardware(self) -> str:

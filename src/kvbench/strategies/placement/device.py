@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from kvbench.strategies.placement.link import Link
+
 if TYPE_CHECKING:
     from torch import nn
 
     from kvbench.cache.kv_cache import KVCache
-    from kvbench.cache.placement.tiers import Traffic
     from kvbench.cache.plan import LayerPlan
     from kvbench.types import ModelView, RunShape
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnDevice:
-    """Every entry stays on the device."""
+class OnDevice(Link):
+    """Every entry stays on the device; what leaves to tiers of memory may cross a link."""
 
     is_elsewhere: ClassVar[bool] = False
     hardware: ClassVar[str] = ""
@@ -35,9 +36,6 @@ class OnDevice:
     def watch(self, model: nn.Module, cache: KVCache) -> contextlib.AbstractContextManager[None]:
         """Return a context without hooks."""
         return contextlib.nullcontext()
-
-    def link_ms(self, before: Traffic, after: Traffic, steps: int) -> None:
-        """Return None: nothing moves."""
 
     def unsupported(self, plans: Sequence[LayerPlan], view: ModelView, run: RunShape) -> None:
         """Return None: every layer's can."""

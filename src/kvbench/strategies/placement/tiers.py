@@ -17,13 +17,13 @@ from kvbench.models.view import attention_of
 from kvbench.planning.machine import Machine, Rate, machine_of, read_records
 from kvbench.planning.recompute import Choice, LayerFetch, recompute_length
 from kvbench.strategies.placement.fitting import GIB, Fitting, can_move
+from kvbench.strategies.placement.link import Link
 
 if TYPE_CHECKING:
     from torch import nn
 
     from kvbench.cache.kv_cache import KVCache
     from kvbench.cache.placement.home import Home
-    from kvbench.cache.placement.tiers import Traffic
     from kvbench.cache.plan import LayerPlan
     from kvbench.types import LayerShape, ModelView, RunShape
 
@@ -31,7 +31,7 @@ BLOCK = 16  # tokens, of which "auto" chooses a multiple
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tiers:
+class Tiers(Link):
     """Divides the entries of every layer, and fetches those of the next layers while one attends.
 
     A token is written once, where it lies; what is fetched is never written back. Or nothing is fetched to decode a
@@ -64,9 +64,6 @@ class Tiers:
         recompute: first tokens whose keys and values are made again from what the host keeps of them instead: a number
             of tokens, with a point a fraction of the prompt, or "auto" for as many as take the least time; 0 for none.
         stages: pieces in which that is fetched.
-        link: "real", or "modelled" to note beside what is measured how long a step's traffic would take a link.
-        link_gb_per_s: of the link that is modelled, in 10^9 bytes, up or down.
-        link_latency_us: before the first byte of each layer; twice where the host attends: down and up.
         hardware: record of this machine by which "auto" chooses; "" for what `kvbench hardware` wrote last. With a link
             that is modelled, that link counts instead of the record's.
     """
@@ -83,13 +80,11 @@ class Tiers:
     cold: bool
     recompute: int | float | Literal["auto"]
     stages: int
-    link: Literal["real", "modelled"]
-    link_gb_per_s: float
-    link_latency_us: float
     hardware: str
 
     def __post_init__(self) -> None:
         """Refuse shares that mean nothing."""
+        super().__post_init__()
         self._check_shares()
         if self.axis not in ("sequence", "batch"):
             raise ValueError(f"strategy.placement.axis must be sequence or batch; got {self.axis!r}.")
@@ -111,11 +106,6 @@ class Tiers:
             raise ValueError(
                 "strategy.placement.recompute takes the place of the oldest entries that lie elsewhere; use "
                 "strategy.placement.axis=sequence, and strategy.placement.host and disk that add up to 1."
-            )
-        if self.link_gb_per_s <= 0 or self.link_latency_us < 0:
-            raise ValueError(
-                f"strategy.placement.link_gb_per_s must be above 0 and link_latency_us at least 0; got "
-                f"{self.link_gb_per_s} and {self.link_latency_us}."
             )
         if self.stages < 1:
             raise ValueError(f"strategy.placement.stages must be at least 1; got {self.stages}.")
@@ -225,14 +215,10 @@ class Tiers:
             return replace(read, per_s=read.per_s / 2)
         return machine.rate("host_to_device")
 
-    def link_ms(self, before: Traffic, after: Traffic, steps: int) -> float | None:
-        """Return the time that what moved in so many steps would take the link, per step; None where it is real."""
-        if self.link == "real":
-            return None
-        num_bytes = after.up + after.down - before.up - before.down
-        ways = 2 if self.attend == "host" else 1
-        waiting_us = (after.fetches - before.fetches) * ways * self.link_latency_us
-        return (num_bytes / (self.link_gb_per_s * 1e9) * 1e3 + waiting_us / 1e3) / steps
+    @property
+    def _ways(self) -> int:
+        """Times that what is sent for waits for the link."""
+        return 2 if self.attend == "host" else 1
 
     def unsupported(self, plans: Sequence[LayerPlan], view: ModelView, run: RunShape) -> str | None:
         """Return why the entries of these layers cannot lie so, or None."""
