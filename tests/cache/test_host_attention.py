@@ -17,9 +17,12 @@ ORACLES = (
     host_attention.moves_what_the_formula_says,
     host_attention.bytes_lie_where_they_were_said_to,
     host_attention.a_link_is_passed_both_ways,
+    host_attention.native_is_as_near_as_resident,
 )
 
 ALL, THIRD, ROWS = "placement.host=1.0", "placement.host=0.34", "placement.axis=batch"
+
+THREE = (PROMPT,) * 3
 
 each_share = pytest.mark.parametrize("where", [(ALL,), (THIRD,), (ALL, ROWS), (THIRD, ROWS)])
 
@@ -63,6 +66,34 @@ def test_every_byte_lies_where_it_was_said_to(where: tuple[str, ...], name: str)
 @each_share
 def test_a_restored_cache_decodes_the_same(where: tuple[str, ...]) -> None:
     placement.a_restored_cache_decodes_the_same("split", *where, "placement.attend=host")
+
+
+each_packed = pytest.mark.parametrize(("codec", "where"), [("int8", (THIRD,)), ("kivi4", (THIRD, ROWS))])
+
+
+@pytest.mark.parametrize(
+    ("codec", "where"),
+    [("int8", (THIRD,)), ("flexgen_int4", (ALL,)), ("kivi4", (THIRD, ROWS))],
+)
+def test_packed_entries_are_attended_to_where_they_are_packed(codec: str, where: tuple[str, ...]) -> None:
+    host_attention.same_as_resident("llama_gqa", *where, codec=codec, lengths=THREE)
+
+
+def test_packed_entries_that_snapkv_leaves_of_rows_of_different_lengths() -> None:
+    host_attention.same_as_resident("llama_gqa", THIRD, name="snapkv", codec="int8", lengths=RAGGED)
+
+
+@each_packed
+def test_packed_entries_are_divided_as_they_are_packed(codec: str, where: tuple[str, ...]) -> None:
+    host_attention.grown_equals_resident(*where, codec=codec, lengths=THREE)
+    host_attention.bytes_lie_where_they_were_said_to(*where, codec=codec)
+    host_attention.moves_what_the_formula_says(*where, codec=codec)
+    placement.a_restored_cache_decodes_the_same("split", *where, "placement.attend=host", codec=codec)
+
+
+@each_packed
+def test_the_native_kernel_reads_both_halves(codec: str, where: tuple[str, ...]) -> None:
+    host_attention.native_is_as_near_as_resident(*where, codec=codec)
 
 
 def test_a_link_is_passed_both_ways() -> None:

@@ -10,20 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kvbench.cache.codecs.base import Room
+from kvbench.cache.codecs.packed import PackedPayload
 from kvbench.cache.placement import apart, rooms
 from kvbench.cache.placement.apart import Half, Halves
 from kvbench.cache.placement.mover import Buffer, Mover
-from kvbench.cache.placement.pieces import Divided
-from kvbench.cache.placement.rooms import Place
+from kvbench.cache.placement.packed_pieces import DividedPacked, PackedPart
+from kvbench.cache.placement.pieces import Divided, Piece
+from kvbench.cache.placement.rooms import Place, rooms_of
 from kvbench.cache.placement.tiers import Traffic
+from kvbench.cache.plan import LayerPlan
 from kvbench.cache.slots import Slots
 from kvbench.kernels.attend import Partial
 from kvbench.strategies.placement.tiers import Tiers
+from kvbench.types import RunShape
 from tests.mutants.core_mutant import Mutant
-from tests.support import host_attention
+from tests.support import host_attention, placement
 from tests.support.host_attention import RAGGED
 
 answer, ask, begin, attend, link_ms = Halves._answer, Halves._ask, Divided.__init__, Halves.attend, Tiers.link_ms
+kept_of, spread, put = DividedPacked._kept_of, DividedPacked._spread, PackedPart.put
 
 
 def averaged(parts: Sequence[Partial]) -> Partial:
@@ -77,11 +83,47 @@ def idle(self: Mover, size: int) -> Buffer:
     return Buffer(torch.zeros(size + 64, dtype=torch.uint8))
 
 
+def all_begin_with_the_first(self: DividedPacked, piece: Piece, payload: PackedPayload, used: int) -> list[Tensor]:
+    """Give every part the codes that the first one has."""
+    found = kept_of(self, piece, payload, used)
+    return [whole.narrow(2, 0, rows.shape[2])[: len(rows)] for whole, rows in zip(payload.kept, found, strict=True)]
+
+
+def without_the_ring(self: DividedPacked, payload: PackedPayload, used: int) -> None:
+    """Lose the latest entries, which are not packed."""
+    spread(self, payload, used)
+    for _, mine in self._payloads():
+        mine.exact.zero_()
+
+
+def emptied(self: DividedPacked, capacity: int, used: int) -> None:
+    """Lose what was packed when room is made."""
+    self._divide(torch.Size((*self._size[:2], capacity, self._size[3])))
+
+
+def counted_back(self: DividedPacked, snapshot: list[tuple[int, int, Tensor]]) -> None:
+    """Keep the latest entries of what was decoded since."""
+    for (_, mine), (filled, packed, _) in zip(self._payloads(), snapshot, strict=True):
+        mine.filled, mine.packed = filled, packed
+
+
+def without_the_latest(plan: LayerPlan, run: RunShape, dtype: torch.dtype) -> list[Room]:
+    """Count what is packed alone."""
+    by_entry = replace(plan, place=plan.place and replace(plan.place, attend="device"))
+    return rooms_of(by_entry, run, dtype)
+
+
+def packed_for_nothing(self: PackedPart, at: int, rows: Tensor, traffic: Traffic) -> None:
+    """Count nothing that goes down."""
+    put(self, at, rows, Traffic())
+
+
 def one_way(self: Tiers, before: Traffic, after: Traffic, steps: int) -> float | None:
     """Forget the way down."""
     return link_ms(replace(self, attend="device"), before, after, steps)
 
 
+ROWS = ("placement.host=0.34", "placement.axis=batch")
 THIRD, MOST = "placement.host=0.34", "placement.host=0.7"  # which ends before, and behind, what is left of a prompt
 SAME = partial(host_attention.same_as_resident, "gpt2", THIRD, lengths=RAGGED)
 LEFT = partial(host_attention.same_as_resident, "llama_gqa", MOST, name="snapkv", lengths=(24, 9, 17))
@@ -89,7 +131,49 @@ GROWN = partial(host_attention.grown_equals_resident, THIRD)
 MOVED = partial(host_attention.moves_what_the_formula_says, THIRD)
 HELD = partial(host_attention.bytes_lie_where_they_were_said_to, THIRD)
 
+PACKED = partial(host_attention.same_as_resident, "llama_gqa", THIRD, codec="int8", lengths=(24, 24, 24))
+LATEST = partial(host_attention.same_as_resident, "llama_gqa", *ROWS, codec="kivi4", lengths=(24, 24, 24))
+
 MUTANTS = (
+    Mutant(
+        name="all parts have the first one's codes",
+        patches=((DividedPacked, "_kept_of", all_begin_with_the_first),),
+        killed_by=(PACKED, LATEST),
+    ),
+    Mutant(
+        name="the latest are lost",
+        patches=((DividedPacked, "_spread", without_the_ring),),
+        killed_by=(LATEST,),
+    ),
+    Mutant(
+        name="growing forgets what is packed",
+        patches=((DividedPacked, "grow", emptied),),
+        killed_by=(partial(host_attention.grown_equals_resident, THIRD, codec="int8", lengths=(24, 24, 24)),),
+    ),
+    Mutant(
+        name="restoring forgets the latest",
+        patches=((DividedPacked, "restore", counted_back),),
+        killed_by=(
+            partial(
+                placement.a_restored_cache_decodes_the_same, "split", *ROWS, "placement.attend=host", codec="kivi4"
+            ),
+        ),
+    ),
+    Mutant(
+        name="the latest take no room",
+        patches=((rooms, "rooms_of", without_the_latest),),
+        killed_by=(partial(host_attention.bytes_lie_where_they_were_said_to, *ROWS, codec="kivi4"),),
+    ),
+    Mutant(
+        name="what is packed there is not sent",
+        patches=((PackedPart, "put", packed_for_nothing),),
+        killed_by=(partial(host_attention.moves_what_the_formula_says, *ROWS, codec="kivi4"),),
+    ),
+    Mutant(
+        name="packed halves are averaged",
+        patches=((apart, "merged", averaged),),
+        killed_by=(partial(host_attention.native_is_as_near_as_resident, THIRD, codec="int8"), PACKED),
+    ),
     Mutant(name="halves are averaged", patches=((apart, "merged", averaged),), killed_by=(SAME, LEFT, GROWN)),
     Mutant(name="the host attends to padding", patches=((Halves, "_answer", sees_all),), killed_by=(SAME, LEFT)),
     Mutant(name="the host is not told of holes", patches=((Halves, "look", never_told),), killed_by=(SAME, GROWN)),

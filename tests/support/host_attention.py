@@ -17,6 +17,7 @@ from kvbench.types import ModelView, RunShape
 from tests.support.checks import BUDGET, NEW, PROMPT, assert_close, uniform
 from tests.support.drive import Driven, drive, padded
 from tests.support.models import ids, model
+from tests.support.placement import KIVI
 from tests.support.storage import storages_are_exact_and_reported
 from tests.support.strategies import strategy
 
@@ -24,9 +25,15 @@ THERE = ("strategy/placement=split", "placement.attend=host")
 RAGGED = (PROMPT, 17, PROMPT)
 
 
-def divided(*overrides: str, name: str = "baseline") -> CacheStrategy:
+def divided(*overrides: str, name: str = "baseline", codec: str = "dense") -> CacheStrategy:
     """Return a method whose entries are attended to where they lie."""
-    return strategy(name, *THERE, *overrides, tokens=BUDGET)
+    return resident(name, codec, *THERE, *overrides)
+
+
+def resident(name: str, codec: str, *overrides: str) -> CacheStrategy:
+    """Return a method whose entries are written by a codec, and lie on the device unless it is said where."""
+    small = KIVI if codec.startswith("kivi") else ()
+    return strategy(name, f"strategy/codec={codec}", *overrides, *small, tokens=BUDGET)
 
 
 def _driven(
@@ -47,13 +54,14 @@ def same_as_resident(
     model_name: str,
     *overrides: str,
     name: str = "baseline",
+    codec: str = "dense",
     lengths: Sequence[int] = (PROMPT,),
     chunks: Sequence[int] = (),
     steps: Sequence[int] = (),
 ) -> None:
     """Logits are those of the cache on the device, but for rounding, and only queries and answers moved for them."""
-    want = _driven(strategy(name, tokens=BUDGET), model_name, lengths, chunks=chunks)
-    got = _driven(divided(*overrides, name=name), model_name, lengths, chunks=chunks, steps=steps)
+    want = _driven(resident(name, codec), model_name, lengths, chunks=chunks)
+    got = _driven(divided(*overrides, name=name, codec=codec), model_name, lengths, chunks=chunks, steps=steps)
     _assert_same(got, want, lengths)
 
 
@@ -63,23 +71,38 @@ def _assert_same(got: Driven, want: Driven, lengths: Sequence[int]) -> None:
         assert_close(got.logits[row, max(lengths) - length :], want.logits[row, max(lengths) - length :])
 
 
-def grown_equals_resident(*overrides: str) -> None:
+def native_is_as_near_as_resident(*overrides: str, codec: str) -> None:
+    """In float32, read by the native kernel, logits are as near to those in float64 as a cache's on the device."""
+    run, text = uniform(rows=3), ids(53, 3, PROMPT + NEW)
+    asked = ((resident("baseline", codec), torch.float64), (resident("baseline", codec), torch.float32))
+    made = divided(*overrides, codec=codec)
+    assert made.codec.kernel_on(torch.device("cpu"), torch.float32) == "native"
+    exact, here, there = (
+        drive(model("llama_gqa", dtype), each, text, run).logits.double()
+        for each, dtype in (*asked, (made, torch.float32))
+    )
+    error = (here - exact).abs().max()
+    assert 0 < error < 1e-5
+    assert (there - exact).abs().max() < 2 * error
+
+
+def grown_equals_resident(*overrides: str, codec: str = "dense", lengths: Sequence[int] = RAGGED) -> None:
     """The same where room is made again and again, and the parts are divided anew."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "GROW_LEAST", 4)
-        want = _driven(strategy("baseline"), "llama_gqa", RAGGED, new=None)
-        got = _driven(divided(*overrides), "llama_gqa", RAGGED, new=None)
+        want = _driven(resident("baseline", codec), "llama_gqa", lengths, new=None)
+        got = _driven(divided(*overrides, codec=codec), "llama_gqa", lengths, new=None)
     slots = got.cache.layers[0].stores[0][1].slots
     assert slots.capacity > PROMPT + 4, "room was not made twice: this proves nothing"
-    _assert_same(got, want, RAGGED)
+    _assert_same(got, want, lengths)
 
 
-def moves_what_the_formula_says(*overrides: str, rows: int = 3, prompt: int = PROMPT) -> None:
+def moves_what_the_formula_says(*overrides: str, codec: str = "dense", rows: int = 3, prompt: int = PROMPT) -> None:
     """A step takes queries, and new tokens that lie there, down, and brings answers up, whatever the context.
 
     An answer is the output and the log of the sum of its weights, of each row that the host has a part of.
     """
-    made, run = divided(*overrides), uniform(prompt, rows=rows)
+    made, run = divided(*overrides, codec=codec), uniform(prompt, rows=rows)
     view = view_of(model("llama_gqa"))
     query, token, answer = _step_bytes(made, view, run)
     before, seen_before = Traffic(), [0]
@@ -110,9 +133,11 @@ def _step_bytes(made: CacheStrategy, view: ModelView, run: RunShape) -> tuple[in
     return query, token, answer
 
 
-def bytes_lie_where_they_were_said_to(*overrides: str, name: str = "baseline", rows: int = 3) -> None:
+def bytes_lie_where_they_were_said_to(
+    *overrides: str, name: str = "baseline", codec: str = "dense", rows: int = 3
+) -> None:
     """Each tier holds what the closed forms say: what a resident cache holds, what the host is told, and no buffer."""
-    made, here, run = divided(*overrides, name=name), strategy(name, tokens=BUDGET), uniform(rows=rows)
+    made, here, run = divided(*overrides, name=name, codec=codec), resident(name, codec), uniform(rows=rows)
     view = view_of(model("llama_gqa"))
     said = made.bytes_elsewhere(view, run)
     cache = drive(model("llama_gqa"), made, ids(52, rows, PROMPT + NEW), run).cache
@@ -121,8 +146,8 @@ def bytes_lie_where_they_were_said_to(*overrides: str, name: str = "baseline", r
     assert cache.bytes_on("disk") == said.disk == 0
     assert cache.allocated_bytes() == made.allocated_bytes(view, run)
     seen = sum(t.nbytes for t in cache.tensors() if t.dtype == torch.bool)
-    resident = here.allocated_bytes(view, run)
-    assert cache.allocated_bytes() + cache.bytes_on("host") == resident + seen + NOTHING_BYTES
+    whole = here.allocated_bytes(view, run)
+    assert cache.allocated_bytes() + cache.bytes_on("host") == whole + seen + NOTHING_BYTES
 
 
 def a_link_is_passed_both_ways() -> None:

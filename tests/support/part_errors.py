@@ -543,8 +543,12 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         r"or made again, is not there; .*strategy\.placement\.recompute=0, or strategy\.placement\.attend=device",
     ),
     "packed for the host": (
-        asked("flexgen", "placement.attend=host", "strategy/codec=int8"),
-        r"packed ones are packed, and read, in one place; use strategy/codec=dense, or strategy\.placement\.attend",
+        asked("flexgen", "placement.attend=host", "strategy/codec=quarot"),
+        r"keeps some of it for both; use strategy/codec=dense, int8 or kivi4, or strategy\.placement\.attend=device",
+    ),
+    "packed at different times": (
+        asked("flexgen", "placement.attend=host", "strategy/codec=kivi4"),
+        r"packs them at different times; use strategy\.placement\.axis=batch, .*such as int8, or .*attend=device",
     ),
     "pages of the host": (
         asked("quest", "reader.skip_layers=[]", "strategy/placement=split", "placement.attend=host"),

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvbench.cache.codecs.base import Payload
 from kvbench.cache.codecs.dense import DensePayload
+from kvbench.cache.codecs.packed import PackedPayload
 from kvbench.cache.placement.home import Home
+from kvbench.cache.placement.packed_pieces import DividedPacked, PackedPart
 from kvbench.cache.placement.pieces import Divided
 from kvbench.cache.placement.rooms import Place, Tier
 from kvbench.cache.placement.tiers import OnDevice, Traffic
@@ -46,11 +49,9 @@ class Halves:
     """
 
     def __init__(self, slots: Slots, place: Place, traffic: Traffic) -> None:
-        assert isinstance(slots.keys, DensePayload)
-        assert isinstance(slots.values, DensePayload)
         self.axis, self._traffic = place.shares.axis, traffic
-        slots.keys = self.keys = Divided(slots.keys.data, slots.filled, place, traffic)
-        slots.values = self.values = Divided(slots.values.data, slots.filled, place, traffic)
+        slots.keys = self.keys = _divided(slots.keys, slots.filled, place, traffic)
+        slots.values = self.values = _divided(slots.values, slots.filled, place, traffic)
         self._seen = torch.empty(0, 0, 0, dtype=torch.bool)  # which of the host's slots hold an entry [B, 1 or G, rows]
         self._knows_holes = False
         slots.halves = self
@@ -92,12 +93,12 @@ class Halves:
         count = position.shape[2]
         if count == 0:
             return None
-        assert isinstance(keys.part, OnDevice)
-        assert isinstance(values.part, OnDevice)
+        assert isinstance(keys.part, OnDevice | PackedPart)
+        assert isinstance(values.part, OnDevice | PackedPart)
         visible = None
         if slots.has_holes:
             visible = self._seen.narrow(2, 0, count) if tier == "host" else position != EMPTY
-        tile = Tile(keys.part.data.narrow(2, 0, count), values.part.data.narrow(2, 0, count), visible=visible)
+        tile = Tile(keys.part.entries(count), values.part.entries(count), visible=visible)
         return Half(query[keys.where.start : keys.where.stop] if self.axis == "batch" else query, tile)
 
     def _ask(self, half: Half) -> Half:
@@ -127,6 +128,14 @@ class Halves:
             piece.part.bytes for side in (self.keys, self.values) for piece in side.pieces if piece.tier == tier
         )
         return parts + (self._seen.nbytes if tier == "host" else 0)
+
+
+def _divided(payload: Payload, used: int, place: Place, traffic: Traffic) -> Divided:
+    """Return keys, or values, in parts; where they were is freed."""
+    if isinstance(payload, PackedPayload):
+        return DividedPacked(payload, used, place, traffic)
+    assert isinstance(payload, DensePayload)
+    return Divided(payload.data, used, place, traffic)
 
 
 class Apart(Home):

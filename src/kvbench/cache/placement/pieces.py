@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +13,9 @@ from torch import Tensor
 from kvbench.cache.codecs.base import Room
 from kvbench.cache.placement.rooms import Axis, Place, Tier
 from kvbench.cache.placement.tiers import OnDevice, OnDisk, OnHost, Part, Traffic
+from kvbench.kernels.attend import Entries
+
+Make = Callable[[Tier, torch.Size], Part]
 
 
 @dataclass(frozen=True)
@@ -41,24 +46,26 @@ class Piece:
         return rows[:, :, first - start : last - start], first - self.where.start
 
 
-def divide(place: Place, like: Tensor, size: torch.Size) -> list[Piece]:
+def divide(place: Place, like: Tensor, size: torch.Size, make: Make | None = None) -> list[Piece]:
     """Return the parts of a storage that are not empty, without anything in them.
 
     Args:
         place: which part lies where.
         like: a tensor of the storage's dtype, on its device.
         size: of the storage [B, G, rows, ...].
+        make: makes a part of a tier with so many rows; by default rows as they are.
     """
+    make = make or partial(_part, place, like)
     found = []
     for tier, where in place.shares.cut(room_of(size, like.dtype), place.recomputed).items():
         mine = list(size)
         mine[2 if place.shares.axis == "sequence" else 0] = len(where)
         if math.prod(mine) > 0:
-            found.append(Piece(place.shares.axis, where, _part(place, tier, like, torch.Size(mine))))
+            found.append(Piece(place.shares.axis, where, make(tier, torch.Size(mine))))
     return found
 
 
-def _part(place: Place, tier: Tier, like: Tensor, size: torch.Size) -> Part:
+def _part(place: Place, like: Tensor, tier: Tier, size: torch.Size) -> Part:
     if tier == "disk":
         return OnDisk(like, size, place.folder, is_cold=place.is_cold)
     return OnHost(like, size) if tier == "host" else OnDevice(like.new_empty(size))
@@ -85,7 +92,10 @@ class Divided:
         self.write(0, data.narrow(2, 0, used))
 
     def _divide(self, size: torch.Size) -> None:
-        self._size, self.pieces = size, divide(self._place, self._like, size)
+        self._size, self.pieces = size, divide(self._place, self._like, size, self._part)
+
+    def _part(self, tier: Tier, size: torch.Size) -> Part:
+        return OnHost(self._like, size) if tier == "host" else OnDevice(self._like.new_empty(size))
 
     @property
     def capacity(self) -> int:
@@ -110,7 +120,7 @@ class Divided:
     def settle(self, position: Tensor) -> None:
         """Do nothing: entries stay as they are."""
 
-    def entries(self, stop: int, position: Tensor) -> Tensor:
+    def entries(self, stop: int, position: Tensor) -> Tensor | Entries:
         """Never called: each part is attended to where it lies."""
         raise AssertionError
 
@@ -137,7 +147,7 @@ class Divided:
         """Return everything held in memory."""
         return tuple(tensor for piece in self.pieces for tensor in piece.part.tensors())
 
-    def snapshot(self) -> None:
+    def snapshot(self) -> object:
         """Return nothing: entries that come later leave the earlier ones alone."""
 
     def restore(self, snapshot: object) -> None:

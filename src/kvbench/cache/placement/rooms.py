@@ -92,6 +92,10 @@ def rooms_of(plan: LayerPlan, run: RunShape, dtype: torch.dtype) -> list[Room]:
     for region in plan.regions(run):
         shape, slots = region.plan.shape, region.plan.capacity(region.run)
         for how, dim in zip(region.plan.formats, (shape.key_dim, shape.value_dim), strict=True):
+            if plan.place is not None and plan.place.attend == "host" and plan.place.shares.axis == "batch":
+                size = region.run.batch_size * how.allocated_bytes(shape.kv_heads, dim, slots, dtype)
+                found.append(Room(batch=region.run.batch_size, entries=slots, bytes=size))
+                continue
             assert isinstance(how, Movable)
             found += how.rooms(region.run.batch_size, shape.kv_heads, dim, slots, dtype)
     return found

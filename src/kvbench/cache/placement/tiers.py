@@ -99,6 +99,10 @@ class OnDevice:
         into.copy_(self.data.narrow(2, 0, into.shape[2]))
         traffic.near += into.nbytes
 
+    def entries(self, count: int) -> Tensor:
+        """Return the first rows as attention reads them."""
+        return self.data.narrow(2, 0, count)
+
     def tensors(self) -> tuple[Tensor, ...]:
         """Return the rows."""
         return (self.data,)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from kvbench.cache.codecs.dense import Dense
+from kvbench.cache.codecs.packed import PackedCodec
 from kvbench.cache.placement.rooms import Attend, Axis, Place, Shares
 from kvbench.folders import hardware_record
 from kvbench.models.view import attention_of
@@ -261,10 +262,17 @@ class Tiers(Link):
 
 def _unattended(plans: Sequence[LayerPlan]) -> str | None:
     """Return why the host cannot attend to the entries of these layers, or None."""
-    if not all(isinstance(plan.codec, Dense) for plan in plans):
+    if not all(isinstance(plan.codec, Dense | PackedCodec) for plan in plans):
         return (
-            "strategy.placement.attend=host attends to keys and values as the model made them, and packed ones are "
-            "packed, and read, in one place; use strategy/codec=dense, or strategy.placement.attend=device"
+            "strategy.placement.attend=host has each side attend to what it keeps, and this strategy/codec keeps some "
+            "of it for both; use strategy/codec=dense, int8 or kivi4, or strategy.placement.attend=device"
+        )
+    by_row = all(plan.place is None or plan.place.shares.axis == "batch" for plan in plans)
+    if not by_row and not all(plan.codec.writes_each_token_alone for plan in plans):
+        return (
+            "strategy.placement.attend=host needs key and value of a token in one place, and this strategy/codec packs "
+            "them at different times; use strategy.placement.axis=batch, a strategy/codec whose residual is 0, "
+            "such as int8, or strategy.placement.attend=device"
         )
     if any(plan.paging is not None or (plan.compresses and plan.evicted.weighs) for plan in plans):
         return (
