@@ -94,6 +94,14 @@ def test_pages_at_hand_have_a_column_where_there_are_any() -> None:
     assert "of the pages a step reads" in text
 
 
+def test_a_share_that_was_fitted_has_a_column() -> None:
+    assert "has room" not in shown(frame([AWAY, baseline()]))
+    text = shown(frame([{**AWAY, "host_share": 0.597}, baseline()]))
+    (line,) = [line.split() for line in text.split("\n") if line.startswith("offload 25% ") and "4,096" in line]
+    assert line[-1] == "59.7"
+    assert "the least with which the device has room" in text
+
+
 def test_what_is_not_known_of_what_lies_elsewhere_is_left_out() -> None:
     cold = {**AWAY, "disk_cold": True, "overlap_share": None, "predicted_ms": None, "prediction": "no_rate"}
     cold |= {"measured_over_predicted": None}
