@@ -98,7 +98,7 @@ def test_a_share_that_was_fitted_has_a_column() -> None:
     assert "has room" not in shown(frame([AWAY, baseline()]))
     text = shown(frame([{**AWAY, "host_share": 0.597}, baseline()]))
     (line,) = [line.split() for line in text.split("\n") if line.startswith("offload 25% ") and "4,096" in line]
-    assert line[-1] == "59.7"
+    assert line[2:4] == ["59.7", "12.0"]
     assert "the least with which the device has room" in text
 
 
