@@ -175,9 +175,9 @@ def until(step: int, schedule: Mapping[int, Any]) -> Any:
     return next(value for bound, value in schedule.items() if step < bound)
 
 
-def network(architecture: Mapping[str, Any], vocab_size: int) -> PreTrainedModel:
-    """Return an untrained model."""
-    arguments = dict(architecture)
+def network(architecture: Any, vocab_size: int) -> PreTrainedModel:
+    """Return an untrained model of a recipe's architecture."""
+    arguments: Any = OmegaConf.to_container(architecture)
     rope = {"rope_type": "default", "rope_theta": arguments.pop("rope_theta")}
     arguments |= {"vocab_size": vocab_size, "rope_parameters": rope, "tie_word_embeddings": True}
     arguments |= {"bos_token_id": 0, "eos_token_id": 1}

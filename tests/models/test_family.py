@@ -29,8 +29,9 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     family.training_lowers_the_loss(tmp_path)
 
 
-def test_a_member_that_shares_is_loaded_as_one(tmp_path: Path) -> None:
-    family.a_member_that_shares_is_loaded_as_one(tmp_path)
+@pytest.mark.parametrize("member", ["cla", "yoco"])
+def test_a_member_that_shares_is_loaded_as_one(member: str, tmp_path: Path) -> None:
+    family.a_member_that_shares_is_loaded_as_one(member, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def without_seconds(*arguments: Any, **keywords: Any) -> Any:
     return {**load(*arguments, **keywords), "seconds": 0.0}
 
 
-def no_groups(model: object, factor: int) -> dict[str, Any]:
+def no_groups(model: object, factor: int, windows: object) -> dict[str, Any]:
     """Let every layer make its own."""
     return {}
 
@@ -85,7 +85,7 @@ MUTANTS = (
     Mutant(
         name="no layer shares",
         patches=((sharing, "sharing", no_groups),),
-        killed_by=(partial(family.in_a_folder, family.a_member_that_shares_is_loaded_as_one),),
+        killed_by=(partial(family.in_a_folder, partial(family.a_member_that_shares_is_loaded_as_one, "cla")),),
     ),
     Mutant(
         name="the rate is 0",

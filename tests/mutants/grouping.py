@@ -45,9 +45,9 @@ def without_output(linear: nn.Module, weight: Tensor, bias: object) -> nn.Module
     return linear if weight.shape == weight_of(linear).shape else like(linear, weight, bias)
 
 
-def same_config(made: Any, model: Any, kv_heads: int) -> nn.Module:
+def same_config(made: Any, model: Any, num_key_value_heads: int) -> nn.Module:
     """Say the number of heads in the config of the model that is given."""
-    model.config.get_text_config().num_key_value_heads = kv_heads
+    model.config.get_text_config().num_key_value_heads = num_key_value_heads
     return made  # type: ignore[no-any-return]
 
 
@@ -97,7 +97,7 @@ MUTANTS = (
     ),
     Mutant(
         name="the config is shared",
-        patches=((grouped, "_with_kv_heads", same_config),),
+        patches=((grouped, "with_config", same_config),),
         killed_by=(partial(grouping.the_original_stays_as_it_is, "llama_mha"),),
     ),
     Mutant(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -42,9 +43,9 @@ def counted_twice(self: BorrowingLayer) -> int:
     return self.donor.used_bytes()
 
 
-def all_take(model: nn.Module, factor: int) -> dict[str, nn.Module]:
+def all_take(model: nn.Module, factor: int, windows: Sequence[int]) -> dict[str, nn.Module]:
     """Share between more layers than asked for."""
-    return modules_that_share(model, factor + 1)
+    return modules_that_share(model, factor + 1, windows)
 
 
 def with_a_copy(self: BorrowingLayer) -> tuple[Tensor, ...]:

@@ -69,10 +69,10 @@ def few_tokens(seed: int) -> train.Mixture:
     return train.Mixture(*_tokens(), seed)
 
 
-def small(member: str = "gqa", steps: int = STEPS) -> Any:
+def small(member: str = "gqa", steps: int = STEPS, layers: int = 2) -> Any:
     """Return a recipe that takes a second."""
     changes = {
-        "model": {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2},
+        "model": {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": layers},
         "optimiser": {"steps": steps, "tokens_per_step": 256, "rate": {0: 1.0, steps: 1.0}},
     }
     made: Any = OmegaConf.merge(recipes()[member], changes)
@@ -107,12 +107,14 @@ def training_lowers_the_loss(folder: Path, device: str = "cpu") -> None:
     assert json.loads((folder / "model" / "config.json").read_text())["num_key_value_heads"] == 1
 
 
-def a_member_that_shares_is_loaded_as_one(folder: Path) -> None:
-    """What was trained with shared layers comes back with them, and with the weights that were left."""
-    trained(folder, small("cla", steps=2))
+def a_member_that_shares_is_loaded_as_one(member: str, folder: Path) -> None:
+    """What was trained with shared layers comes back with them, with windows, and with the weights that were left."""
+    donors: list[int | None] = [None, None, None, 2] if member == "yoco" else [None, 0]
+    trained(folder, small(member, steps=2, layers=len(donors)))
     spec: ModelSpec = build_group(resolved(compose([]))["model"], "model")
     loaded = load(replace(spec, path=str(folder / "model"), device="cpu"), seed=0, attention="sdpa")
-    assert [layer.donor for layer in loaded.view.layers] == [None, 0]
+    assert [layer.donor for layer in loaded.view.layers] == donors
+    assert [layer.window for layer in loaded.view.layers] == ([128, 128, 0, 0] if member == "yoco" else [0, 0])
     kept = torch.load(folder / "checkpoint.pt", weights_only=False)["model"]
     got = loaded.model.state_dict()
     assert got.keys() == kept.keys()

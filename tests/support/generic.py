@@ -205,8 +205,8 @@ def protected_entries_stay(name: str, model_name: str, overrides: Sequence[str] 
         newest = PROMPT - 1 + step
         for plan, held in zip(plans, layers, strict=True):
             least = min(count for count in [*(most - plan.num_reserved for most in plan.budget or ()), PROMPT])
-            recent = made.selector.recent(least) if plan.sharer is None else getattr(made.selector, "num_recent", 0)
-            must = {*range(made.selector.num_sink), *range(newest - recent + 1, newest + 1)}
+            recent = plan.selector.recent(least) if plan.sharer is None else getattr(plan.selector, "num_recent", 0)
+            must = {*range(plan.selector.num_sink), *range(newest - recent + 1, newest + 1)}
             for row in range(run.batch_size):
                 for kept in positions(held[row]):
                     assert must <= set(kept), f"step {step}, layer {plan.index}: {sorted(must - set(kept))} left"

@@ -144,6 +144,7 @@ def _gemma3() -> PreTrainedModel:
 _MAKERS: Mapping[str, Callable[[], Any]] = {
     "llama_mha": lambda: LlamaForCausalLM(LlamaConfig(**_sizes(num_key_value_heads=HEADS))),
     "llama_gqa": lambda: LlamaForCausalLM(LlamaConfig(**_sizes())),
+    "llama_deep": lambda: LlamaForCausalLM(LlamaConfig(**_sizes(num_hidden_layers=2 * LAYERS))),
     "gpt2": _gpt2,
     "mistral": lambda: MistralForCausalLM(MistralConfig(**_sizes(sliding_window=10))),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_sizes())),

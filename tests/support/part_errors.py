@@ -634,6 +634,15 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         lambda: composed("cla").prepare(model("phi3")),
         r"transform=cla needs attention of Llama's kind, which Phi3ForCausalLM has not",
     ),
+    "no token": (asked("yoco", "transform.window=0"), r"transform\.window must be at least 1; got 0"),
+    "windows of its own": (
+        lambda: composed("yoco").prepare(model("mistral")),
+        r"transform=yoco needs rotary positions and layers without a window",
+    ),
+    "attention of another kind": (
+        lambda: composed("yoco").prepare(model("phi3")),
+        r"transform=yoco needs attention of Llama's kind, which Phi3ForCausalLM has not",
+    ),
     "layers that share and evict": (
         lambda: composed("h2o").build(view_of(composed("cla").prepare(model("llama_gqa"))), uniform()),
         r"layers of this model share keys and values, which one of them keeps; use strategy/budget=all",

@@ -34,27 +34,28 @@ class BorrowingLayer(CacheLayer):
         """Attend to what the donor holds, which has stored this pass already.
 
         Args:
-            query: [B, H, T, D], rotated.
+            query: of all tokens of the pass, or of the last ones of a prompt's [B, H, t, D], rotated.
             key: of the donor in this pass [B, G, T, D], rotated.
             value: of the donor in this pass [B, G, T, D_v].
             scale: factor of the attention logits.
             step: what the engine said of this pass.
 
         Returns:
-            The attention output [B, H, T, D_v].
+            The attention output [B, H, t, D_v].
 
         Raises:
             ValueError: for a pass over several tokens that would need entries the donor has packed.
         """
-        batch, tokens, seen = len(query), query.shape[2], self.seen
+        batch, tokens, seen = len(query), key.shape[2], self.seen
         self.seen += tokens
         assert self.donor.seen == self.seen, "the donor comes first"
         whole = seen == 0 and step.phase == "prefill" and step.is_last_chunk
-        if whole and self.padding is None:
+        if whole and self.padding is None and query.shape[2] == tokens:
             return attend_causal(query, key, value, scale)
         at = positions(seen, tokens, batch, self.padding, query.device)
+        asking = at[:, -query.shape[2] :]
         if whole:
-            return attend_prompt(query, key, value, scale, position=at[:, None], query_position=at, window=0)
+            return attend_prompt(query, key, value, scale, position=at[:, None], query_position=asking, window=0)
         if tokens == 1 and step.phase == "decode":
             return self._through_stores(query, key, value, scale)
         if not self.plan.codec.is_exact:
@@ -66,7 +67,7 @@ class BorrowingLayer(CacheLayer):
         slots = store.slots
         keys, values = slots.keys.read(slots.filled), slots.values.read(slots.filled)
         position = slots.position.narrow(2, 0, slots.filled)
-        return attend_prompt(query, keys, values, scale, position=position, query_position=at, window=0)
+        return attend_prompt(query, keys, values, scale, position=position, query_position=asking, window=0)
 
     def _through_stores(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         out = query.new_empty(*query.shape[:3], value.shape[3])

@@ -129,9 +129,23 @@ class KVCache(Cache):
                 "strategy/scorer=repetition has the prompt read again, which only kvbench's own loop does: use "
                 "engine=eager, or the passes of KVCache.prompt_passes."
             )
-        step = self._step or (DECODE if layer.seen else PREFILL)
-        handle = Handle(layer, key_states, value_states, step)
+        handle = Handle(layer, key_states, value_states, self._step_of(layer))
         return handle, handle
+
+    def _step_of(self, layer: CacheLayer) -> Step:
+        return self._step or (DECODE if layer.seen else PREFILL)
+
+    def num_asking(self, asked: int) -> int:
+        """Return of how many of a pass's last tokens a layer must be shown queries; 0 for all of them.
+
+        Args:
+            asked: tokens whose logits are asked for; 0 for all.
+        """
+        plans = [layer.plan for layer in self.layers if layer.plan.shape.window == 0]
+        looks = any(plan.compresses or plan.place is not None for plan in plans)
+        if asked == 0 or looks or self._step_of(self.layers[-1]).phase != "prefill":
+            return 0
+        return max(asked, *(plan.num_queries for plan in plans))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the tokens seen, padding included."""

@@ -75,14 +75,14 @@ class CacheLayer:
         """Store the new entries, attend, observe, evict.
 
         Args:
-            query: [B, H, T, D], rotated.
+            query: of all tokens of the pass, or of the last ones of a prompt's [B, H, t, D], rotated.
             key: [B, G, T, D], rotated.
             value: [B, G, T, D_v].
             scale: factor of the attention logits.
             step: what the engine said of this pass.
 
         Returns:
-            The attention output [B, H, T, D_v].
+            The attention output [B, H, t, D_v].
         """
         if self.home is None:
             return self._attend(query, key, value, scale, step)
@@ -103,7 +103,7 @@ class CacheLayer:
             self.mover.close(self.home, [store.slots for _, store in self.stores])
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, step: Step) -> Tensor:
-        tokens = query.shape[2]
+        tokens = key.shape[2]
         if step.phase == "repeat":
             return self._repeat(query, key, value, scale, step)
         if step.phase == "prefill":
@@ -134,9 +134,10 @@ class CacheLayer:
     # -- the prompt ---------------------------------------------------------------------------------------------
 
     def _prefill(self, query: Tensor, key: Tensor, value: Tensor, scale: float, is_last: bool) -> Tensor:
-        tokens, window = query.shape[2], self.plan.shape.window
+        tokens, window = key.shape[2], self.plan.shape.window
         self._check_prompt(len(query), self.seen + tokens, is_last)
         at = positions(self.seen, tokens, len(query), self.padding, query.device)
+        asking = at[:, -query.shape[2] :]
         is_whole = self.seen == 0 and is_last
         if is_whole and self.plan.repeater is None:
             keys, values, position = key, value, at[:, None]
@@ -145,14 +146,14 @@ class CacheLayer:
             chunks.append(key, value, at[:, None])
             keys, values = chunks.keys.read(chunks.filled), chunks.values.read(chunks.filled)
             position = chunks.position.narrow(2, 0, chunks.filled)
-        if is_whole and self.padding is None and (window == 0 or tokens <= window):
+        if is_whole and self.padding is None and query.shape[2] == tokens and (window == 0 or tokens <= window):
             out = attend_causal(query, keys, values, scale)
         else:
-            out = attend_prompt(query, keys, values, scale, position=position, query_position=at, window=window)
+            out = attend_prompt(query, keys, values, scale, position=position, query_position=asking, window=window)
         if self.hidden is not None:
             self._compare(self.hidden, out, at)
             self.hidden = None
-        self._end_of_pass(query, keys, values, position, at, scale, is_last)
+        self._end_of_pass(query, keys, values, position, asking, scale, is_last)
         return out
 
     def _compare(self, hidden: Tensor, out: Tensor, at: Tensor) -> None:

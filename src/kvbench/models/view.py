@@ -34,7 +34,7 @@ def view_of(model: nn.Module) -> ModelView:
             value_projection=projections[index][1],
             donor=_donor(model, index),
         )
-        for index, window in enumerate(_windows(config))
+        for index, window in enumerate(windows_of(config))
     )
     return ModelView(
         layers=layers,
@@ -63,7 +63,7 @@ def _sizes(model: nn.Module, config: Any) -> Sizes:
     )
 
 
-def _windows(config: Any) -> list[int]:
+def windows_of(config: Any) -> list[int]:
     """Return what each layer sees, itself included; 0 for everything."""
     window = getattr(config, "sliding_window", None) or 0
     kinds = getattr(config, "layer_types", None)

@@ -20,4 +20,5 @@ SETTINGS: dict[str, Setting] = {
     "smoothquant": _SMOOTH,
     "smoothquant_05": _AS_SMOOTHQUANT,
     "smoothquant_08": _AS_SMOOTHQUANT,
+    "yoco": Setting(overrides=("transform.window=24",), has_budget=False, turns_keys=True),
 }

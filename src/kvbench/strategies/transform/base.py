@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -69,4 +69,25 @@ def with_modules(module: nn.Module, changes: Mapping[str, nn.Module]) -> nn.Modu
             made.register_module(name, changes[name])
         elif below:
             made.register_module(name, with_modules(child, below))
+    return made
+
+
+def with_config(made: nn.Module, model: nn.Module, **said: object) -> nn.Module:
+    """Return a changed model with a config of its own.
+
+    Args:
+        made: shares modules with the model, which keep what they have.
+        model: what it was made of.
+        **said: what its config says otherwise.
+    """
+    before: Any = model.config
+    config = copy.deepcopy(before)
+    for name, value in said.items():
+        setattr(config.get_text_config(), name, value)
+    configs: Mapping[int, Any] = {id(before): config, id(before.get_text_config()): config.get_text_config()}
+    given = {id(module) for module in model.modules()}
+    for module in made.modules():
+        own = configs.get(id(getattr(module, "config", None)))
+        if own is not None and id(module) not in given:
+            module.config = own
     return made

@@ -2,53 +2,49 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import nn
 
-from kvbench.models.sharing import sharing
+from kvbench.models.sharing import donors, let_stop, sharing
 from kvbench.models.view import view_of
-from kvbench.strategies.transform.base import Transform, with_modules
+from kvbench.strategies.transform.base import Transform, with_config, with_modules
 from kvbench.types import ModelView
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossLayer(Transform):
-    """The first layer of each group makes keys and values, the others read them and lose what made their own.
-
-    Source: Brandon et al. (CLA), arXiv:2405.12981, sec. 2.2; not trained afterwards.
-
-    Args:
-        factor: layers of a group; the last group may have fewer.
-    """
+class Sharing(Transform):
+    """The first layer of each group makes keys and values, the others read them and lose what made their own."""
 
     is_exact: ClassVar[bool] = False
     changes_heads: ClassVar[bool] = True
+    name: ClassVar[str]
 
-    factor: int
-
-    def __post_init__(self) -> None:
-        """Refuse what means nothing."""
-        if self.factor < 1:
-            raise ValueError(f"strategy.transform.factor must be at least 1; got {self.factor}.")
+    @abstractmethod
+    def said(self, layers: int) -> tuple[int, list[int]]:
+        """Return how many layers without a window share, and what each layer sees, 0 for everything."""
 
     def unsupported(self, view: ModelView) -> str | None:
         """Return why the layers of a model cannot share, or None."""
-        if any(layer.rotary is None or layer.window > 0 for layer in view.layers):
+        windows = [layer.window for layer in view.layers]
+        is_prepared = windows == self.said(len(windows))[1]
+        if any(layer.rotary is None for layer in view.layers) or (any(windows) and not is_prepared):
             return (
-                "strategy/transform=cla needs rotary positions and layers without a window, which this model has not; "
-                "use strategy/transform=gqa"
+                f"strategy/transform={self.name} needs rotary positions and layers without a window, which this model "
+                f"has not; use strategy/transform=gqa"
             )
         return None
 
     def shapes(self, view: ModelView) -> ModelView:
-        """Return the view with layers that store nothing."""
+        """Return the view with windows, and with layers that store nothing."""
+        factor, windows = self.said(len(view.layers))
         layers = (
-            replace(layer, donor=donor, key_projection=None, value_projection=None)
-            if (donor := index // self.factor * self.factor) != index
-            else layer
-            for index, layer in enumerate(view.layers)
+            replace(layer, window=window)
+            if donor is None
+            else replace(layer, donor=donor, key_projection=None, value_projection=None)
+            for layer, window, donor in zip(view.layers, windows, donors(factor, windows), strict=True)
         )
         return replace(view, layers=tuple(layers))
 
@@ -66,10 +62,64 @@ class CrossLayer(Transform):
         reason = self.unsupported(view)
         if reason is not None:
             raise ValueError(reason)
-        changes = sharing(model, self.factor)
+        factor, windows = self.said(len(view.layers))
+        changes = sharing(model, factor, windows)
         if len(changes) != len(view.layers):
             raise ValueError(
-                f"strategy/transform=cla needs attention of Llama's kind, which {type(model).__name__} has not; use "
-                f"strategy/transform=gqa."
+                f"strategy/transform={self.name} needs attention of Llama's kind, which {type(model).__name__} has "
+                f"not; use strategy/transform=gqa."
             )
-        return with_modules(model, changes)
+        kinds = ["sliding_attention" if window > 0 else "full_attention" for window in windows]
+        said = {"layer_types": kinds, "sliding_window": max(windows)} if any(windows) else {}
+        made = with_config(with_modules(model, changes), model, **said)
+        let_stop(made)
+        return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossLayer(Sharing):
+    """Neighbouring layers share, with no training afterwards.
+
+    Source: Brandon et al. (CLA), arXiv:2405.12981, sec. 2.2.
+
+    Args:
+        factor: layers of a group; the last group may have fewer.
+    """
+
+    name: ClassVar[str] = "cla"
+
+    factor: int
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing."""
+        if self.factor < 1:
+            raise ValueError(f"strategy.transform.factor must be at least 1; got {self.factor}.")
+
+    def said(self, layers: int) -> tuple[int, list[int]]:
+        """Return how many layers share; none has a window."""
+        return self.factor, [0] * layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Yoco(Sharing):
+    """The lower half of the layers sees a window, the upper half shares, with no training afterwards.
+
+    Source: Sun et al. (YOCO), arXiv:2405.05254, sec. 2.
+
+    Args:
+        window: tokens that layers of the lower half see, each its own included.
+    """
+
+    name: ClassVar[str] = "yoco"
+
+    window: int
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing."""
+        if self.window < 1:
+            raise ValueError(f"strategy.transform.window must be at least 1; got {self.window}.")
+
+    def said(self, layers: int) -> tuple[int, list[int]]:
+        """Return that all layers of the upper half share, and the windows of the others."""
+        upper = layers - layers // 2
+        return upper, [self.window] * (layers - upper) + [0] * upper

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, cast
 
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 from kvbench.models.norms import weight_of
 from kvbench.models.view import attention_of, view_of
 from kvbench.strategies.transform.aligning import aligned
-from kvbench.strategies.transform.base import Transform, with_modules
+from kvbench.strategies.transform.base import Transform, with_config, with_modules
 from kvbench.types import LayerShape, ModelView
 
 SEPARATE = ("q_proj", "k_proj", "v_proj")
@@ -91,7 +89,7 @@ class Grouped(Transform):
             found = attention_of(model, index)
             assert found is not None
             changes[names[id(found[0])]] = self._grouped(*found, layer)
-        return _with_kv_heads(with_modules(model, changes), model, self.num_groups)
+        return with_config(with_modules(model, changes), model, num_key_value_heads=self.num_groups)
 
     def _grouped(self, attention: nn.Module, output: nn.Module, layer: LayerShape) -> nn.Module:
         """Return the attention of a layer with fewer KV heads."""
@@ -171,17 +169,3 @@ def _like(linear: nn.Module, weight: Tensor, bias: object) -> nn.Module:
     else:
         made.nf = len(weight)
     return cast("nn.Module", made)
-
-
-def _with_kv_heads(made: nn.Module, model: nn.Module, kv_heads: int) -> nn.Module:
-    """Return the changed model with a config of its own that says how many KV heads there are."""
-    before: Any = model.config
-    config = copy.deepcopy(before)
-    config.get_text_config().num_key_value_heads = kv_heads
-    configs: Mapping[int, Any] = {id(before): config, id(before.get_text_config()): config.get_text_config()}
-    given = {id(module) for module in model.modules()}
-    for module in made.modules():
-        own = configs.get(id(getattr(module, "config", None)))
-        if own is not None and id(module) not in given:
-            module.config = own
-    return made
