@@ -55,7 +55,7 @@ class Bench:
     def _prepare_strategy(self) -> str | None:
         """Make the strategy's arm, or return why there is none."""
         made = self.job.strategy
-        reason = made.transform.unsupported(self.loaded.view)
+        reason = made.cannot_change(self.loaded.view)
         if reason is not None:
             return reason
         try:

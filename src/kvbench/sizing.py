@@ -24,7 +24,7 @@ def network_of(spec: ModelSpec) -> Network:
         spec: which.
 
     Raises:
-        ValueError: if its layers differ in more than their windows.
+        ValueError: if it is recurrent, or if its layers differ in more than their windows.
     """
     try:
         model = skeleton(spec)
@@ -32,6 +32,8 @@ def network_of(spec: ModelSpec) -> Network:
         raise ValueError(str(error)) from error
     view = view_of(model)
     layers = view.layers
+    if any(layer.states for layer in layers):
+        raise ValueError(f"model={spec.name} is recurrent and keeps nothing to be placed; choose another model=.")
     shapes = {(layer.query_heads, layer.kv_heads, layer.key_dim, layer.value_dim) for layer in layers}
     if len(shapes) > 1:
         raise ValueError(

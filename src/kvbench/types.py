@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -81,8 +82,32 @@ class Projection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StateShape:
+    """A tensor that a recurrent layer keeps of everything it has read.
+
+    Args:
+        size: of one row.
+        dtype: of its numbers.
+        start: its numbers before anything is read.
+    """
+
+    size: tuple[int, ...]
+    dtype: torch.dtype
+    start: float = 0.0
+
+    def fresh(self, rows: int, device: torch.device) -> Tensor:
+        """Return the state of rows that have read nothing [B, ...]."""
+        return torch.full((rows, *self.size), self.start, dtype=self.dtype, device=device)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return math.prod(self.size) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerShape:
-    """What one attention layer stores per token.
+    """What one layer stores: an attention layer keys and values per token, a recurrent one its states.
 
     Args:
         query_heads: query heads H.
@@ -96,6 +121,7 @@ class LayerShape:
         key_projection: what makes the keys; None if unknown, or if something follows it but rotation.
         value_projection: what makes the values; None as for keys.
         donor: layer before it whose entries it reads, having none of its own; None where it stores what it reads.
+        states: what a recurrent layer keeps, which has no heads; none for attention.
     """
 
     query_heads: int
@@ -109,6 +135,7 @@ class LayerShape:
     key_projection: Projection | None = None
     value_projection: Projection | None = None
     donor: int | None = None
+    states: tuple[StateShape, ...] = ()
 
     def of_heads(self, heads: slice) -> LayerShape:
         """Return the shape of some of the KV heads."""

@@ -19,6 +19,7 @@ from kvbench.cache.placement.tiers import Traffic
 from kvbench.cache.plan import LayerPlan
 from kvbench.cache.protocols import Repeater
 from kvbench.cache.repeat import repeated_positions, repetitions
+from kvbench.cache.state import StateLayer
 from kvbench.types import DECODE, PREFILL, PREFILL_CHUNK, ModelView, RunShape, Step
 
 ATTENTION = "kvbench"  # name of the attention function models are switched to
@@ -63,6 +64,8 @@ class KVCache(Cache):
         for plan in plans:
             if plan.shape.donor is not None:
                 layers.append(BorrowingLayer(plan, run, self.padding, empty, layers[plan.shape.donor]))
+            elif plan.shape.states:
+                layers.append(StateLayer(plan, run, self.padding, empty))
             else:
                 layers.append(CacheLayer(plan, run, self.padding, empty, barrier, meetings.get(plan.index), self.mover))
         super().__init__(layers=layers)  # type: ignore[arg-type]
@@ -255,11 +258,14 @@ class KVCache(Cache):
         return [(layer.held_positions() >= 0).sum(dim=-1) for layer in self.layers]
 
     def numbers_held(self) -> int:
-        """Return how many numbers the keys and values held have; syncs with the device."""
+        """Return how many numbers the keys and values, or the states, held have; syncs with the device."""
         total = 0
         for layer, entries in zip(self.layers, self.entries_held(), strict=True):
             shape = layer.plan.shape
             if shape.donor is not None:
+                continue
+            if shape.states:
+                total += sum(state.numel() for state in layer.tensors())
                 continue
             total += int(entries.expand(-1, shape.kv_heads).sum()) * (shape.key_dim + shape.value_dim)
         return total

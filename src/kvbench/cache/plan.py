@@ -107,7 +107,8 @@ class LayerPlan:
     @property
     def stays(self) -> bool:
         """Whether all of the prompt stays as it was read, where it was read."""
-        return not self.compresses and self.pair is None and self.codec.is_exact and self.shape.donor is None
+        alone = self.pair is None and self.shape.donor is None and not self.shape.states
+        return alone and not self.compresses and self.codec.is_exact
 
     @property
     def one_by_one(self) -> bool:
@@ -298,6 +299,8 @@ class LayerPlan:
         """Return the bytes held once the prompt is read, over all regions."""
         if self.shape.donor is not None:
             return 0
+        if self.shape.states:
+            return run.batch_size * sum(state.row_bytes for state in self.shape.states)
         return self.codec.fixed_bytes + sum(
             region.run.batch_size
             * region.plan.room_bytes(region.plan.capacity(region.run) + self.slack, region.run, dtype)
@@ -318,6 +321,8 @@ class LayerPlan:
         """Return the bytes of occupied slots after so many columns, over all regions."""
         if self.shape.donor is not None:
             return 0
+        if self.shape.states:
+            return run.batch_size * sum(state.row_bytes for state in self.shape.states)
         total = self.codec.fixed_bytes
         for region in self.regions(run):
             decoded = max(0, tokens_seen - run.prompt_tokens)

@@ -71,12 +71,13 @@ def load(spec: ModelSpec, *, seed: int, attention: str) -> Loaded:
     if origin == "random":
         torch.manual_seed(seed)
         with _plain_errors(spec), torch.device(device), _default_dtype(dtype):
-            model = _auto().from_config(config_of(spec), dtype=dtype)
+            model = _untrained(spec, dtype=dtype)
         tokenizer, revision = None, f"seed-{seed}"
     else:
         source = str(spec.folder) if spec.folder is not None else spec.hub_id
         with _plain_errors(spec):
-            model = _auto().from_pretrained(source, dtype=dtype, use_safetensors=True, **_remote(spec)).to(device)
+            network = _network(_auto_config().from_pretrained(source, **_remote(spec))) or _auto()
+            model = network.from_pretrained(source, dtype=dtype, use_safetensors=True, **_remote(spec)).to(device)
         tokenizer = _tokenizer(source, spec)
         revision = getattr(model.config, "_commit_hash", None) or (spec.folder.name if spec.folder else spec.revision)
     model.eval().requires_grad_(False)
@@ -95,18 +96,16 @@ def _asked(spec: ModelSpec, seed: int, origin: str) -> str:
 
 def config_of(spec: ModelSpec) -> Any:
     """Return the transformers config of a specification."""
-    from transformers import AutoConfig
-
     if spec.folder is not None:
-        return AutoConfig.from_pretrained(spec.folder)
+        return _auto_config().from_pretrained(spec.folder)
     arguments = dict(spec.architecture)
-    return AutoConfig.for_model(arguments.pop("model_type"), **arguments)
+    return _auto_config().for_model(arguments.pop("model_type"), **arguments)
 
 
 def skeleton(spec: ModelSpec) -> nn.Module:
     """Return the model without any weights, to know its shapes before it is loaded."""
     with _plain_errors(spec), torch.device("meta"):
-        model: nn.Module = _auto().from_config(config_of(spec))
+        model: nn.Module = _untrained(spec)
     return model
 
 
@@ -129,14 +128,36 @@ def probe(model: nn.Module, stock: str, attention: str, run: Any, ids: Tensor) -
     return float((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max().clamp(min=1e-30))
 
 
+def _auto_config() -> Any:
+    from transformers import AutoConfig
+
+    from kvbench.models.sharing import SharingConfig
+
+    AutoConfig.register(SharingConfig.model_type, SharingConfig, exist_ok=True)
+    return AutoConfig
+
+
 def _auto() -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from kvbench.models.sharing import SharingConfig, SharingForCausalLM
 
-    AutoConfig.register(SharingConfig.model_type, SharingConfig, exist_ok=True)
     AutoModelForCausalLM.register(SharingConfig, SharingForCausalLM, exist_ok=True)
     return AutoModelForCausalLM
+
+
+def _network(config: Any) -> Any | None:
+    """Return our class for a network that transformers reads token by token, or None."""
+    from kvbench.models.mamba import Mamba
+    from kvbench.models.rwkv import Rwkv
+
+    return {"mamba": Mamba, "rwkv": Rwkv}.get(config.model_type)
+
+
+def _untrained(spec: ModelSpec, **keywords: Any) -> Any:
+    config = config_of(spec)
+    network = _network(config)
+    return _auto().from_config(config, **keywords) if network is None else network._from_config(config, **keywords)
 
 
 def _remote(spec: ModelSpec) -> dict[str, Any]:

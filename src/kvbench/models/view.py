@@ -9,9 +9,13 @@ from torch import Tensor, nn
 from kvbench.models.norms import norms_of
 from kvbench.types import LayerShape, ModelView, Projection, Sizes
 
+ANY_LENGTH = 2**31 - 1  # positions of a model that counts none
+
 
 def view_of(model: nn.Module) -> ModelView:
     """Return the view of a causal language model."""
+    if hasattr(model, "layer_states"):
+        return _recurrent(model)
     config: Any = model.config
     config = config.get_text_config()
     heads = config.num_attention_heads
@@ -60,6 +64,21 @@ def _sizes(model: nn.Module, config: Any) -> Sizes:
         hidden=config.hidden_size,
         intermediate=intermediate or 4 * config.hidden_size,
         vocabulary=config.vocab_size,
+    )
+
+
+def _recurrent(model: Any) -> ModelView:
+    """Return the view of a model whose layers keep states."""
+    shape = LayerShape(
+        query_heads=1, kv_heads=1, key_dim=0, value_dim=0, window=0, rotary=None, states=model.layer_states()
+    )
+    parameter = next(model.parameters())
+    return ModelView(
+        layers=(shape,) * model.config.num_hidden_layers,
+        dtype=parameter.dtype,
+        device=parameter.device,
+        max_positions=ANY_LENGTH,
+        has_learned_positions=False,
     )
 
 

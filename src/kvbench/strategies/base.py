@@ -18,7 +18,7 @@ from kvbench.strategies.budget.base import Budget, WatchingBudget
 from kvbench.strategies.budget.heads import HeadBudget
 from kvbench.strategies.evicted.drop import Drop
 from kvbench.strategies.evicted.tiers import Tiers
-from kvbench.strategies.legality import check_composition, refused_with_donors
+from kvbench.strategies.legality import check_composition, refused_with_donors, refused_with_states
 from kvbench.strategies.placement.base import Placing
 from kvbench.strategies.placement.fitting import allocated_bytes, placed_as
 from kvbench.strategies.position.policies import Position
@@ -178,6 +178,8 @@ class CacheStrategy:
 
     def unsupported(self, view: ModelView, run: RunShape) -> str | None:
         """Return why this model or these lengths cannot be served, or None."""
+        if any(layer.states for layer in view.layers):
+            return refused_with_states(self)
         reason = self.budget.unsupported(view) if isinstance(self.budget, HeadBudget) else None
         reason = reason or self.transform.unsupported(view) or self.codec.unsupported(view)
         if any(layer.donor is not None for layer in view.layers):
@@ -217,6 +219,14 @@ class CacheStrategy:
                     f"tokens; the shortest has {min(run.prompt_lengths)}"
                 )
         return None
+
+    def cannot_change(self, view: ModelView) -> str | None:
+        """Return why the network of a model cannot be changed so, or None."""
+        return (
+            refused_with_states(self)
+            if any(layer.states for layer in view.layers)
+            else self.transform.unsupported(view)
+        )
 
     @property
     def saving(self) -> Saving:

@@ -9,6 +9,7 @@ from kvbench.strategies.budget.base import ChoosyBudget
 from kvbench.strategies.budget.heads import HeadBudget
 from kvbench.strategies.evicted.offloaded import Offloaded
 from kvbench.strategies.evicted.tiers import Tiers
+from kvbench.strategies.transform.base import Unchanged
 
 if TYPE_CHECKING:
     from kvbench.strategies.base import CacheStrategy
@@ -209,6 +210,22 @@ def refused_with_donors(made: CacheStrategy) -> str | None:
     if not wanted:
         return None
     return f"layers of this model share keys and values, which one of them keeps; use {' and '.join(wanted)}"
+
+
+def refused_with_states(made: CacheStrategy) -> str | None:
+    """Return why a strategy cannot serve a model whose layers keep states, or None."""
+    parts = {
+        "budget=all": made.budget.limits,
+        "codec=dense": not made.codec.is_exact,
+        "reader=all": not made.reader.reads_all,
+        "layout=separate": made.layout.merges,
+        "placement=device": made.placement.is_elsewhere,
+        "transform=none": not isinstance(made.transform, Unchanged),
+    }
+    wanted = [f"strategy/{part}" for part, differs in parts.items() if differs]
+    if not wanted:
+        return None
+    return f"a recurrent model keeps no keys and values that this strategy is about; use {' and '.join(wanted)}"
 
 
 def _changes_entries(made: CacheStrategy) -> bool:
