@@ -333,7 +333,7 @@ def memory(model: str, context: int) -> Iterator[Goal]:
 def weigh_loop(job: Job, name: str, report: Callable[[str, float], None]) -> Measured:
     """Measure what decoding holds at most, alone in this process, with the system's own allocator as users have it."""
     bench, run = Bench(job, report), job.workload.runs()[-1]
-    arm, ids = bench.arms["baseline"], bench.ids(run)
+    arm, ids = bench.arms["baseline"], bench.ids(run, "baseline")
     meter = MemoryMeter(bench.loaded.view.device)
 
     def loop(run: RunShape) -> Ours | Dynamic:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -10,6 +10,7 @@ import torch
 
 from kvbench.bench import Bench
 from kvbench.engines.arm import generate
+from kvbench.job import Row
 from kvbench.measure.host import LocalHost
 from kvbench.quality.evaluate import bits_per_byte, likelihood, recall
 from kvbench.types import Sample
@@ -33,6 +34,9 @@ def ask_likelihood(bench: Bench) -> None:
     quality, is_random = bench.job.quality, bench.loaded.weights == "random"
     if "baseline" not in bench.arms or quality.text_windows == 0:
         return
+    if bench.job.matched is not None:
+        _ask_alone(bench)
+        return
     context = bench.job.workload.runs()[-1].prompt_tokens if is_random else quality.context_tokens
     scored = RANDOM_WINDOW if is_random else quality.scored_tokens
     windows = bench.source.windows(1 if is_random else quality.text_windows, context + 1 + scored)
@@ -48,28 +52,47 @@ def ask_likelihood(bench: Bench) -> None:
     row["max_logit_difference"] = found.difference
     if is_random:
         return
-    scored_text = [window[context + 2 :] for window in windows]
-    assert bench.loaded.tokenizer is not None
-    num_bytes = sum(len(bench.loaded.tokenizer.decode(ids).encode()) for ids in scored_text)
+    scored_text = [window[context + 1 :] for window in windows]
     for name, nll in zip(("strategy", "baseline"), found.nll, strict=True):
-        bench.measured.rows[name] |= {
-            "nll_nats": nll / found.tokens,
-            "bits_per_byte": bits_per_byte(nll, num_bytes),
-            "quality_tokens": found.tokens,
-        }
+        bench.measured.rows[name] |= _likelihood_columns(bench, name, nll, scored_text)
     row["nll_delta_nats"] = (found.nll[0] - found.nll[1]) / found.tokens
     row["kl_nats"] = found.kl / found.tokens
     row |= found.packing_errors
     row["top1_agreement"] = found.agree / found.tokens
 
 
+def _ask_alone(bench: Bench) -> None:
+    """Ask two networks each for its own tokens of held-out text; random weights have nothing to say."""
+    quality = bench.job.quality
+    for name, arm in bench.arms.items():
+        if bench.on[name].weights == "random":
+            continue
+        windows = bench.sources[name].windows(quality.text_windows, quality.context_tokens + 1 + quality.scored_tokens)
+        found = likelihood(
+            arm,
+            arm,
+            torch.tensor(windows, device=arm.view.device),
+            context=quality.context_tokens,
+            batch_size=quality.batch_size,
+            progress=partial(bench.report, f"text {name}"),
+        )
+        scored_text = [window[quality.context_tokens + 1 :] for window in windows]
+        bench.measured.rows[name] |= _likelihood_columns(bench, name, found.nll[0], scored_text)
+
+
+def _likelihood_columns(bench: Bench, name: str, nll: float, scored_text: Sequence[Sequence[int]]) -> Row:
+    tokenizer, tokens = bench.on[name].tokenizer, sum(map(len, scored_text))
+    assert tokenizer is not None
+    num_bytes = sum(len(tokenizer.decode(ids).encode()) for ids in scored_text)
+    return {"nll_nats": nll / tokens, "bits_per_byte": bits_per_byte(nll, num_bytes), "quality_tokens": tokens}
+
+
 def ask_recall(bench: Bench) -> None:
     """Ask every arm for what was hidden in its context."""
     quality, workload = bench.job.quality, bench.job.workload
-    samples = _samples(bench)
     aware = isinstance(workload, Recall) and workload.question_in_cache
     for name, arm in bench.arms.items():
-        for task, mine in samples.items():
+        for task, mine in _samples(bench, name).items():
             bench.measured.rows[name][f"recall_{task}"] = recall(
                 arm,
                 mine,
@@ -83,22 +106,25 @@ def ask_recall(bench: Bench) -> None:
 def write_text(bench: Bench) -> None:
     """Let every arm continue the prompt on its own."""
     run = bench.job.workload.runs()[-1]
-    if bench.loaded.tokenizer is None or not run.new_tokens or run.new_tokens < 2:
+    if not run.new_tokens or run.new_tokens < 2:
         return
-    prompt = bench.ids(run)[:, : run.prompt_tokens]
-    bench.measured.texts["prompt"] = bench.loaded.tokenizer.batch_decode(prompt)
     for name, arm in bench.arms.items():
+        tokenizer = bench.on[name].tokenizer
+        if tokenizer is None:
+            continue
         bench.report("generate", 0.0)
-        bench.measured.texts[name] = bench.loaded.tokenizer.batch_decode(generate(arm, run, prompt))
+        prompt = bench.ids(run, name)[:, : run.prompt_tokens]
+        bench.measured.texts["prompt"] = tokenizer.batch_decode(prompt)
+        bench.measured.texts[name] = tokenizer.batch_decode(generate(arm, run, prompt))
 
 
-def _samples(bench: Bench) -> dict[str, list[Sample]]:
-    """Return the samples of each recall task: the workload's own, or those that go with every run."""
-    tasks, quality, workload = bench.source.tasks, bench.job.quality, bench.job.workload
+def _samples(bench: Bench, name: str) -> dict[str, list[Sample]]:
+    """Return an arm's samples of each recall task: the workload's own, or those that go with every run."""
+    tasks, quality, workload = bench.sources[name].tasks, bench.job.quality, bench.job.workload
     if tasks is None:
         return {}
     if isinstance(workload, Recall):
-        return {workload.task: workload.draw(tasks, workload.samples, bench.source)}
+        return {workload.task: workload.draw(tasks, workload.samples, bench.sources[name])}
     if quality.recall_samples == 0:
         return {}
     lengths = (quality.recall_samples, quality.recall_tokens, quality.pairs)

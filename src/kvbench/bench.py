@@ -12,7 +12,7 @@ from kvbench.cache.kv_cache import ATTENTION
 from kvbench.columns import facts
 from kvbench.engines.arm import Arm
 from kvbench.engines.eager import Eager
-from kvbench.job import Job, Measured
+from kvbench.job import Job, Measured, Row
 from kvbench.measure.environment import available_ram_bytes
 from kvbench.models.load import Loaded, device_of, load, probe, skeleton
 from kvbench.models.spec import TINY
@@ -38,24 +38,42 @@ class Bench:
         report("load", 0.0)
         check_memory(job)
         self.loaded: Loaded = load(job.spec, seed=job.seed, attention=ATTENTION)
+        self.on = {"baseline": self.loaded, "strategy": self.loaded}  # which model each arm is made of
         self.source = source_of(job, self.loaded)
+        self.sources = {"baseline": self.source, "strategy": self.source}
+        if job.matched is not None:
+            self.on["strategy"] = load(job.matched, seed=job.seed, attention=ATTENTION)
+            self.sources["strategy"] = source_of(job, self.on["strategy"])
         self.facts = facts(job, self.loaded, ATTENTION)
         self.arms: dict[str, Arm] = {}
         self.unsupported = self._prepare_strategy()
         if job.baseline is not None:
             self.arms["baseline"] = self._arm("baseline", job.baseline)
-        sizes = {name: weights_bytes(arm.model) for name, arm in self.arms.items()}
-        self.measured = Measured(rows={name: {**self.facts, "weights_bytes": size} for name, size in sizes.items()})
+        self.measured = Measured(
+            rows={
+                name: {**self.facts, "weights_bytes": weights_bytes(arm.model), **self._network(name)}
+                for name, arm in self.arms.items()
+            }
+        )
 
     def _arm(self, name: str, strategy: CacheStrategy) -> Arm:
-        model = strategy.prepare(self.loaded.model)
-        view = strategy.transform.view(model, self.loaded.view)
+        loaded = self.on[name]
+        model = strategy.prepare(loaded.model)
+        view = strategy.transform.view(model, loaded.view)
         return Arm(name=name, model=model, view=view, strategy=strategy, engine=self.engine)
+
+    def _network(self, name: str) -> Row:
+        """Return which other model an arm runs on, if it does."""
+        if name == "baseline" or self.job.matched is None:
+            return {}
+        loaded = self.on[name]
+        said = {"network": f"{self.job.matched.name} ({loaded.weights}, {loaded.revision})"}
+        return {**said, "fidelity": "structure_only"} if loaded.weights == "random" else said
 
     def _prepare_strategy(self) -> str | None:
         """Make the strategy's arm, or return why there is none."""
         made = self.job.strategy
-        reason = made.cannot_change(self.loaded.view)
+        reason = made.cannot_change(self.on["strategy"].view)
         if reason is not None:
             return reason
         try:
@@ -70,25 +88,28 @@ class Bench:
     def alone(self, name: str) -> Arm:
         """Return an arm, and let go of the others and of the weights that only they need."""
         self.arms = {name: self.arms[name]}
-        self.loaded = replace(self.loaded, model=self.arms[name].model)
+        self.loaded = replace(self.on[name], model=self.arms[name].model)
+        self.on = {name: self.loaded}
         return self.arms[name]
 
-    def ids(self, run: RunShape) -> Tensor:
-        """Return the workload's token ids [B, prompt + new]."""
-        return torch.tensor(self.job.workload.ids(self.source, run), device=self.loaded.view.device)
+    def ids(self, run: RunShape, name: str) -> Tensor:
+        """Return the workload's token ids [B, prompt + new], as an arm's own tokenizer makes them."""
+        return torch.tensor(self.job.workload.ids(self.sources[name], run), device=self.loaded.view.device)
 
     def refused(self) -> str | None:
         """Return why the strategy cannot run, or None; the two doors are compared with the stock forward."""
         if self.unsupported is not None or self.job.baseline is None:
             return self.unsupported
-        view = self.loaded.view
-        arm = self.arms["baseline"]
-        tokens = torch.tensor(self.source.windows(1, 16), device=view.device)
-        difference = probe(self.loaded.model, "sdpa", ATTENTION, lambda ids: through_cache(arm, ids), tokens)
-        if difference > PROBE_TOLERANCE[view.dtype]:
+        return self._probed("baseline") or (None if self.job.matched is None else self._probed("strategy"))
+
+    def _probed(self, name: str) -> str | None:
+        loaded, arm = self.on[name], self.arms[name]
+        tokens = torch.tensor(self.sources[name].windows(1, 16), device=loaded.view.device)
+        difference = probe(loaded.model, "sdpa", ATTENTION, lambda ids: through_cache(arm, ids), tokens)
+        if difference > PROBE_TOLERANCE[loaded.view.dtype]:
             return (
                 f"logits through the cache differ from the stock forward by {difference:.1e} of the largest logit: "
-                f"{type(self.loaded.model).__name__} has an attention feature that is not implemented"
+                f"{type(loaded.model).__name__} has an attention feature that is not implemented"
             )
         return None
 
@@ -134,13 +155,18 @@ def check_memory(job: Job) -> None:
     Raises:
         MemoryError: with the numbers.
     """
-    model = skeleton(job.spec)
-    view = replace(view_of(model), dtype=getattr(torch, job.spec.dtype))
-    weights = sum(p.numel() for p in model.parameters()) * view.dtype.itemsize
-    shapes = job.workload.runs()
-    strategies = [strategy for strategy in (job.strategy, job.baseline) if strategy is not None]
-    device = device_of(job.spec)
-    caches = sum(max(_memory_bytes(made, view, shape, device) for shape in shapes) for made in strategies)
+    shapes, device = job.workload.runs(), device_of(job.spec)
+    made_on = [(job.spec, [job.strategy, job.baseline])]
+    if job.matched is not None:
+        made_on = [(job.matched, [job.strategy]), (job.spec, [job.baseline])]
+    weights = caches = 0
+    for spec, strategies in made_on:
+        model = skeleton(spec)
+        view = replace(view_of(model), dtype=getattr(torch, spec.dtype))
+        weights += sum(p.numel() for p in model.parameters()) * view.dtype.itemsize
+        for made in strategies:
+            if made is not None and (not view.is_recurrent or made.cannot_change(view) is None):
+                caches += max(_memory_bytes(made, view, shape, device) for shape in shapes)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_ram_bytes()
     if free is not None and weights + caches > free:
         gib = 2**30

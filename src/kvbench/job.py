@@ -28,6 +28,7 @@ class Job:
         quality: what is asked.
         settings: how it is timed.
         seed: of random weights, windows and samples.
+        matched: the model that the strategy runs on, where that is another one.
     """
 
     spec: ModelSpec
@@ -38,6 +39,7 @@ class Job:
     quality: Quality
     settings: Settings
     seed: int
+    matched: ModelSpec | None = None
 
 
 @dataclass(kw_only=True)

@@ -21,10 +21,12 @@ from kvbench.job import Job, Measured, Row
 from kvbench.measure.environment import environment, source_hash
 from kvbench.measure.host import LocalHost
 from kvbench.models.load import device_of, origin_of
+from kvbench.models.spec import ModelSpec
 from kvbench.results.folder import finished, open_draft
 from kvbench.results.load import load
 from kvbench.strategies.base import CacheStrategy
 from kvbench.strategies.black_box import BlackBox
+from kvbench.strategies.transform.matched import Matched
 
 Progress = Callable[[str, float], None]
 
@@ -121,7 +123,24 @@ def job_of(checked: Checked) -> Job:
         quality=checked.quality,
         settings=checked.measure,
         seed=checked.seed,
+        matched=_matched(checked),
     )
+
+
+def _matched(checked: Checked) -> ModelSpec | None:
+    """Return the model that the strategy runs on, where it is not the one that was chosen."""
+    transform = getattr(checked.strategy, "transform", None)
+    if not isinstance(transform, Matched):
+        return None
+    name, kind, model = checked.model.matched.get(transform.kind, ""), transform.kind, checked.model
+    if not name:
+        raise ValueError(
+            f"model={model.name} names no {kind} network of its size; set model.matched.{kind}=<a model's name>, or "
+            f"choose a model that does, such as tiny or gpt2."
+        )
+    node = resolved(compose([f"model={name}", f"model.dtype={model.dtype}", f"model.device={model.device}"]))["model"]
+    found: ModelSpec = build_group(node, "model")
+    return found
 
 
 def refuse_parts(black_box: BlackBox, full: CacheStrategy) -> None:
@@ -161,6 +180,8 @@ def identify(config: DictConfig, job: Job, names: Names) -> Row:
     config_json = json.dumps(kept, sort_keys=True)
     device, weights = str(device_of(job.spec)), origin_of(job.spec)
     parts = [names.strategy, config_json, source_hash(), device, weights]
+    if job.matched is not None:
+        parts.append(f"{job.matched} {origin_of(job.matched)}")
     if _missing(job) is not None:
         parts.append("unavailable")  # once what is missing is there, it is another run
     return {

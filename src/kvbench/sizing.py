@@ -32,7 +32,7 @@ def network_of(spec: ModelSpec) -> Network:
         raise ValueError(str(error)) from error
     view = view_of(model)
     layers = view.layers
-    if any(layer.states for layer in layers):
+    if view.is_recurrent:
         raise ValueError(f"model={spec.name} is recurrent and keeps nothing to be placed; choose another model=.")
     shapes = {(layer.query_heads, layer.kv_heads, layer.key_dim, layer.value_dim) for layer in layers}
     if len(shapes) > 1:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+
+from torch import Tensor
 
 from kvbench.bench import Bench
 from kvbench.columns import interval_columns, latency_columns, latency_of, roofline_columns, waited, weights_read
@@ -28,10 +31,10 @@ from kvbench.types import RunShape
 
 def time_prefill(bench: Bench, run: RunShape) -> None:
     """Time reading the prompt."""
-    ids = bench.ids(run)
-    arms = {name: PrefillArm(arm, run, ids[:, : run.prompt_tokens]) for name, arm in bench.arms.items()}
+    ids = {name: bench.ids(run, name) for name in bench.arms}
+    arms = {name: PrefillArm(arm, run, ids[name][:, : run.prompt_tokens]) for name, arm in bench.arms.items()}
     settings = replace(_settings(bench, run), cell_seconds=bench.job.settings.cell_seconds / 2)
-    with watched(bench.loaded.model, ids), watched(bench.arms["strategy"].model, ids):
+    with _watched(bench, ids):
         paired = _paired(bench, arms, 1, settings, "prefill", "median")
     _record(bench, paired, phase="prefill", position=0, tokens=run.prompt_tokens * run.batch_size)
     for name in bench.arms:
@@ -46,8 +49,9 @@ def time_prefill(bench: Bench, run: RunShape) -> None:
 def time_decode(bench: Bench, run: RunShape) -> None:
     """Time decoding from the end of the prompt, beside the bytes it must read."""
     assert run.new_tokens is not None
-    ids, settings, device = bench.ids(run), _settings(bench, run), bench.loaded.view.device
-    arms = {name: DecodeArm(arm, run, ids) for name, arm in bench.arms.items()}
+    ids = {name: bench.ids(run, name) for name in bench.arms}
+    settings, device = _settings(bench, run), bench.loaded.view.device
+    arms = {name: DecodeArm(arm, run, ids[name]) for name, arm in bench.arms.items()}
     steps = min(run.new_tokens, settings.steps_per_block(device.type, step_ms=1.0))
     if steps < 2:
         return
@@ -59,7 +63,7 @@ def time_decode(bench: Bench, run: RunShape) -> None:
     found = step_capabilities(device, settings.threads)
     bandwidth = next(one.value for one in found if one.name == "read")
     before = {name: arm.cache.traffic() for name, arm in arms.items()}
-    with watched(bench.loaded.model, ids), watched(bench.arms["strategy"].model, ids):
+    with _watched(bench, ids):
         paired = _paired(bench, arms, steps, settings, "decode", statistic)
     _record(bench, paired, phase="decode", position=run.prompt_tokens, tokens=run.batch_size)
     works = {}
@@ -81,6 +85,16 @@ def time_decode(bench: Bench, run: RunShape) -> None:
                 "reason": f"entries leave, or are packed, every {strategy.period} tokens and only {steps} were timed; "
                 f"set workload.new_tokens={strategy.period + 1} or more",
             }
+
+
+@contextmanager
+def _watched(bench: Bench, ids: Mapping[str, Tensor]) -> Iterator[None]:
+    """Raise at the end if the strategy left hooks or changed token ids."""
+    with ExitStack() as watches:
+        watches.enter_context(watched(bench.loaded.model, ids["strategy"]))
+        for name, mine in ids.items():
+            watches.enter_context(watched(bench.arms[name].model, mine))
+        yield
 
 
 def _settings(bench: Bench, run: RunShape) -> Settings:

@@ -28,6 +28,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from kvbench.models.mamba import Mamba
+from kvbench.models.rwkv import Rwkv
 from kvbench.models.sharing import SharingConfig, SharingForCausalLM
 from kvbench.models.spec import TINY
 from kvbench.types import Sample
@@ -36,6 +38,8 @@ from kvbench.workloads.recall import RecallTasks
 RECIPE = TINY / "recipe.yaml"
 FAMILY = TINY.parent / "family" / "recipe.yaml"
 EVERY = 100  # steps between checkpoints
+RECURRENT: Mapping[str, Any] = {"mamba": Mamba, "rwkv": Rwkv}
+OF_ATTENTION = ("num_attention_heads", "max_position_embeddings", "rope_theta")  # of no use to the others
 _IGNORE = -100
 
 
@@ -178,12 +182,22 @@ def until(step: int, schedule: Mapping[int, Any]) -> Any:
 def network(architecture: Any, vocab_size: int) -> PreTrainedModel:
     """Return an untrained model of a recipe's architecture."""
     arguments: Any = OmegaConf.to_container(architecture)
-    rope = {"rope_type": "default", "rope_theta": arguments.pop("rope_theta")}
-    arguments |= {"vocab_size": vocab_size, "rope_parameters": rope, "tie_word_embeddings": True}
+    arguments |= {"vocab_size": vocab_size, "tie_word_embeddings": True}
     arguments |= {"bos_token_id": 0, "eos_token_id": 1}
+    kind = arguments.pop("model_type", "llama")
+    if kind in RECURRENT:
+        own = {name: value for name, value in arguments.items() if name not in OF_ATTENTION}
+        made: PreTrainedModel = RECURRENT[kind](RECURRENT[kind].config_class(**own))
+        return made
+    arguments["rope_parameters"] = {"rope_type": "default", "rope_theta": arguments.pop("rope_theta")}
     if "sharing_layers" in arguments:
         return SharingForCausalLM(SharingConfig(**arguments))
     return LlamaForCausalLM(LlamaConfig(**arguments))
+
+
+def decays(name: str, weight: Tensor) -> bool:
+    """Return whether a weight is drawn towards 0: matrices are, rates of forgetting are not."""
+    return weight.ndim == 2 and not name.endswith("A_log")
 
 
 def train(recipe: Any, mixture: Mixture, vocab_size: int, out: Path, device: str = "cpu") -> Iterator[dict[str, float]]:
@@ -193,11 +207,11 @@ def train(recipe: Any, mixture: Mixture, vocab_size: int, out: Path, device: str
     model = network(recipe.model, vocab_size)  # drawn on the CPU, so that all devices begin with the same
     torch.nn.Module.to(model, device)  # transformers wraps it in something untyped
     model.set_attn_implementation("sdpa")
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    matrices = [p for name, p in model.named_parameters() if decays(name, p)]
+    others = [p for name, p in model.named_parameters() if not decays(name, p)]
     settings, is_low = recipe.optimiser, recipe.precision == "bfloat16"
     optimiser = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
         betas=tuple(settings.betas),
     )
     first, before, checkpoint = 0, 0.0, out / "checkpoint.pt"

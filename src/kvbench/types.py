@@ -207,6 +207,11 @@ class ModelView:
     norms: tuple[Norm, ...] = ()
     asked: str = ""
 
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether layers keep states."""
+        return any(layer.states for layer in self.layers)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunShape:

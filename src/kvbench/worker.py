@@ -52,7 +52,7 @@ def weigh(job: Job, name: str, report: Report) -> Measured:
     return_large_blocks()
     bench = Bench(job, report)
     run = job.workload.runs()[-1]
-    ids, arm = bench.ids(run), bench.alone(name)
+    ids, arm = bench.ids(run, name), bench.alone(name)
     warm = DecodeArm(arm, run, ids)  # libraries' own workspace
     warm.step()
     del warm

@@ -31,6 +31,13 @@ PARAMETERS = {
     "qwen2.5-7b": 7_615_616_512,
     "qwen3-0.6b": 596_049_920,
     "qwen3-8b": 8_190_735_360,
+    "mamba-130m": 129_135_360,
+    "mamba-370m": 371_516_416,
+    "mamba-790m": 793_204_224,
+    "rwkv-4-169m": 169_342_464,
+    "rwkv-4-430m": 430_397_440,
+    "tiny-mamba": 1_968_192,  # tiny has 1_967_808
+    "tiny-rwkv": 1_963_008,
 }
 MODELS = list(dict(catalogue())["model"])
 SHAPES = {  # layers, query heads, KV heads, positions

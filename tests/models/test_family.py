@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kvbench import train
 from kvbench.cli import train as command
 from kvbench.configuration.errors import ConfigError
 from tests.mutants.core_mutant import Check, Mutant, each_of
@@ -27,6 +28,11 @@ def test_training_goes_on_exactly_where_it_was_interrupted(tmp_path: Path) -> No
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
     family.training_lowers_the_loss(tmp_path)
+
+
+@pytest.mark.parametrize("name", train.RECURRENT)
+def test_a_recurrent_member_learns(name: str, tmp_path: Path) -> None:
+    family.a_recurrent_member_learns(tmp_path, name)
 
 
 @pytest.mark.parametrize("member", ["cla", "yoco"])

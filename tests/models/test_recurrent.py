@@ -78,6 +78,27 @@ def test_what_is_about_keys_and_values_is_refused(name: str, want: str) -> None:
     assert want in reason
 
 
+@each_network
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        (
+            {"attention_mask": torch.tensor([[0, 1, 1]])},
+            r"does not take a mask of padding: build a cache with RunShape",
+        ),
+        (
+            {"cache_params": object()},
+            r"does not take \['cache_params'\]: .* decode in a loop",
+        ),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(name: str, keywords: dict[str, object], message: str) -> None:
+    network, tokens = recurrent.network(name), torch.tensor([[1, 2, 3]])
+    assert network(tokens, attention_mask=torch.ones(1, 3)).logits.shape == (1, 3, 199)
+    with pytest.raises(ValueError, match=message):
+        network(tokens, **keywords)
+
+
 @each_of(MUTANTS)
 def test_the_oracle_fails_on_the_mutant(mutant: Mutant, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant.dies(check, monkeypatch)

@@ -18,6 +18,9 @@ members, batch = train.members, train.Mixture.batch
 load = torch.load
 goes_on = partial(family.in_a_folder, family.training_goes_on_exactly)
 learns = partial(family.in_a_folder, family.training_lowers_the_loss)
+recurrent_learn = tuple(
+    partial(family.in_a_folder, partial(family.a_recurrent_member_learns, name=name)) for name in train.RECURRENT
+)
 
 
 def widened(**changes: Any) -> Any:
@@ -90,6 +93,6 @@ MUTANTS = (
     Mutant(
         name="the rate is 0",
         patches=((train, "learning_rate", no_rate),),
-        killed_by=(learns,),
+        killed_by=(learns, *recurrent_learn),
     ),
 )

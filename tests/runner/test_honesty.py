@@ -70,7 +70,7 @@ def test_hooks_left_on_the_model_are_caught() -> None:
 def test_changed_token_ids_are_caught() -> None:
     made = bench(as_kind(ChangesIds))
     run = made.job.workload.runs()[0]
-    ids = torch.ones_like(made.ids(run))
+    ids = torch.ones_like(made.ids(run, "strategy"))
     ChangesIds.ids.append(ids)
     with pytest.raises(Misbehaviour, match="changed the token ids"), watched(made.loaded.model, ids):
         made.arms["strategy"].cache(run)

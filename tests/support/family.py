@@ -107,6 +107,19 @@ def training_lowers_the_loss(folder: Path, device: str = "cpu") -> None:
     assert json.loads((folder / "model" / "config.json").read_text())["num_key_value_heads"] == 1
 
 
+def a_recurrent_member_learns(folder: Path, name: str) -> None:
+    """Few steps lower the loss of text by half a nat; what is left is loaded as that network, with those weights."""
+    recipe = small(name, steps=20)
+    recipe.optimiser.peak_rate = 1e-2
+    entries = trained(folder, recipe)
+    assert entries[-1]["text_nats"] < entries[0]["text_nats"] - 0.5, entries
+    spec: ModelSpec = build_group(resolved(compose([]))["model"], "model")
+    loaded = load(replace(spec, path=str(folder / "model"), device="cpu"), seed=0, attention="kvbench")
+    assert isinstance(loaded.model, train.RECURRENT[name])
+    kept = torch.load(folder / "checkpoint.pt", weights_only=False)["model"]
+    assert all(torch.equal(mine, kept[key].bfloat16().float()) for key, mine in loaded.model.state_dict().items())
+
+
 def a_member_that_shares_is_loaded_as_one(member: str, folder: Path) -> None:
     """What was trained with shared layers comes back with them, with windows, and with the weights that were left."""
     donors: list[int | None] = [None, None, None, 2] if member == "yoco" else [None, 0]

@@ -939,4 +939,12 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         asked("kivi2", "codec.kernel=native"),
         r"computes in float32, and the model in float64; set strategy\.codec\.kernel=auto or reference",
     ),
+    "a matched network of a transformer": (
+        asked("non_transformer_mamba"),
+        r"cannot be made of this model: kvbench run loads the one that model\.matched\.mamba names; .* set model= to",
+    ),
+    "eviction in a matched network": (
+        asked("non_transformer_rwkv", "strategy/budget=uniform", "strategy/codec=int8"),
+        r"recurrent model keeps no keys and values.*; use strategy/budget=all and strategy/codec=dense",
+    ),
 }

@@ -53,7 +53,7 @@ def main(what: str, overrides: Sequence[str], *, config_dir: str | None, samples
     kind = kind_of(what, elsewhere)
     checked = check(compose([*overrides, "strategy=baseline", "quality=none", *elsewhere]))
     loaded = load(checked.model, seed=checked.seed, attention=ATTENTION)
-    if any(layer.states for layer in loaded.view.layers):
+    if loaded.view.is_recurrent:
         raise ConfigError(f"model={checked.model.name} is recurrent: it has no heads, keys or values to be measured.")
     source = source_of(job_of(checked), loaded)
     with Progress(console=Console(stderr=True)) as bar:

@@ -10,7 +10,7 @@ from torch.nn.functional import conv1d, rms_norm, softplus
 from transformers import MambaConfig, MambaForCausalLM
 from transformers.modeling_outputs import CausalLMOutput
 
-from kvbench.models.recurrence import States, chunks, predictions, scan, through_layers, wide
+from kvbench.models.recurrence import States, check_keywords, chunks, predictions, scan, through_layers, wide
 from kvbench.types import StateShape
 
 
@@ -36,9 +36,10 @@ class Mamba(MambaForCausalLM):
         """Do nothing: there is no attention."""
 
     def forward(
-        self, input_ids: Tensor, past_key_values: Any = None, logits_to_keep: int = 0, **_: Any
+        self, input_ids: Tensor, past_key_values: Any = None, logits_to_keep: int = 0, **keywords: Any
     ) -> CausalLMOutput:
         """Return the logits [B, T, V] of ids [B, T], or of the last of them."""
+        check_keywords(keywords)
         dtype, config = self.backbone.embeddings.weight.dtype, self.config
         hidden = self.backbone.embeddings(input_ids).to(wide(dtype) if config.residual_in_fp32 else dtype)
         hidden = through_layers(self.backbone.layers, hidden, past_key_values, self.layer_states(), _read)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from transformers.modeling_outputs import CausalLMOutput
 from kvbench.types import StateShape
 
 AT_ONCE = 2**18  # numbers of states that are there at once: they fit a core's cache
+
+_UNDERSTOOD = {"use_cache", "position_ids", "attention_mask"}
 
 States = tuple[Tensor, ...]
 Read = Callable[[nn.Module, Tensor, States, Tensor | None], tuple[Tensor, States]]
@@ -83,6 +85,21 @@ def through_layers(
             hidden, states = read(block, hidden, cache.layers[index].states, real)
             cache.layers[index].keep(states, hidden.shape[1])
     return hidden
+
+
+def check_keywords(keywords: Mapping[str, Any]) -> None:
+    """Refuse what a model is asked for beyond logits, such as another cache; a mask without padding asks for nothing.
+
+    Raises:
+        ValueError: with the names.
+    """
+    unknown = {name for name, given in keywords.items() if given is not None} - _UNDERSTOOD
+    mask = keywords.get("attention_mask")
+    if unknown or (mask is not None and not bool(mask.all())):
+        raise ValueError(
+            f"a recurrent model here does not take {sorted(unknown) or 'a mask of padding'}: build a cache with "
+            f"RunShape.prompt_lengths per row, give it as past_key_values, and decode in a loop instead of by generate."
+        )
 
 
 def predictions(hidden: Tensor, head: nn.Module, logits_to_keep: int) -> CausalLMOutput:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import RwkvConfig, RwkvForCausalLM
 from transformers.modeling_outputs import CausalLMOutput
 
-from kvbench.models.recurrence import States, chunks, predictions, scan, through_layers, wide
+from kvbench.models.recurrence import States, check_keywords, chunks, predictions, scan, through_layers, wide
 from kvbench.types import StateShape
 
 NOTHING = -1e38  # logarithm of a weight that is none
@@ -41,9 +41,10 @@ class Rwkv(RwkvForCausalLM):
         """Do nothing: there is no attention."""
 
     def forward(
-        self, input_ids: Tensor, past_key_values: Any = None, logits_to_keep: int = 0, **_: Any
+        self, input_ids: Tensor, past_key_values: Any = None, logits_to_keep: int = 0, **keywords: Any
     ) -> CausalLMOutput:
         """Return the logits [B, T, V] of ids [B, T], or of the last of them."""
+        check_keywords(keywords)
         first: Any = self.rwkv.blocks[0]
         hidden = first.pre_ln(self.rwkv.embeddings(input_ids))
         hidden = through_layers(self.rwkv.blocks, hidden, past_key_values, self.layer_states(), _read)

@@ -38,6 +38,11 @@ def of_rows(named: Named) -> Iterator[RenderableType]:
     for row, name in named:
         if name.endswith(f"({row['run_id']})"):
             yield _note("overrides", f"{row['run_id']}: {row['overrides'] or 'none'}")
+    for row, name in named:
+        if row["network"]:
+            is_random = row["fidelity"] == "structure_only"
+            counts = "times and bytes count, quality does not exist" if is_random else "losses per token do not compare"
+            yield _note("network", f"{name} ran on {row['network']}: {counts}")
     away = [row for row in rows if elsewhere.away(row)]
     for title, text in elsewhere.notes(away) if away else ():
         yield _note(title, text)

@@ -25,6 +25,7 @@ from kvbench.strategies.position.policies import Position
 from kvbench.strategies.selection.recency import Recency
 from kvbench.strategies.selection.selector import Protected
 from kvbench.strategies.transform.base import Transform
+from kvbench.strategies.transform.matched import Matched
 from kvbench.strategies.trigger import Trigger
 from kvbench.types import Fidelity, ModelView, RunShape, Saving
 
@@ -178,7 +179,7 @@ class CacheStrategy:
 
     def unsupported(self, view: ModelView, run: RunShape) -> str | None:
         """Return why this model or these lengths cannot be served, or None."""
-        if any(layer.states for layer in view.layers):
+        if view.is_recurrent:
             return refused_with_states(self)
         reason = self.budget.unsupported(view) if isinstance(self.budget, HeadBudget) else None
         reason = reason or self.transform.unsupported(view) or self.codec.unsupported(view)
@@ -242,6 +243,8 @@ class CacheStrategy:
     @property
     def fidelity(self) -> Fidelity:
         """How the outputs relate to the full cache's."""
+        if isinstance(self.transform, Matched):
+            return "trained"
         keeps_all = not self.budget.limits and not self.layout.merges
         is_exact = keeps_all and self.reader.reads_all and self.codec.is_exact and self.transform.is_exact
         return "exact" if is_exact else "lossy_training_free"

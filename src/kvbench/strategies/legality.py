@@ -10,6 +10,7 @@ from kvbench.strategies.budget.heads import HeadBudget
 from kvbench.strategies.evicted.offloaded import Offloaded
 from kvbench.strategies.evicted.tiers import Tiers
 from kvbench.strategies.transform.base import Unchanged
+from kvbench.strategies.transform.matched import Matched
 
 if TYPE_CHECKING:
     from kvbench.strategies.base import CacheStrategy
@@ -188,7 +189,10 @@ def _check_placement(made: CacheStrategy) -> None:
 
 
 def _check_transform(made: CacheStrategy) -> None:
-    """Refuse what was measured on heads that are no longer there."""
+    """Refuse what was measured on heads that are no longer there, or is about keys and values where there are none."""
+    reason = refused_with_states(made) if isinstance(made.transform, Matched) else None
+    if reason is not None:
+        raise ValueError(reason)
     parts = {"budget": made.budget, "codec": made.codec, "scorer": made.scorer}
     measured = [name for name, part in parts.items() if isinstance(part, NeedsCalibration)]
     if made.transform.changes_heads and measured:
@@ -220,7 +224,7 @@ def refused_with_states(made: CacheStrategy) -> str | None:
         "reader=all": not made.reader.reads_all,
         "layout=separate": made.layout.merges,
         "placement=device": made.placement.is_elsewhere,
-        "transform=none": not isinstance(made.transform, Unchanged),
+        "transform=none": not isinstance(made.transform, Unchanged | Matched),
     }
     wanted = [f"strategy/{part}" for part, differs in parts.items() if differs]
     if not wanted:
