@@ -95,7 +95,7 @@ def stock_reference(job: Job, report: Report) -> Measured:
     black_box = _BlackBox(job, report)
     loaded, run = black_box.loaded, black_box.run
     row: Row = facts(job, loaded, black_box.engine.attention)
-    reason = job.strategy.unsupported(loaded.view, run)
+    reason = job.strategy.cannot_change(loaded.view) or job.strategy.unsupported(loaded.view, run)
     if reason is not None:
         return Measured(rows={"strategy": {**row, "status": "unsupported", "reason": reason}})
     first = black_box.generate()

@@ -10,6 +10,7 @@ from tests.mutants.core_mutant import Check, Mutant, each_of, oracles_in, seen_t
 from tests.mutants.recurrent import MUTANTS
 from tests.support import recurrent
 from tests.support.checks import uniform
+from tests.support.models import model
 from tests.support.strategies import composed
 
 each_network = pytest.mark.parametrize("name", recurrent.NAMES)
@@ -76,6 +77,14 @@ def test_what_is_about_keys_and_values_is_refused(name: str, want: str) -> None:
     reason = composed(name).unsupported(view_of(recurrent.network("mamba")), uniform())
     assert reason is not None
     assert want in reason
+
+
+def test_a_cache_of_transformers_is_refused() -> None:
+    for name in ("transformers", "hf_fp8"):
+        reason = composed(name).cannot_change(view_of(recurrent.network("rwkv")))
+        assert reason is not None
+        assert "use strategy=baseline" in reason
+        assert composed(name).cannot_change(view_of(model("llama_gqa"))) is None
 
 
 @each_network

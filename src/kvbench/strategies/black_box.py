@@ -50,6 +50,10 @@ class BlackBox(CacheStrategy):
         """Return what has to be installed first and how, or None."""
         return None
 
+    def cannot_change(self, view: ModelView) -> str | None:
+        """Return why transformers' own generate cannot run a model, or None."""
+        return NOT_RECURRENT if view.is_recurrent else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroupedCache(BlackBox):
@@ -239,6 +243,7 @@ class OffloadedCache(BlackBox):
         return "offloaded"
 
 
+NOT_RECURRENT = "recurrent models keep their states in kvbench's own cache; use strategy=baseline and engine=eager"
 NOT_SLIDING = (
     "transformers' QuantizedCache takes no model with sliding layers; choose another model=, or a quantization of "
     "ours, such as strategy=fp8"
