@@ -296,3 +296,8 @@ device: cpu
 architecture: {model_type: gpt2, vocab_size: 64, n_embd: 32, n_head: 2, n_layer: 2, n_positions: 256}
 matched: {mha: "", mamba: "", rwkv: ""}
 """
+
+
+def test_a_recurrent_model_has_nothing_to_be_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", "retrieval", "model=tiny-rwkv", "model.device=cpu"]) != 0
+    assert "model=tiny-rwkv is recurrent: it has no heads" in capsys.readouterr().err
