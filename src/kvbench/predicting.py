@@ -59,7 +59,7 @@ def _projected(arm: Arm) -> tuple[int, int]:
     """Return inputs and outputs of what makes a layer's keys and values; 0 inputs where it is unknown."""
     shape = arm.view.layers[0]
     hidden = 0 if shape.key_projection is None else shape.key_projection.weight.shape[2]
-    return hidden, shape.kv_heads * (shape.key_dim + shape.value_dim)
+    return hidden, shape.kv_heads * shape.stored_dim
 
 
 def machine_of_run(arm: Arm, measured: Iterable[Capability]) -> Machine:

@@ -122,6 +122,7 @@ class LayerShape:
         value_projection: what makes the values; None as for keys.
         donor: layer before it whose entries it reads, having none of its own; None where it stores what it reads.
         states: what a recurrent layer keeps, which has no heads; none for attention.
+        values_are_keys: whether a value is its key, so that keys are all that is stored.
     """
 
     query_heads: int
@@ -136,6 +137,12 @@ class LayerShape:
     value_projection: Projection | None = None
     donor: int | None = None
     states: tuple[StateShape, ...] = ()
+    values_are_keys: bool = False
+
+    @property
+    def stored_dim(self) -> int:
+        """Numbers stored per token and KV head."""
+        return self.key_dim if self.values_are_keys else self.key_dim + self.value_dim
 
     def of_heads(self, heads: slice) -> LayerShape:
         """Return the shape of some of the KV heads."""

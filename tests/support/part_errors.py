@@ -634,6 +634,22 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         lambda: composed("cla").prepare(model("phi3")),
         r"transform=cla needs attention of Llama's kind, which Phi3ForCausalLM has not",
     ),
+    "nothing is left": (
+        asked("mla", "transform.latent_share=0"),
+        r"rotary_share must be between 0 and 1, and latent_share above 0 and at most 1; got 0\.25 and 0",
+    ),
+    "keys that are normed": (
+        lambda: composed("mla").prepare(model("qwen3")),
+        r"transform=mla needs to know what makes keys that nothing follows but rotation",
+    ),
+    "latents whose values are written otherwise": (
+        lambda: composed("kivi2").build(view_of(composed("mla").prepare(model("llama_gqa"))), uniform()),
+        r"a value of this model is its key and all heads share it; use strategy/codec=dense, int8 or fp8",
+    ),
+    "latents elsewhere": (
+        lambda: composed("offload").build(view_of(composed("mla").prepare(model("llama_gqa"))), uniform()),
+        r"a value of this model is its key and all heads share it; use strategy/placement=device",
+    ),
     "no token": (asked("yoco", "transform.window=0"), r"transform\.window must be at least 1; got 0"),
     "windows of its own": (
         lambda: composed("yoco").prepare(model("mistral")),

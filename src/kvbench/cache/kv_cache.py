@@ -267,7 +267,7 @@ class KVCache(Cache):
             if shape.states:
                 total += sum(state.numel() for state in layer.tensors())
                 continue
-            total += int(entries.expand(-1, shape.kv_heads).sum()) * (shape.key_dim + shape.value_dim)
+            total += int(entries.expand(-1, shape.kv_heads).sum()) * shape.stored_dim
         return total
 
     def shares(self) -> dict[str, float]:

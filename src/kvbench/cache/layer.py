@@ -174,7 +174,10 @@ class CacheLayer:
             return self.stores[0][1].slots
         if self._chunks is None:
             tokens = self.run.prompt_tokens
-            self._chunks = Slots(Dense(), key, value, tokens, heads=1, beside={})  # packed once, when all is read
+            is_same = self.plan.shape.values_are_keys
+            self._chunks = Slots(
+                Dense(), key, value, tokens, heads=1, beside={}, values_are_keys=is_same
+            )  # packed later
         return self._chunks
 
     def _end_of_pass(

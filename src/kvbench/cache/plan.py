@@ -249,14 +249,16 @@ class LayerPlan:
         """Return the bytes of so many slots of one row, over all heads, metadata included."""
         shape, (keys, values) = self.shape, self._formats(run)
         payload = keys.allocated_bytes(shape.kv_heads, shape.key_dim, slots, dtype)
-        payload += values.allocated_bytes(shape.kv_heads, shape.value_dim, slots, dtype)
+        if not shape.values_are_keys:
+            payload += values.allocated_bytes(shape.kv_heads, shape.value_dim, slots, dtype)
         return payload + slots * self._beside_bytes(run, dtype)
 
     def entry_bytes(self, entries: int, run: RunShape, dtype: torch.dtype) -> int:
         """Return the bytes of so many slots that are in use, of one row, over all heads, metadata included."""
         shape, (keys, values) = self.shape, self._formats(run)
         payload = keys.used_bytes(shape.kv_heads, shape.key_dim, entries, dtype)
-        payload += values.used_bytes(shape.kv_heads, shape.value_dim, entries, dtype)
+        if not shape.values_are_keys:
+            payload += values.used_bytes(shape.kv_heads, shape.value_dim, entries, dtype)
         return payload + entries * self._beside_bytes(run, dtype)
 
     def _formats(self, run: RunShape) -> tuple[Format, Format]:

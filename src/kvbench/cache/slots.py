@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.codecs.base import LayerCodec, Payload
+from kvbench.cache.codecs.same import Same
 from kvbench.kernels.attend import EMPTY, Tile
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Slots:
         heads: kept sets per row, 1 or G.
         beside: what is kept beside each entry and kept set: its dtype, and its width where it is more than a number.
         state: what is kept once per row and KV head: its dtype and its width.
+        values_are_keys: whether a value is its key.
     """
 
     def __init__(
@@ -40,10 +42,11 @@ class Slots:
         heads: int,
         beside: Mapping[str, tuple[torch.dtype, int]],
         state: tuple[torch.dtype, int] | None = None,
+        values_are_keys: bool = False,
     ) -> None:
         batch = key.shape[0]
         self.keys: Payload = codec.key_format.empty(key, capacity)
-        self.values: Payload = codec.value_format.empty(value, capacity)
+        self.values: Payload = Same(self.keys) if values_are_keys else codec.value_format.empty(value, capacity)
         self.halves: Halves | None = None  # where some entries are attended to elsewhere
         self.dtype = key.dtype
         self.position = key.new_full((batch, heads, capacity), -1, dtype=torch.int32)

@@ -65,7 +65,14 @@ class Store:
             beside["log_weight"] = (dtype, 1)
         state = (dtype, plan.state_width) if plan.state_width > 0 else None
         self.slots = Slots(
-            plan.codec, key, value, plan.capacity(run), heads=plan.score_heads, beside=beside, state=state
+            plan.codec,
+            key,
+            value,
+            plan.capacity(run),
+            heads=plan.score_heads,
+            beside=beside,
+            state=state,
+            values_are_keys=plan.shape.values_are_keys,
         )
 
     # -- the end of the prompt ----------------------------------------------------------------------------------

@@ -33,7 +33,5 @@ def main(settings: Sequence[str]) -> None:
         raise ConfigError(f"threads={threads} must be a number of at least 1.")
     device = given.get("device", "cpu")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise ConfigError(
-            f"device={device} is not there to train on; set device=cpu (or cuda)."
-        )
+        raise ConfigError(f"device={device} is not there to train on; set device=cpu (or cuda).")
     run(name, Path(given.get("out") or f"runs/family/{name}"), int(threads), device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ def view_of(model: nn.Module) -> ModelView:
         for index, window in enumerate(windows_of(config))
     )
     return ModelView(
-        layers=layers,
+        layers=tuple(_as_stored(model, index, layer) for index, layer in enumerate(layers)),
         sizes=_sizes(model, config),
         dtype=parameter.dtype,
         device=parameter.device,
@@ -75,11 +76,35 @@ def _recurrent(model: Any) -> ModelView:
     parameter = next(model.parameters())
     return ModelView(
         layers=(shape,) * model.config.num_hidden_layers,
+        sizes=_sizes(model, model.config),
         dtype=parameter.dtype,
         device=parameter.device,
         max_positions=ANY_LENGTH,
         has_learned_positions=False,
     )
+
+
+def latent_shape(layer: LayerShape, width: int) -> LayerShape:
+    """Return the shape of a layer that stores one key of so many numbers per token, which is its value."""
+    return replace(
+        layer,
+        kv_heads=1,
+        key_dim=width,
+        value_dim=width,
+        rotary=None,
+        output=None,
+        output_bias=None,
+        key_projection=None,
+        value_projection=None,
+        values_are_keys=True,
+    )
+
+
+def _as_stored(model: nn.Module, index: int, layer: LayerShape) -> LayerShape:
+    """Return the shape of a layer by what its attention is, where a config cannot say it."""
+    found = attention_of(model, index)
+    width = None if found is None else getattr(found[0], "latent_width", None)
+    return layer if width is None else latent_shape(layer, width)
 
 
 def windows_of(config: Any) -> list[int]:

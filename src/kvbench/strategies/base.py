@@ -18,7 +18,12 @@ from kvbench.strategies.budget.base import Budget, WatchingBudget
 from kvbench.strategies.budget.heads import HeadBudget
 from kvbench.strategies.evicted.drop import Drop
 from kvbench.strategies.evicted.tiers import Tiers
-from kvbench.strategies.legality import check_composition, refused_with_donors, refused_with_states
+from kvbench.strategies.legality import (
+    check_composition,
+    refused_with_donors,
+    refused_with_latents,
+    refused_with_states,
+)
 from kvbench.strategies.placement.base import Placing
 from kvbench.strategies.placement.fitting import allocated_bytes, placed_as
 from kvbench.strategies.position.policies import Position
@@ -185,6 +190,8 @@ class CacheStrategy:
         reason = reason or self.transform.unsupported(view) or self.codec.unsupported(view)
         if any(layer.donor is not None for layer in view.layers):
             reason = reason or refused_with_donors(self)
+        if any(layer.values_are_keys for layer in view.layers):
+            reason = reason or refused_with_latents(self, view)
         reason = reason or self.placement.lacks(view, run)
         if reason is not None:
             return reason

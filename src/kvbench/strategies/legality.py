@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from kvbench.cache.codecs.packed import PackedFormat
 from kvbench.calibrated import NeedsCalibration
 from kvbench.strategies.budget.base import ChoosyBudget
 from kvbench.strategies.budget.heads import HeadBudget
 from kvbench.strategies.evicted.offloaded import Offloaded
 from kvbench.strategies.evicted.tiers import Tiers
+from kvbench.strategies.selection.expected_attention import ExpectedAttention
 from kvbench.strategies.transform.base import Unchanged
 from kvbench.strategies.transform.matched import Matched
 
 if TYPE_CHECKING:
+    from kvbench.cache.codecs.base import LayerCodec
     from kvbench.strategies.base import CacheStrategy
+    from kvbench.types import ModelView
 
 
 def check_composition(made: CacheStrategy) -> None:
@@ -210,10 +215,7 @@ def refused_with_donors(made: CacheStrategy) -> str | None:
         "layout=separate": made.layout.merges,
         "placement=device": made.placement.is_elsewhere,
     }
-    wanted = [f"strategy/{part}" for part, differs in parts.items() if differs]
-    if not wanted:
-        return None
-    return f"layers of this model share keys and values, which one of them keeps; use {' and '.join(wanted)}"
+    return _unless_changed("layers of this model share keys and values, which one of them keeps", parts)
 
 
 def refused_with_states(made: CacheStrategy) -> str | None:
@@ -226,10 +228,34 @@ def refused_with_states(made: CacheStrategy) -> str | None:
         "placement=device": made.placement.is_elsewhere,
         "transform=none": not isinstance(made.transform, Unchanged | Matched),
     }
+    return _unless_changed("a recurrent model keeps no keys and values that this strategy is about", parts)
+
+
+def refused_with_latents(made: CacheStrategy, view: ModelView) -> str | None:
+    """Return why a strategy cannot serve a model whose values are their keys, or None."""
+    parts = {
+        "evicted=drop": made.budget.limits and (made.evicted.merges or isinstance(made.evicted, Tiers | Offloaded)),
+        "position=original": made.position.by_rank or made.position.rerotates or made.position.clamps,
+        "scorer=attention_mass": isinstance(made.scorer, ExpectedAttention),  # of rotated heads
+        "layout=separate": made.layout.merges,
+        "placement=device": made.placement.is_elsewhere,
+        "codec=dense, int8 or fp8": not all(
+            _writes_alike(made.codec.of_layer(view, at)) for at in range(len(view.layers))
+        ),
+    }
+    return _unless_changed("a value of this model is its key and all heads share it", parts)
+
+
+def _unless_changed(reason: str, parts: Mapping[str, bool]) -> str | None:
+    """Return a reason and which parts to choose instead of those that differ, or None where none does."""
     wanted = [f"strategy/{part}" for part, differs in parts.items() if differs]
-    if not wanted:
-        return None
-    return f"a recurrent model keeps no keys and values that this strategy is about; use {' and '.join(wanted)}"
+    return f"{reason}; use {' and '.join(wanted)}" if wanted else None
+
+
+def _writes_alike(codec: LayerCodec) -> bool:
+    """Whether keys and values are written the same way, each on its own."""
+    keys, values = codec.key_format, codec.value_format
+    return codec.is_exact or (isinstance(keys, PackedFormat) and isinstance(values, PackedFormat) and keys == values)
 
 
 def _changes_entries(made: CacheStrategy) -> bool:

@@ -16,6 +16,7 @@ _AS_SMOOTHQUANT = replace(_SMOOTH, like="smoothquant")
 SETTINGS: dict[str, Setting] = {
     "cla": Setting(has_budget=False, turns_keys=True),
     "gqa": _GROUPED,
+    "mla": Setting(has_budget=False),
     "mqa": replace(_GROUPED, like="gqa"),
     "smoothquant": _SMOOTH,
     "smoothquant_05": _AS_SMOOTHQUANT,

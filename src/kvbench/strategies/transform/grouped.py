@@ -93,7 +93,7 @@ class Grouped(Transform):
 
     def _grouped(self, attention: nn.Module, output: nn.Module, layer: LayerShape) -> nn.Module:
         """Return the attention of a layer with fewer KV heads."""
-        heads = _heads(attention, layer)
+        heads = heads_of(attention, layer)
         out, last = _per_input(output), next(name for name, child in attention.named_children() if child is output)
         out = out.unflatten(1, (layer.query_heads, -1))
         if self.align == "procrustes":
@@ -116,7 +116,7 @@ class Grouped(Transform):
 Heads = tuple[Tensor, Tensor, Tensor]  # queries, keys, values [heads, D, hidden + 1], the last column their bias
 
 
-def _heads(attention: nn.Module, layer: LayerShape) -> Heads:
+def heads_of(attention: nn.Module, layer: LayerShape) -> Heads:
     """Return the weights that make queries, keys and values, each with its bias as one more input."""
     counts = (layer.query_heads, layer.kv_heads, layer.kv_heads)
     if all(isinstance(getattr(attention, name, None), nn.Linear) for name in SEPARATE):
