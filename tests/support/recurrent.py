@@ -133,6 +133,7 @@ def _both_ways(name: str, tokens: int) -> list[tuple[Tensor, list[Tensor]]]:
     return found
 
 
+@torch.enable_grad()
 def chunks_equal_a_loop(name: str, tokens: int) -> None:
     """Many tokens at once say what a loop over time says, and have its gradients."""
     with pytest.MonkeyPatch.context() as patch:
