@@ -10,6 +10,7 @@ BIN = $(VENV)/bin
 COMPAT = .venv-compat
 COMPAT_TRANSFORMERS = 5.17.0
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+unexport PYTHONDONTWRITEBYTECODE  # each of the processes that tests start would compile torch and transformers anew
 
 .PHONY: help install run test suite lint compat matrix shipped gpu-check docs figures
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,12 +55,12 @@ def compose_all(overrides: Sequence[str]) -> DictConfig:
     """Return the same with Hydra's own node, which knows the choice made in every group."""
     if any(override.startswith(_SEARCH_PATH) for override in overrides):
         return _composed(*overrides)  # a folder of one's own, whose files change
-    return copy.deepcopy(_composed_once(*overrides))
+    return copy.deepcopy(_composed_once(tuple(os.environ.items()), *overrides))
 
 
 @lru_cache(maxsize=128)  # a copy takes 3% of a composition's time
-def _composed_once(*overrides: str) -> DictConfig:
-    return _composed(*overrides)
+def _composed_once(environment: tuple[tuple[str, str], ...], *overrides: str) -> DictConfig:
+    return _composed(*overrides)  # which may read the environment
 
 
 def _composed(*overrides: str) -> DictConfig:
