@@ -1,17 +1,13 @@
-"""What a trained model can do: its loss beside a 3-gram's, and what it recalls with the full cache and a window.
-
-    python -m kvbench.model_card --trained runs/train_tiny
-
-Writes card.json into the folder of the training run, beside the weights it describes.
-"""
+"""What a trained model can do: its loss beside a 3-gram's, and what it recalls with the full cache and a window."""
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +25,7 @@ from kvbench.models.load import load
 from kvbench.quality.evaluate import recall
 from kvbench.quality.ngram import KneserNey
 from kvbench.train import held_out_text, read_corpus
+from kvbench.types import RunShape
 from kvbench.workloads.recall import RecallTasks, draw
 
 LENGTHS = (256, 512, 1024)
@@ -61,9 +58,13 @@ def recalled(arm: Arm, tasks: RecallTasks, task: str, tokens: int, samples: int)
     return recall(arm, drawn, question_in_cache=False, batch_size=16, progress=lambda share: None)
 
 
-def card(trained: Path) -> dict[str, Any]:
-    """Return the facts of a trained model."""
-    torch.set_grad_enabled(False)
+def write_card(trained: Path) -> None:
+    """Write card.json into the folder of a training run, beside the weights it describes."""
+    (trained / "card.json").write_text(json.dumps(_card(trained), indent=1) + "\n")
+
+
+@torch.no_grad()
+def _card(trained: Path) -> dict[str, Any]:
     recipe = OmegaConf.load(trained / "recipe.yaml")
     corpus = read_corpus(recipe.data.held_out_every, list(recipe.data.skip_folders))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(trained)
@@ -81,12 +82,15 @@ def card(trained: Path) -> dict[str, Any]:
     arms = {
         name: Arm(name=name, model=loaded.model, view=loaded.view, strategy=built, engine=Eager(prefill_chunk=0))
         for name, built in (("full", full), (f"window_{WINDOW}", window))
+        if built.unsupported(loaded.view, RunShape(prompt_lengths=(max(LENGTHS),), new_tokens=1)) is None
     }
     tasks = RecallTasks.build(tokenizer, held_out_ids)
     log = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     losses = {tokens: text_loss(stock, held_out_ids, tasks.prefix, tokens) for tokens in LENGTHS}
     return {
         "parameters": sum(p.numel() for p in stock.parameters()),
+        "python": sys.version.split()[0],  # whose standard library is the text
+        "corpus_sha256": sha256(json.dumps(corpus.hashes()).encode()).hexdigest(),
         "corpus_tokens": len(train_ids),
         "held_out_tokens": len(held_out_ids),
         "steps": log[-1]["step"],
@@ -102,17 +106,3 @@ def card(trained: Path) -> dict[str, Any]:
         },
         "made": time.strftime("%Y-%m-%d", time.gmtime()),
     }
-
-
-def main() -> None:
-    """Write the card of a training run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trained", type=Path, required=True)
-    trained: Path = parser.parse_args().trained
-    text = json.dumps(card(trained), indent=1)
-    (trained / "card.json").write_text(text + "\n")
-    print(text)  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()

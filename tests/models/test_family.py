@@ -40,6 +40,11 @@ def test_a_member_that_shares_is_loaded_as_one(member: str, tmp_path: Path) -> N
     family.a_member_that_shares_is_loaded_as_one(member, tmp_path)
 
 
+@pytest.mark.parametrize("member", family.shipped())
+def test_what_is_shipped_is_what_its_card_says(member: str) -> None:
+    family.what_is_shipped_is_what_its_card_says(member)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

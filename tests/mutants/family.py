@@ -11,7 +11,9 @@ from omegaconf import OmegaConf
 
 from kvbench import train
 from kvbench.models import sharing
+from kvbench.models.load import load as load_model
 from tests.mutants.core_mutant import Mutant
+from tests.mutants.tiny import untrained
 from tests.support import family
 
 members, batch = train.members, train.Mixture.batch
@@ -54,6 +56,13 @@ def no_groups(model: object, factor: int, windows: object) -> dict[str, Any]:
     return {}
 
 
+def not_trained(*arguments: Any, **keywords: Any) -> Any:
+    """Load a model, and begin its weights anew."""
+    loaded = load_model(*arguments, **keywords)
+    untrained(loaded.model)
+    return loaded
+
+
 def no_rate(step: int, peak: float, points: object) -> float:
     """Learn nothing."""
     return 0.0
@@ -89,6 +98,11 @@ MUTANTS = (
         name="no layer shares",
         patches=((sharing, "sharing", no_groups),),
         killed_by=(partial(family.in_a_folder, partial(family.a_member_that_shares_is_loaded_as_one, "cla")),),
+    ),
+    Mutant(
+        name="what is shipped was not trained",
+        patches=((family, "load", not_trained),),
+        killed_by=(partial(family.what_is_shipped_is_what_its_card_says, "mha"),),
     ),
     Mutant(
         name="the rate is 0",

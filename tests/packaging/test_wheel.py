@@ -49,7 +49,8 @@ def test_sources_that_are_compiled_later_are_in_the_wheel(wheel: list[str]) -> N
 
 def test_models_types_and_licences_are_in_the_wheel(wheel: list[str]) -> None:
     models = ROOT / "src" / "kvbench" / "models"
-    want = {f"kvbench/models/{file.relative_to(models)}" for file in models.glob("*/*") if file.suffix != ".pyc"}
+    files = (file for file in models.glob("*/**/*") if file.is_file() and file.suffix != ".pyc")
+    want = {f"kvbench/models/{file.relative_to(models)}" for file in files}
     assert {*want, "kvbench/py.typed", "kvbench/conf/__init__.py", "hydra_plugins/kvbench_sweeper/sweeper.py"} <= set(
         wheel
     )

@@ -19,12 +19,14 @@ from transformers import PreTrainedTokenizerFast
 
 from kvbench import train
 from kvbench.configuration import build_group, compose, resolved
+from kvbench.model_card import text_loss
 from kvbench.models.load import load
-from kvbench.models.spec import TINY, ModelSpec
+from kvbench.models.spec import FAMILY, TINY, ModelSpec
 from kvbench.workloads.recall import RecallTasks
 
 VOCABULARY = 2048
 STEPS = 6
+LONG = 1024
 
 
 def recipes() -> dict[str, Any]:
@@ -132,6 +134,30 @@ def a_member_that_shares_is_loaded_as_one(member: str, folder: Path) -> None:
     got = loaded.model.state_dict()
     assert got.keys() == kept.keys()
     assert all(torch.equal(got[key], kept[key].bfloat16().float()) for key in kept)
+
+
+def shipped() -> list[str]:
+    """Return the members that come with kvbench."""
+    return sorted(card.parent.name for card in FAMILY.glob("*/card.json"))
+
+
+def what_is_shipped_is_what_its_card_says(member: str) -> None:
+    """A member has the recipe's tokens behind it, the card's loss on held-out text, and less than 6 MB."""
+    folder, recipe = FAMILY / member, recipes()[member]
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert log[-1]["step"] == card["steps"] == recipe.optimiser.steps
+    assert card["tokens_seen"] == recipe.optimiser.steps * recipe.optimiser.tokens_per_step
+    assert (folder / "model.safetensors").stat().st_size < 6_000_000
+    spec: ModelSpec = build_group(resolved(compose([f"model=tiny-{member}"]))["model"], "model")
+    loaded = load(replace(spec, device="cpu"), seed=0, attention="sdpa")
+    assert loaded.tokenizer is not None
+    assert sum(p.numel() for p in loaded.model.parameters()) == card["parameters"]
+    text = (TINY / "held_out.txt").read_text(encoding="utf-8")
+    tasks = RecallTasks.build(loaded.tokenizer, loaded.tokenizer(text, add_special_tokens=False).input_ids)
+    loss = text_loss(loaded.model, tasks.filler[: 4 * LONG], tasks.prefix, LONG)
+    assert loss == pytest.approx(card["held_out_nats"][str(LONG)], abs=0.5)  # four windows of forty-five
+    assert loss < card["kneser_ney_nats"] - 0.3
 
 
 def in_a_folder(check: Any) -> None:

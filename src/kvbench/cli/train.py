@@ -1,4 +1,4 @@
-"""`kvbench train`: train one of the embedded models by its recipe."""
+"""`kvbench train`: train one of the embedded models by its recipe, and say in a card what it can do."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from kvbench.configuration.errors import ConfigError, hint
+from kvbench.model_card import write_card
 from kvbench.train import members, run
 
 _USAGE = "kvbench train takes family=, out=, threads= and device="
@@ -34,4 +35,6 @@ def main(settings: Sequence[str]) -> None:
     device = given.get("device", "cpu")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise ConfigError(f"device={device} is not there to train on; set device=cpu (or cuda).")
-    run(name, Path(given.get("out") or f"runs/family/{name}"), int(threads), device)
+    out = Path(given.get("out") or f"runs/family/{name}")
+    run(name, out, int(threads), device)
+    write_card(out)

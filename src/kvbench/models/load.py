@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kvbench.models.spec import ModelSpec
+from kvbench.models.spec import TINY, ModelSpec
 from kvbench.models.view import view_of
 from kvbench.types import ModelView
 
@@ -78,7 +78,7 @@ def load(spec: ModelSpec, *, seed: int, attention: str) -> Loaded:
         with _plain_errors(spec):
             network = _network(_auto_config().from_pretrained(source, **_remote(spec))) or _auto()
             model = network.from_pretrained(source, dtype=dtype, use_safetensors=True, **_remote(spec)).to(device)
-        tokenizer = _tokenizer(source, spec)
+        tokenizer = _tokenizer(str(TINY) if origin == "embedded" else source, spec)
         revision = getattr(model.config, "_commit_hash", None) or (spec.folder.name if spec.folder else spec.revision)
     model.eval().requires_grad_(False)
     model.set_attn_implementation(attention)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-TINY = Path(__file__).parent / "tiny"
+TINY = Path(__file__).parent / "tiny"  # with the tokenizer that the family shares
+FAMILY = Path(__file__).parent / "family"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,8 @@ class ModelSpec:
             raise ValueError(f"model.path={self.path} has no config.json; it must hold a transformers checkpoint.")
         if self.path:
             return
-        if self.weights == "embedded" and self.architecture:
-            raise ValueError("model.weights=embedded is for model=tiny; use auto, pretrained or random.")
+        if self.weights == "embedded" and (self.architecture or not (self._embedded / "config.json").is_file()):
+            raise ValueError("model.weights=embedded is for model=tiny and its family; use auto, pretrained or random.")
         if self.weights == "pretrained" and not self.hub_id:
             raise ValueError(f"model={self.name} has no pretrained weights; set model.weights=random or model.path=.")
         if self.weights in ("auto", "random") and not self.architecture:
@@ -57,7 +58,11 @@ class ModelSpec:
         """The local folder the weights come from, or None."""
         if self.path:
             return Path(self.path)
-        return TINY if self.weights == "embedded" else None
+        return self._embedded if self.weights == "embedded" else None
+
+    @property
+    def _embedded(self) -> Path:
+        return TINY if self.name == TINY.name else FAMILY / self.name.removeprefix(f"{TINY.name}-")
 
     @property
     def max_positions(self) -> int | None:
