@@ -366,7 +366,7 @@ def through_the_cache(bench: Bench, job: Job) -> Row:
     arm, quality = bench.arms["strategy"], job.quality
     run = RunShape(prompt_lengths=(quality.context_tokens,), new_tokens=quality.scored_tokens + 1)
     cache = arm.cache(run)
-    arm.prefill(cache, torch.tensor(bench.source.windows(1, run.prompt_tokens)))
+    arm.prefill(cache, torch.tensor(bench.sources["baseline"].windows(1, run.prompt_tokens)))
     known = held(arm, cache, run)
     return {**bench.measured.rows["strategy"], **{name: known[name] for name in ("bits_per_element", "exact_share")}}
 
@@ -387,7 +387,7 @@ def rounded_loss(bench: Bench, job: Job, rounding: tuple[Rounding, Rounding] | N
     AttentionMaskInterface.register(ATTENTION, lambda *_, **__: None)
     model: Any = bench.loaded.model
     quality, length = job.quality, job.quality.context_tokens + 1 + job.quality.scored_tokens
-    windows = torch.tensor(bench.source.windows(quality.text_windows, length))
+    windows = torch.tensor(bench.sources["baseline"].windows(quality.text_windows, length))
     before = model.config._attn_implementation
     model.set_attn_implementation(ATTENTION)
     try:

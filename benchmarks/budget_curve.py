@@ -82,7 +82,7 @@ def _asked(bench: Bench, job: Job, run: RunShape) -> Row:
     bench.measured.rows["baseline"] = {}
     ask_likelihood(bench)
     arm = bench.arms["strategy"]
-    ids = torch.tensor(bench.source.windows(1, run.prompt_tokens + 1))
+    ids = torch.tensor(bench.sources["baseline"].windows(1, run.prompt_tokens + 1))
     cache = arm.cache(run)
     arm.prefill(cache, ids[:, :-1])
     full = baseline.strategy.allocated_bytes(bench.loaded.view, run)

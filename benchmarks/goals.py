@@ -177,7 +177,7 @@ class Desk:
 
     def ids(self, tokens: int) -> torch.Tensor:
         """Return random ids."""
-        return torch.tensor(self.bench.source.windows(1, tokens))
+        return torch.tensor(self.bench.sources["baseline"].windows(1, tokens))
 
     def decode(self, strategy: str, context: int, *overrides: str, new_tokens: int | None = BLOCK) -> DecodeArm:
         """Return an arm that decodes from a context."""

@@ -66,7 +66,7 @@ class Cell:
         self.steps = settings.steps_per_block(self.bench.loaded.view.device.type, step_ms=5.0)
         self.run = RunShape(prompt_lengths=(context,), new_tokens=self.steps)
         self.ids = torch.tensor(
-            self.bench.source.windows(1, context + self.steps), device=self.bench.loaded.view.device
+            self.bench.sources["baseline"].windows(1, context + self.steps), device=self.bench.loaded.view.device
         )
 
     def arm(self, strategy: str) -> Arm:

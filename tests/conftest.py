@@ -1,7 +1,7 @@
 """What all tests share: one thread, so that runs side by side do not disturb each other, and Triton's interpreter.
 
 What costs time and shows nothing is off: a graph for gradients nobody asks for (a test that trains turns it on), and
-looking for garbage among the modules that were imported (an eighth of the time of both).
+looking for garbage among the modules that were imported.
 """
 
 from __future__ import annotations

@@ -39,10 +39,9 @@ def ask_likelihood(bench: Bench) -> None:
         return
     context = bench.job.workload.runs()[-1].prompt_tokens if is_random else quality.context_tokens
     scored = RANDOM_WINDOW if is_random else quality.scored_tokens
-    windows = bench.source.windows(1 if is_random else quality.text_windows, context + 1 + scored)
+    windows = bench.sources["baseline"].windows(1 if is_random else quality.text_windows, context + 1 + scored)
     found = likelihood(
-        bench.arms["strategy"],
-        bench.arms["baseline"],
+        (bench.arms["strategy"], bench.arms["baseline"]),
         torch.tensor(windows, device=bench.loaded.view.device),
         context=context,
         batch_size=quality.batch_size,
@@ -69,8 +68,7 @@ def _ask_alone(bench: Bench) -> None:
             continue
         windows = bench.sources[name].windows(quality.text_windows, quality.context_tokens + 1 + quality.scored_tokens)
         found = likelihood(
-            arm,
-            arm,
+            (arm,),
             torch.tensor(windows, device=arm.view.device),
             context=quality.context_tokens,
             batch_size=quality.batch_size,

@@ -39,8 +39,7 @@ class Bench:
         check_memory(job)
         self.loaded: Loaded = load(job.spec, seed=job.seed, attention=ATTENTION)
         self.on = {"baseline": self.loaded, "strategy": self.loaded}  # which model each arm is made of
-        self.source = source_of(job, self.loaded)
-        self.sources = {"baseline": self.source, "strategy": self.source}
+        self.sources = dict.fromkeys(self.on, source_of(job, self.loaded))
         if job.matched is not None:
             self.on["strategy"] = load(job.matched, seed=job.seed, attention=ATTENTION)
             self.sources["strategy"] = source_of(job, self.on["strategy"])
@@ -161,11 +160,10 @@ def check_memory(job: Job) -> None:
         made_on = [(job.matched, [job.strategy]), (job.spec, [job.baseline])]
     weights = caches = 0
     for spec, strategies in made_on:
-        model = skeleton(spec)
-        view = replace(view_of(model), dtype=getattr(torch, spec.dtype))
-        weights += sum(p.numel() for p in model.parameters()) * view.dtype.itemsize
+        view = view_of(skeleton(spec))
+        weights += view.sizes.weights_bytes
         for made in strategies:
-            if made is not None and (not view.is_recurrent or made.cannot_change(view) is None):
+            if made is not None and made.cannot_change(view) is None:
                 caches += max(_memory_bytes(made, view, shape, device) for shape in shapes)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_ram_bytes()
     if free is not None and weights + caches > free:

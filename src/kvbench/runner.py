@@ -129,9 +129,9 @@ def job_of(checked: Checked) -> Job:
 
 def _matched(checked: Checked) -> ModelSpec | None:
     """Return the model that the strategy runs on, where it is not the one that was chosen."""
-    transform = getattr(checked.strategy, "transform", None)
-    if not isinstance(transform, Matched):
+    if isinstance(checked.strategy, BlackBox) or not isinstance(checked.strategy.transform, Matched):
         return None
+    transform = checked.strategy.transform
     name, kind, model = checked.model.matched.get(transform.kind, ""), transform.kind, checked.model
     if not name:
         raise ValueError(

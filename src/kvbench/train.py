@@ -28,24 +28,21 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from kvbench.models.mamba import Mamba
-from kvbench.models.rwkv import Rwkv
+from kvbench.models.load import recurrent
 from kvbench.models.sharing import SharingConfig, SharingForCausalLM
-from kvbench.models.spec import TINY
+from kvbench.models.spec import FAMILY, TINY
 from kvbench.types import Sample
 from kvbench.workloads.recall import RecallTasks
 
 RECIPE = TINY / "recipe.yaml"
-FAMILY = TINY.parent / "family" / "recipe.yaml"
 EVERY = 100  # steps between checkpoints
-RECURRENT: Mapping[str, Any] = {"mamba": Mamba, "rwkv": Rwkv}
 OF_ATTENTION = ("num_attention_heads", "max_position_embeddings", "rope_theta")  # of no use to the others
 _IGNORE = -100
 
 
 def members() -> dict[str, Any]:
     """Return the recipe of every model that is trained here, by name."""
-    family: Any = OmegaConf.load(FAMILY)
+    family: Any = OmegaConf.load(FAMILY / RECIPE.name)
     own = family.pop("members")
     recipes = {name: OmegaConf.merge(family, {"model": changes}) for name, changes in own.items()}
     return {"tiny": OmegaConf.load(RECIPE), **recipes}
@@ -185,9 +182,9 @@ def network(architecture: Any, vocab_size: int) -> PreTrainedModel:
     arguments |= {"vocab_size": vocab_size, "tie_word_embeddings": True}
     arguments |= {"bos_token_id": 0, "eos_token_id": 1}
     kind = arguments.pop("model_type", "llama")
-    if kind in RECURRENT:
-        own = {name: value for name, value in arguments.items() if name not in OF_ATTENTION}
-        made: PreTrainedModel = RECURRENT[kind](RECURRENT[kind].config_class(**own))
+    if kind in recurrent():
+        made_of, own = recurrent()[kind], {name: value for name, value in arguments.items() if name not in OF_ATTENTION}
+        made: PreTrainedModel = made_of(made_of.config_class(**own))
         return made
     arguments["rope_parameters"] = {"rope_type": "default", "rope_theta": arguments.pop("rope_theta")}
     if "sharing_layers" in arguments:

@@ -140,6 +140,11 @@ class LayerShape:
     values_are_keys: bool = False
 
     @property
+    def state_bytes(self) -> int:
+        """Bytes of the states of one row."""
+        return sum(state.row_bytes for state in self.states)
+
+    @property
     def stored_dim(self) -> int:
         """Numbers stored per token and KV head."""
         return self.key_dim if self.values_are_keys else self.key_dim + self.value_dim

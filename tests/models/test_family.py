@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kvbench import train
 from kvbench.cli import train as command
 from kvbench.configuration.errors import ConfigError
+from kvbench.models.load import recurrent
 from tests.mutants.core_mutant import Check, Mutant, each_of
 from tests.mutants.family import MUTANTS
 from tests.support import family
@@ -30,7 +30,7 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     family.training_lowers_the_loss(tmp_path)
 
 
-@pytest.mark.parametrize("name", train.RECURRENT)
+@pytest.mark.parametrize("name", recurrent())
 def test_a_recurrent_member_learns(name: str, tmp_path: Path) -> None:
     family.a_recurrent_member_learns(tmp_path, name)
 

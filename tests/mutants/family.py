@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from kvbench import train
 from kvbench.models import sharing
 from kvbench.models.load import load as load_model
+from kvbench.models.load import recurrent
 from tests.mutants.core_mutant import Mutant
 from tests.mutants.tiny import untrained
 from tests.support import family
@@ -21,7 +22,7 @@ load = torch.load
 goes_on = partial(family.in_a_folder, family.training_goes_on_exactly)
 learns = partial(family.in_a_folder, family.training_lowers_the_loss)
 recurrent_learn = tuple(
-    partial(family.in_a_folder, partial(family.a_recurrent_member_learns, name=name)) for name in train.RECURRENT
+    partial(family.in_a_folder, partial(family.a_recurrent_member_learns, name=name)) for name in recurrent()
 )
 
 

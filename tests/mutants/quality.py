@@ -9,7 +9,7 @@ from typing import Any
 def off_by_one(add: Callable[..., None]) -> Callable[..., None]:
     """Return a count that scores each token by the next one's id."""
 
-    def wrong(self: Any, logits: Any, reference: Any, target: Any) -> None:
-        add(self, logits, reference, (target + 1) % logits.shape[-1])
+    def wrong(self: Any, logits: Any, target: Any) -> None:
+        add(self, logits, (target + 1) % logits[0].shape[-1])
 
     return wrong

@@ -72,8 +72,9 @@ def in_twice_the_width(self: StateShape, rows: int, device: torch.device) -> Ten
     return made.to(torch.float64 if made.dtype == torch.float32 else made.dtype)
 
 
-def none_of_ours(config: Any) -> None:
+def none_of_ours() -> dict[str, Any]:
     """Leave every network to transformers."""
+    return {}
 
 
 steps, loop = recurrent.steps_equal_the_full_forward, recurrent.chunks_equal_a_loop
@@ -137,7 +138,7 @@ MUTANTS = (
     ),
     Mutant(
         name="transformers' networks are used",
-        patches=((load, "_network", none_of_ours),),
+        patches=((load, "recurrent", none_of_ours),),
         killed_by=tuple(partial(recurrent.checkpoints_of_transformers_are_loaded, name) for name in recurrent.NAMES),
         error=AttributeError,
     ),

@@ -44,9 +44,8 @@ def arm(built: CacheStrategy) -> Arm:
 def judged(built: CacheStrategy, windows: torch.Tensor) -> Likelihood:
     """Judge a strategy beside the full cache."""
     with torch.no_grad():
-        return likelihood(
-            arm(built), arm(strategy("baseline")), windows, context=CONTEXT, batch_size=2, progress=lambda share: None
-        )
+        arms = (arm(built), arm(strategy("baseline")))
+        return likelihood(arms, windows, context=CONTEXT, batch_size=2, progress=lambda share: None)
 
 
 def plain_nll(windows: torch.Tensor) -> float:

@@ -52,8 +52,8 @@ def check_launches() -> None:
         network_of(spec(LLAMA.replace("num_hidden_layers: 2", f"num_hidden_layers: {layers}"))) for layers in (1, 2)
     )
     each = two.launches - one.launches
-    assert 30 <= each <= 50  # 7 products; 2 norms, rotation, attention, SwiGLU and additions in plain steps
-    assert one.launches - each < 20
+    assert 35 <= each <= 55  # 7 products; 2 norms with their conversions, rotation, attention, SwiGLU, additions
+    assert one.launches - each < 25
 
 
 CHECKS = (check_parameters, check_widths, check_launches)

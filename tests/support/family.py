@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from kvbench import train
 from kvbench.configuration import build_group, compose, resolved
 from kvbench.model_card import text_loss
-from kvbench.models.load import load
+from kvbench.models.load import load, recurrent
 from kvbench.models.spec import FAMILY, TINY, ModelSpec
 from kvbench.workloads.recall import RecallTasks
 
@@ -117,7 +117,7 @@ def a_recurrent_member_learns(folder: Path, name: str) -> None:
     assert entries[-1]["text_nats"] < entries[0]["text_nats"] - 0.5, entries
     spec: ModelSpec = build_group(resolved(compose([]))["model"], "model")
     loaded = load(replace(spec, path=str(folder / "model"), device="cpu"), seed=0, attention="kvbench")
-    assert isinstance(loaded.model, train.RECURRENT[name])
+    assert isinstance(loaded.model, recurrent()[name])
     kept = torch.load(folder / "checkpoint.pt", weights_only=False)["model"]
     assert all(torch.equal(mine, kept[key].bfloat16().float()) for key, mine in loaded.model.state_dict().items())
 

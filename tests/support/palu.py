@@ -98,7 +98,7 @@ def whitening_loses_less() -> None:
         )
         with torch.no_grad():
             windows = torch.tensor(source_of(job, loaded).windows(8, 161))
-            seen = likelihood(judged, stock, windows, context=128, batch_size=8, progress=lambda share: None)
+            seen = likelihood((judged, stock), windows, context=128, batch_size=8, progress=lambda share: None)
         found.append((seen.nll[0] - seen.nll[1]) / seen.tokens)
     assert 0 < found[0] < 0.85 * found[1], found
 

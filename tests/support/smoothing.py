@@ -292,7 +292,7 @@ def loss_hardly_rises(name: str) -> None:
     )
     with torch.no_grad():
         windows = torch.tensor(source_of(job, loaded).windows(16, 161))
-        found = likelihood(judged, full, windows, context=64, batch_size=16, progress=lambda share: None)
+        found = likelihood((judged, full), windows, context=64, batch_size=16, progress=lambda share: None)
     rise = (found.nll[0] - found.nll[1]) / found.tokens
     assert 0 < abs(rise) <= LOSS, rise
     assert found.packing_errors == {}, "an error of packing is given for what the network changed"

@@ -81,6 +81,10 @@ class BorrowingLayer(CacheLayer):
         """Return the positions the donor holds [B, 1 or G, m], ascending, -1 for none; syncs with the device."""
         return self.donor.held_positions()
 
+    def numbers_held(self) -> int:
+        """Return 0: what is read is the donor's."""
+        return 0
+
     def used_bytes(self) -> int:
         """Return 0: what is read is the donor's."""
         return 0

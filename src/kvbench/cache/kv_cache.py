@@ -255,20 +255,11 @@ class KVCache(Cache):
 
     def entries_held(self) -> list[Tensor]:
         """Return the entries held per layer [B, 1 or G]; syncs with the device."""
-        return [(layer.held_positions() >= 0).sum(dim=-1) for layer in self.layers]
+        return [layer.entries_held() for layer in self.layers]
 
     def numbers_held(self) -> int:
         """Return how many numbers the keys and values, or the states, held have; syncs with the device."""
-        total = 0
-        for layer, entries in zip(self.layers, self.entries_held(), strict=True):
-            shape = layer.plan.shape
-            if shape.donor is not None:
-                continue
-            if shape.states:
-                total += sum(state.numel() for state in layer.tensors())
-                continue
-            total += int(entries.expand(-1, shape.kv_heads).sum()) * shape.stored_dim
-        return total
+        return sum(layer.numbers_held() for layer in self.layers)
 
     def shares(self) -> dict[str, float]:
         """Return which share of the numbers held is exact, in outlier channels, and of first tokens with more bits."""

@@ -173,11 +173,8 @@ class CacheLayer:
         if self.plan.stays:
             return self.stores[0][1].slots
         if self._chunks is None:
-            tokens = self.run.prompt_tokens
-            is_same = self.plan.shape.values_are_keys
-            self._chunks = Slots(
-                Dense(), key, value, tokens, heads=1, beside={}, values_are_keys=is_same
-            )  # packed later
+            tokens, is_same = self.run.prompt_tokens, self.plan.shape.values_are_keys  # packed once, when all is read
+            self._chunks = Slots(Dense(), key, value, tokens, heads=1, beside={}, values_are_keys=is_same)
         return self._chunks
 
     def _end_of_pass(
@@ -358,6 +355,15 @@ class CacheLayer:
     def used_bytes(self) -> int:
         """Return the bytes of the occupied slots, metadata included; syncs with the device."""
         return self.plan.codec.fixed_bytes + sum(store.used_bytes() for _, store in self.stores)
+
+    def entries_held(self) -> Tensor:
+        """Return the entries held [B, 1 or G]; syncs with the device."""
+        return (self.held_positions() >= 0).sum(dim=-1)
+
+    def numbers_held(self) -> int:
+        """Return how many numbers the keys and values held have; syncs with the device."""
+        shape = self.plan.shape
+        return int(self.entries_held().expand(-1, shape.kv_heads).sum()) * shape.stored_dim
 
     def read_bytes(self) -> int:
         """Return the bytes that a decode step reads; syncs with the device."""

@@ -107,8 +107,7 @@ class LayerPlan:
     @property
     def stays(self) -> bool:
         """Whether all of the prompt stays as it was read, where it was read."""
-        alone = self.pair is None and self.shape.donor is None and not self.shape.states
-        return alone and not self.compresses and self.codec.is_exact
+        return self.pair is None and self._has_entries and not self.compresses and self.codec.is_exact
 
     @property
     def one_by_one(self) -> bool:
@@ -297,12 +296,14 @@ class LayerPlan:
         state = run.batch_size * self.shape.kv_heads * self.state_width * score_dtype(dtype).itemsize
         return working + sinks + ranks + state
 
+    @property
+    def _has_entries(self) -> bool:
+        return self.shape.donor is None and not self.shape.states
+
     def allocated_bytes(self, run: RunShape, dtype: torch.dtype) -> int:
         """Return the bytes held once the prompt is read, over all regions."""
-        if self.shape.donor is not None:
-            return 0
-        if self.shape.states:
-            return run.batch_size * sum(state.row_bytes for state in self.shape.states)
+        if not self._has_entries:
+            return run.batch_size * self.shape.state_bytes
         return self.codec.fixed_bytes + sum(
             region.run.batch_size
             * region.plan.room_bytes(region.plan.capacity(region.run) + self.slack, region.run, dtype)
@@ -321,10 +322,8 @@ class LayerPlan:
 
     def used_bytes(self, run: RunShape, dtype: torch.dtype, tokens_seen: int) -> int:
         """Return the bytes of occupied slots after so many columns, over all regions."""
-        if self.shape.donor is not None:
-            return 0
-        if self.shape.states:
-            return run.batch_size * sum(state.row_bytes for state in self.shape.states)
+        if not self._has_entries:
+            return run.batch_size * self.shape.state_bytes
         total = self.codec.fixed_bytes
         for region in self.regions(run):
             decoded = max(0, tokens_seen - run.prompt_tokens)

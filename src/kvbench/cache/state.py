@@ -48,6 +48,10 @@ class StateLayer(CacheLayer):
         """Return that no position is held [B, 1, 0]."""
         return torch.empty(self.run.batch_size, 1, 0, dtype=torch.int32, device=self.states[0].device)
 
+    def numbers_held(self) -> int:
+        """Return how many numbers the states have."""
+        return sum(state.numel() for state in self.states)
+
     def used_bytes(self) -> int:
         """Return the bytes of the states."""
         return sum(state.nbytes for state in self.states)

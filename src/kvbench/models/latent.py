@@ -43,6 +43,7 @@ class LatentAttention(nn.Module):
     """
 
     pairs: Tensor
+    own: Tensor
 
     def __init__(self, attention: Any, output: nn.Module, latent: Latent, window: int) -> None:
         super().__init__()
@@ -55,6 +56,7 @@ class LatentAttention(nn.Module):
         self.q_proj, self.kv_proj, self.o_proj = latent.query, latent.down, output
         self.up_key, self.up_value = (nn.Parameter(up, requires_grad=False) for up in (latent.up_key, latent.up_value))
         self.register_buffer("pairs", latent.pairs, persistent=False)
+        self.register_buffer("own", torch.eye(self.groups).to(latent.up_key)[:, None, None, :, None], persistent=False)
 
     @property
     def latent_width(self) -> int:
@@ -95,8 +97,7 @@ class LatentAttention(nn.Module):
         cosine, sine = (t[..., self.pairs].transpose(1, 2) for t in position_embeddings)
         keys = _turned(rotary.unflatten(-1, (self.groups, -1)).transpose(1, 2), cosine, sine)
         queries = _turned(turning, cosine[:, :, None], sine[:, :, None])
-        own = torch.eye(self.groups, dtype=queries.dtype, device=queries.device)[:, None, None, :, None]
-        apart = (own * queries[..., None, :]).flatten(-2)  # a head reads what is rotated of its own KV head
+        apart = (self.own * queries[..., None, :]).flatten(-2)  # a head reads what is rotated of its own KV head
         query = torch.cat([absorbed, apart], dim=-1).flatten(1, 2)
         return query, torch.cat([latent, keys.transpose(1, 2).flatten(2)], dim=-1)[:, None]
 

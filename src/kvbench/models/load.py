@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,12 +71,13 @@ def load(spec: ModelSpec, *, seed: int, attention: str) -> Loaded:
     if origin == "random":
         torch.manual_seed(seed)
         with _plain_errors(spec), torch.device(device), _default_dtype(dtype):
-            model = _untrained(spec, dtype=dtype)
+            model = _untrained(spec)
         tokenizer, revision = None, f"seed-{seed}"
     else:
         source = str(spec.folder) if spec.folder is not None else spec.hub_id
         with _plain_errors(spec):
-            network = _network(_auto_config().from_pretrained(source, **_remote(spec))) or _auto()
+            config = _auto_config().from_pretrained(source, **_remote(spec))
+            network = recurrent().get(config.model_type, _auto())
             model = network.from_pretrained(source, dtype=dtype, use_safetensors=True, **_remote(spec)).to(device)
         tokenizer = _tokenizer(str(TINY) if origin == "embedded" else source, spec)
         revision = getattr(model.config, "_commit_hash", None) or (spec.folder.name if spec.folder else spec.revision)
@@ -146,18 +147,19 @@ def _auto() -> Any:
     return AutoModelForCausalLM
 
 
-def _network(config: Any) -> Any | None:
-    """Return our class for a network that transformers reads token by token, or None."""
+def recurrent() -> Mapping[str, Any]:
+    """Return our classes, by model type, for networks that transformers reads token by token."""
     from kvbench.models.mamba import Mamba
     from kvbench.models.rwkv import Rwkv
 
-    return {"mamba": Mamba, "rwkv": Rwkv}.get(config.model_type)
+    return {"mamba": Mamba, "rwkv": Rwkv}
 
 
-def _untrained(spec: ModelSpec, **keywords: Any) -> Any:
-    config = config_of(spec)
-    network = _network(config)
-    return _auto().from_config(config, **keywords) if network is None else network._from_config(config, **keywords)
+def _untrained(spec: ModelSpec) -> Any:
+    config, dtype = config_of(spec), getattr(torch, spec.dtype)
+    network = recurrent().get(config.model_type)
+    made = _auto().from_config if network is None else network._from_config
+    return made(config, dtype=dtype)
 
 
 def _remote(spec: ModelSpec) -> dict[str, Any]:

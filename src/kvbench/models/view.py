@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
 
@@ -138,6 +139,15 @@ def attention_of(model: nn.Module, index: int) -> tuple[nn.Module, nn.Module] | 
             if projection is not None and projection.weight.dim() == 2:
                 return module, projection
     return None
+
+
+def attentions(model: nn.Module, view: ModelView) -> Iterator[tuple[str, tuple[nn.Module, nn.Module, LayerShape]]]:
+    """Yield each layer's attention by name, its output projection, and its shape."""
+    names = {id(module): name for name, module in model.named_modules()}
+    for index, layer in enumerate(view.layers):
+        found = attention_of(model, index)
+        assert found is not None
+        yield names[id(found[0])], (*found, layer)
 
 
 def _donor(model: nn.Module, index: int) -> int | None:

@@ -21,7 +21,7 @@ class Likelihood:
 
     Args:
         nll: sum of the negative log-likelihood per arm [nats], strategy first.
-        kl: sum of KL(baseline || strategy) [nats].
+        kl: sum of KL(baseline || strategy) [nats]; with one arm alone this and the next two stay 0.
         agree: tokens whose most likely continuation is the same.
         difference: largest logit difference.
         tokens: scored tokens.
@@ -40,33 +40,34 @@ class Likelihood:
         """Root mean squares of what packing did, over those of what was packed; empty where nothing was."""
         return {f"{name}_error": math.sqrt(error / size) for name, (error, size) in self.packed.items() if size > 0}
 
-    def add(self, logits: Tensor, reference: Tensor, target: Tensor) -> None:
+    def add(self, logits: Sequence[Tensor], target: Tensor) -> None:
         """Count one token per row.
 
         Args:
-            logits: of the strategy [B, V].
-            reference: of the baseline [B, V].
+            logits: of each arm [B, V], the strategy's first.
             target: true next tokens [B].
         """
-        mine, theirs = (t.double().log_softmax(dim=-1) for t in (logits, reference))
-        for index, log_probability in enumerate((mine, theirs)):
+        said = [t.double().log_softmax(dim=-1) for t in logits]
+        for index, log_probability in enumerate(said):
             self.nll[index] -= log_probability.gather(1, target[:, None]).sum().item()
+        self.tokens += len(target)
+        if len(said) == 1:
+            return
+        mine, theirs = said
         self.kl += (theirs.exp() * (theirs - mine)).sum().item()
         self.agree += int((mine.argmax(dim=-1) == theirs.argmax(dim=-1)).sum())
-        self.difference = max(self.difference, (logits.double() - reference.double()).abs().max().item())
-        self.tokens += len(target)
+        self.difference = max(self.difference, (logits[0].double() - logits[1].double()).abs().max().item())
 
 
 def likelihood(
-    strategy: Arm, baseline: Arm, windows: Tensor, *, context: int, batch_size: int, progress: Progress
+    arms: Sequence[Arm], windows: Tensor, *, context: int, batch_size: int, progress: Progress
 ) -> Likelihood:
-    """Feed continuations through both caches in lockstep.
+    """Feed continuations through the caches of one arm, or of two in lockstep.
 
     The token right after the context only enters the caches: its own likelihood was decided before anything left.
 
     Args:
-        strategy: the arm judged.
-        baseline: the arm it is judged by.
+        arms: the one judged and, where both read the same tokens, the baseline it is compared with.
         windows: ids [W, context + 1 + scored].
         context: tokens read and compressed.
         batch_size: windows at once.
@@ -77,17 +78,15 @@ def likelihood(
     for first in range(0, len(windows), batch_size):
         ids = windows[first : first + batch_size]
         run = RunShape(prompt_lengths=(context,) * len(ids), new_tokens=steps + 1)
-        caches = [arm.cache(run) for arm in (strategy, baseline)]
-        for arm, cache in zip((strategy, baseline), caches, strict=True):
+        caches = [arm.cache(run) for arm in arms]
+        for arm, cache in zip(arms, caches, strict=True):
             arm.prefill(cache, ids[:, :context])
-        for name, squares in strategy.packing_squares(*caches).items():
+        for name, squares in (arms[0].packing_squares(*caches) if len(arms) == 2 else {}).items():
             before = found.packed.get(name, (0.0, 0.0))
             found.packed[name] = (before[0] + squares[0], before[1] + squares[1])
         for at in range(context, context + steps):
-            logits = [
-                arm.step(cache, ids[:, at : at + 1]) for arm, cache in zip((strategy, baseline), caches, strict=True)
-            ]
-            found.add(logits[0], logits[1], ids[:, at + 1])
+            logits = [arm.step(cache, ids[:, at : at + 1]) for arm, cache in zip(arms, caches, strict=True)]
+            found.add(logits, ids[:, at + 1])
         progress(min(1.0, (first + len(ids)) / len(windows)))
     return found
 

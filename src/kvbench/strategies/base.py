@@ -230,11 +230,7 @@ class CacheStrategy:
 
     def cannot_change(self, view: ModelView) -> str | None:
         """Return why the network of a model cannot be changed so, or None."""
-        return (
-            refused_with_states(self)
-            if any(layer.states for layer in view.layers)
-            else self.transform.unsupported(view)
-        )
+        return refused_with_states(self) if view.is_recurrent else self.transform.unsupported(view)
 
     @property
     def saving(self) -> Saving:

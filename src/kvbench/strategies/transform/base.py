@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import nn
 
+from kvbench.models.view import view_of
 from kvbench.types import ModelView
 
 
@@ -20,9 +21,21 @@ class Transform(ABC):
     is_exact: ClassVar[bool]  # whether the network says what it said before
     changes_heads: ClassVar[bool] = False  # whether what is stored has other shapes
 
-    @abstractmethod
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Return the changed model; the one given stays as it is, and what is unchanged is shared with it."""
+        """Return the changed model; the one given stays as it is, and what is unchanged is shared with it.
+
+        Raises:
+            ValueError: as `unsupported` says, or where only the modules themselves tell that it cannot be.
+        """
+        view = view_of(model)
+        reason = self.unsupported(view)
+        if reason is not None:
+            raise ValueError(reason)
+        return self.changed(model, view)
+
+    @abstractmethod
+    def changed(self, model: nn.Module, view: ModelView) -> nn.Module:
+        """Return the changed model, where `unsupported` says nothing."""
 
     @abstractmethod
     def unsupported(self, view: ModelView) -> str | None:
@@ -34,7 +47,7 @@ class Transform(ABC):
 
     def view(self, prepared: nn.Module, view: ModelView) -> ModelView:
         """Return what a strategy may know of a prepared model, from the view of what it was made of."""
-        return view
+        return replace(view_of(prepared), asked=view.asked) if self.changes_heads else view
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +56,7 @@ class Unchanged(Transform):
 
     is_exact: ClassVar[bool] = True
 
-    def prepare(self, model: nn.Module) -> nn.Module:
+    def changed(self, model: nn.Module, view: ModelView) -> nn.Module:
         """Return the model itself."""
         return model
 

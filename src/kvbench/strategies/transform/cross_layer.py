@@ -9,7 +9,6 @@ from typing import ClassVar
 from torch import nn
 
 from kvbench.models.sharing import donors, let_stop, sharing
-from kvbench.models.view import view_of
 from kvbench.strategies.transform.base import Transform, with_config, with_modules
 from kvbench.types import ModelView
 
@@ -48,20 +47,12 @@ class Sharing(Transform):
         )
         return replace(view, layers=tuple(layers))
 
-    def view(self, prepared: nn.Module, view: ModelView) -> ModelView:
-        """Return what is known of the prepared model."""
-        return replace(view_of(prepared), asked=view.asked)
-
-    def prepare(self, model: nn.Module) -> nn.Module:
+    def changed(self, model: nn.Module, view: ModelView) -> nn.Module:
         """Return a model whose layers share keys and values.
 
         Raises:
-            ValueError: as `unsupported` says, or if attention is not of Llama's kind.
+            ValueError: if attention is not of Llama's kind.
         """
-        view = view_of(model)
-        reason = self.unsupported(view)
-        if reason is not None:
-            raise ValueError(reason)
         factor, windows = self.said(len(view.layers))
         changes = sharing(model, factor, windows)
         if len(changes) != len(view.layers):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kvbench.models.norms import weight_of
-from kvbench.models.view import attention_of, view_of
+from kvbench.models.view import attentions
 from kvbench.strategies.transform.aligning import aligned
 from kvbench.strategies.transform.base import Transform, with_config, with_modules
 from kvbench.types import LayerShape, ModelView
@@ -69,26 +69,9 @@ class Grouped(Transform):
         )
         return replace(view, layers=tuple(layers))
 
-    def view(self, prepared: nn.Module, view: ModelView) -> ModelView:
-        """Return what is known of the prepared model."""
-        return replace(view_of(prepared), asked=view.asked)
-
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Return a model with so many KV heads.
-
-        Raises:
-            ValueError: as `unsupported` says.
-        """
-        view = view_of(model)
-        reason = self.unsupported(view)
-        if reason is not None:
-            raise ValueError(reason)
-        names = {id(module): name for name, module in model.named_modules()}
-        changes = {}
-        for index, layer in enumerate(view.layers):
-            found = attention_of(model, index)
-            assert found is not None
-            changes[names[id(found[0])]] = self._grouped(*found, layer)
+    def changed(self, model: nn.Module, view: ModelView) -> nn.Module:
+        """Return a model with so many KV heads."""
+        changes = {name: self._grouped(*found) for name, found in attentions(model, view)}
         return with_config(with_modules(model, changes), model, num_key_value_heads=self.num_groups)
 
     def _grouped(self, attention: nn.Module, output: nn.Module, layer: LayerShape) -> nn.Module:

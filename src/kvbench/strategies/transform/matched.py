@@ -24,7 +24,7 @@ class Matched(Transform):
 
     kind: Literal["mamba", "rwkv"]
 
-    def prepare(self, model: nn.Module) -> nn.Module:
+    def changed(self, model: nn.Module, view: ModelView) -> nn.Module:
         """Return the model itself, which is the matched one already."""
         return model
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kvbench.models.latent import Latent, LatentAttention
 from kvbench.models.norms import weight_of
-from kvbench.models.view import attention_of, latent_shape, view_of
+from kvbench.models.view import attentions, latent_shape
 from kvbench.strategies.transform.base import Transform, with_config, with_modules
 from kvbench.strategies.transform.grouped import heads_of
 from kvbench.types import LayerShape, ModelView
@@ -60,10 +60,6 @@ class Mla(Transform):
         layers = (latent_shape(layer, sum(self.dims(layer))) for layer in view.layers)
         return replace(view, layers=tuple(layers))
 
-    def view(self, prepared: nn.Module, view: ModelView) -> ModelView:
-        """Return what is known of the prepared model."""
-        return replace(view_of(prepared), asked=view.asked)
-
     def dims(self, layer: LayerShape) -> tuple[int, int]:
         """Return how many numbers the latent of a layer has, and how many channels of all keys stay rotated."""
         pairs = 0 if layer.rotary is None else round(self.rotary_share * len(layer.rotary))
@@ -74,26 +70,14 @@ class Mla(Transform):
         cut = -(-round(self.latent_share * full) // MULTIPLE) * MULTIPLE
         return full if self.latent_share == 1 else min(full, max(cut, MULTIPLE)), layer.kv_heads * 2 * pairs
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Return a model that keeps latents.
-
-        Raises:
-            ValueError: as `unsupported` says.
-        """
-        view = view_of(model)
-        reason = self.unsupported(view)
-        if reason is not None:
-            raise ValueError(reason)
-        names = {id(module): name for name, module in model.named_modules()}
+    def changed(self, model: nn.Module, view: ModelView) -> nn.Module:
+        """Return a model that keeps latents."""
         changes: dict[str, nn.Module] = {}
-        for index, layer in enumerate(view.layers):
-            found = attention_of(model, index)
-            assert found is not None
-            attention, output = found
+        for name, (attention, output, layer) in attentions(model, view):
             heads = heads_of(attention, layer)
             width, rotated = self.dims(layer)
             latent = _latent(*heads, layer.rotary, width, rotated // (2 * layer.kv_heads), weight_of(output))
-            changes[names[id(attention)]] = LatentAttention(attention, output, latent, layer.window)
+            changes[name] = LatentAttention(attention, output, latent, layer.window)
         return with_config(with_modules(model, changes), model)
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from kvbench.models.norms import is_linear, linear_layers, weight_of
-from kvbench.models.view import view_of
 from kvbench.strategies.transform.base import Transform, with_modules
 from kvbench.strategies.transform.int8_linear import Int8Linear
 from kvbench.strategies.transform.maxima import KIND, ChannelMaxima, find
@@ -56,16 +55,8 @@ class Smooth(Transform):
             return str(error)
         return None
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Return a model of which the blocks' linear layers have int8 weights and nothing else.
-
-        Raises:
-            ValueError: as `unsupported` says.
-        """
-        view = view_of(model)
-        reason = self.unsupported(view)
-        if reason is not None:
-            raise ValueError(reason)
+    def changed(self, model: nn.Module, view: ModelView) -> nn.Module:
+        """Return a model of which the blocks' linear layers have int8 weights and nothing else."""
         found = find(self.maxima, view)
         assert found is not None, "a model without weights is not prepared"
         return in_eight_bits(model, folded(model, view, found, self.alpha))
