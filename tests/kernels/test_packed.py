@@ -19,7 +19,7 @@ from tests.support.codecs import (
     products_equal_dense_ones,
     quantiser,
 )
-from tests.support.packed_rows import ALL, Case, rows_are_what_they_stand_for
+from tests.support.packed_rows import ALL, PAGED, Case, rows_are_what_they_stand_for
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -44,6 +44,7 @@ CASES = (  # each is compiled too
     Case(bits=3, codebook=True, outliers=19, expanded=True),
     Case(bits=2, dim=20, codebook=True, low=False, outliers=2, channel=torch.int32, rotary=7, positions="by head"),
     Case(bits=8, dim=48, codebook=True, tokens=4, rotary=8, share=2),
+    *PAGED,
 )
 has_compiler = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from kvbench.kernels.packed import native
 from tests.mutants.core_mutant import Mutant
 from tests.support.codecs import both_kernels_keep_the_same, products_equal_dense_ones, quantiser
-from tests.support.packed_rows import ALL, Case, rows_are_what_they_stand_for
+from tests.support.packed_rows import ALL, PAGED, Case, rows_are_what_they_stand_for
 
 KEYS = Case(codebook=True, outliers=7, rotary=32, tokens=ALL, expanded=True, share=4)
 FLOAT = quantiser(8, symmetric=True, levels="e4m3")
@@ -157,5 +157,29 @@ MUTANTS = (
         "rows.scales + batch * rows.scales_step[0]",
         "rows.scales",
         partial(rows_are_what_they_stand_for, Case(tokens=4, codebook=True), "native"),
+    ),
+    _mutant(
+        "all batch rows have the pages of the first",
+        "rows.table[batch * rows.table_step + entry / PAGE]",
+        "rows.table[entry / PAGE]",
+        partial(rows_are_what_they_stand_for, PAGED[0], "native"),
+    ),
+    _mutant(
+        "a page that does not exist is the first",
+        "if (page >= 0) each_row(entry, stop, page *",
+        "each_row(entry, stop, (page < 0 ? 0 : page) *",
+        partial(rows_are_what_they_stand_for, PAGED[2], "native"),
+    ),
+    _mutant(
+        "scales are those of another page",
+        "(PER_CHANNEL ? 0 : entry + further)",
+        "(PER_CHANNEL ? 0 : entry)",
+        partial(rows_are_what_they_stand_for, PAGED[0], "native"),
+    ),
+    _mutant(
+        "the lower half of a number is its upper one",
+        "(uint32_t)numbers[lane] << 16",
+        "(uint32_t)numbers[lane]",
+        partial(rows_are_what_they_stand_for, PAGED[2], "native"),
     ),
 )

@@ -11,9 +11,9 @@ from torch import Tensor
 from kvbench.kernels.packed import Packed, reference
 from kvbench.kernels.rotary import turn
 from tests.mutants.core_mutant import Mutant
-from tests.support.packed_rows import ALL, Case, rows_are_what_they_stand_for
+from tests.support.packed_rows import ALL, PAGED, Case, rows_are_what_they_stand_for
 
-coded, spread, dense = reference._coded, reference._spread, reference.dense
+coded, spread, dense, in_pages = reference._coded, reference._spread, reference.dense, reference._in_pages
 
 
 def next_level(packed: Packed, start: int, stop: int, dtype: torch.dtype) -> Tensor:
@@ -51,6 +51,11 @@ def own_scales(scale: Tensor, packed: Packed, start: int, stop: int) -> Tensor:
     return spread(scale, replace(packed, form=replace(packed.form, tokens=1)), start, stop)
 
 
+def as_if_all_were_there(packed: Packed, table: Tensor, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    """Take the first page for one that does not exist."""
+    return in_pages(packed, table.clamp(min=0), start, stop, dtype)
+
+
 _KEYS = Case(codebook=True, outliers=7, rotary=32)
 MUTANTS = (
     Mutant(
@@ -83,5 +88,10 @@ MUTANTS = (
         patches=((reference, "_spread", own_scales),),
         killed_by=(partial(rows_are_what_they_stand_for, Case(tokens=ALL)),),
         error=IndexError,
+    ),
+    Mutant(
+        name="a page that does not exist is the first",
+        patches=((reference, "_in_pages", as_if_all_were_there),),
+        killed_by=(partial(rows_are_what_they_stand_for, PAGED[2]),),
     ),
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 from kvbench.kernels.packed import on_gpu, triton_rows
 from tests.mutants.core_mutant import Mutant
 from tests.support.codecs import products_equal_dense_ones, quantiser
-from tests.support.packed_rows import ALL, IN_BLOCKS, Case, rows_are_what_they_stand_for
+from tests.support.packed_rows import ALL, IN_BLOCKS, PAGED, Case, rows_are_what_they_stand_for
 
 KEYS = Case(codebook=True, outliers=3, rotary=10, tokens=ALL, expanded=True, share=4, dim=24)
 FLOAT = quantiser(8, symmetric=True, levels="e4m3")
@@ -127,5 +127,17 @@ MUTANTS = (
             (triton_rows, "read", kernel_of(changed("range(part * part_rows,", "range(part * ROWS,"))),
         ),
         killed_by=(partial(rows_are_what_they_stand_for, Case(), "triton"),),
+    ),
+    _mutant(
+        "all batch rows have the pages of the first",
+        "tl.load(table + batch * table_step + row // PAGE)",
+        "tl.load(table + row // PAGE)",
+        partial(rows_are_what_they_stand_for, PAGED[0], "triton"),
+    ),
+    _mutant(
+        "a page that does not exist is the first",
+        "            is_there = page >= 0",
+        "            is_there = page >= -1",
+        partial(rows_are_what_they_stand_for, PAGED[2], "triton"),
     ),
 )

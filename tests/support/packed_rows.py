@@ -33,6 +33,8 @@ class Case:
         rotary: pairs of channels that are rotated.
         positions: whether heads have the same ones.
         expanded: whether all heads and batch rows have the same scales.
+        levels: "codes", or what numbers are kept in that are no codes.
+        page: rows of a page; 0 where batch rows are apart.
     """
 
     bits: int = 4
@@ -46,6 +48,8 @@ class Case:
     rotary: int = 0
     positions: Literal["shared", "by head"] = "shared"
     expanded: bool = False
+    levels: Literal["codes", "float16", "bfloat16", "float32"] = "codes"
+    page: int = 0
 
     @property
     def form(self) -> Form:
@@ -56,7 +60,7 @@ class Case:
             tokens=self.tokens,
             channels=self.dim if self.tokens == 1 else 1,
             symmetric=not self.low,
-            levels="codebook" if self.codebook else "integers",
+            levels=self.levels if self.levels != "codes" else "codebook" if self.codebook else "integers",
         )
 
 
@@ -66,8 +70,51 @@ IN_BLOCKS = (  # rows that share scales, as many as are unpacked at once, or a m
 )
 
 
+PAGED = (
+    Case(page=16, share=2),
+    Case(page=48, bits=8, low=False, dim=20),
+    Case(page=16, bits=16, levels="bfloat16", low=False, share=4),
+    Case(page=8, bits=32, levels="float32", low=False, dim=20),
+)
+
+
 def rows_of(case: Case, kernel: Kernel) -> tuple[Packed, Tensor]:
     """Return rows, and the numbers they stand for in float64 [BATCH, HEADS, ROWS, dim]."""
+    packed, numbers = _themselves(case, kernel) if case.levels != "codes" else _coded(case, kernel)
+    return _in_pages(packed, numbers, case.page) if case.page else (packed, numbers)
+
+
+def _themselves(case: Case, kernel: Kernel) -> tuple[Packed, Tensor]:
+    form, random = case.form, torch.Generator().manual_seed(case.dim)
+    assert form.numbers is not None
+    numbers = torch.randn(BATCH, HEADS, ROWS, case.dim, generator=random).to(form.numbers)
+    codes = numbers.view(torch.uint8)
+    return Packed(form, codes, codes.new_empty((*codes.shape[:3], 0)).half(), None, kernel), numbers.double()
+
+
+def _in_pages(packed: Packed, numbers: Tensor, size: int) -> tuple[Packed, Tensor]:
+    """Put rows into pages in any order, of which one is missing, and what nobody holds is no number."""
+    count = -(-ROWS // size)
+    order = torch.randperm(BATCH * count + 3, generator=torch.Generator().manual_seed(size))
+    table = order[: BATCH * count].reshape(BATCH, count).int()
+    table[1, 1] = -1
+    numbers = numbers.clone()
+    numbers[1, :, size : 2 * size] = 0
+
+    def spread(rows: Tensor) -> Tensor:
+        room = rows.new_empty((len(order), HEADS, size, rows.shape[3]))
+        room.view(torch.uint8).fill_(255)
+        for batch, page in itertools.product(range(BATCH), range(count)):
+            mine = rows[batch, :, page * size : (page + 1) * size]
+            if table[batch, page] >= 0:
+                room[table[batch, page], :, : mine.shape[1]] = mine
+        return room
+
+    low = None if packed.low is None else spread(packed.low)
+    return replace(packed, codes=spread(packed.codes), scale=spread(packed.scale), low=low, table=table), numbers
+
+
+def _coded(case: Case, kernel: Kernel) -> tuple[Packed, Tensor]:
     random, form = torch.Generator().manual_seed(case.bits + case.dim), case.form
     codes = torch.randint(0, 2**case.bits, (BATCH, HEADS, ROWS + 5, case.dim), generator=random, dtype=torch.uint8)
     levels = torch.randn(2**case.bits, generator=random) if case.codebook else None
@@ -151,7 +198,7 @@ def rows_are_what_they_stand_for(case: Case, kernel: Kernel = "reference", devic
     packed.logits(queries.to(device), out)
     want = queries.double() @ numbers.transpose(-1, -2)
     size = queries.double().norm(dim=-1)[..., None] * numbers.norm(dim=-1)[:, :, None]
-    assert ((out.cpu() - want).abs() <= 1e-5 * size).all()
+    assert (((out.cpu() - want).abs() <= 1e-5 * size) | (numbers == 0).all(dim=-1)[:, :, None]).all()
     if packed.turned is None:
         weights = torch.rand(BATCH, HEADS, case.share, ROWS + 8, generator=random)[..., 4 : 4 + ROWS]
         got, want = packed.weighted(moved(weights, device)).cpu(), weights.double() @ numbers

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from kvbench.kernels.packed.native import Given
 
 Kernel = Literal["native", "triton", "reference"]
+NUMBERS = {
+    str(dtype).removeprefix("torch."): dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +33,8 @@ class Form:
             as many as there can be where all share them.
         channels: neighbouring numbers of a row that share a scale; 1 where each channel has its own.
         symmetric: whether there is no least number; integers are then as often below 0 as above it.
-        levels: what codes stand for: "integers", "e4m3", floating point numbers of 8 bits, "float16", the numbers
-            themselves, unscaled, or "codebook", what a table says.
+        levels: what codes stand for: "integers", "e4m3", floating point numbers of 8 bits, "codebook", what a table
+            says, or "float16", "bfloat16", "float32" and "float64", the numbers themselves, unscaled.
     """
 
     dim: int
@@ -39,12 +42,17 @@ class Form:
     tokens: int
     channels: int
     symmetric: bool
-    levels: Literal["integers", "e4m3", "float16", "codebook"]
+    levels: Literal["integers", "e4m3", "codebook", "float16", "bfloat16", "float32", "float64"]
 
     @property
     def scales(self) -> int:
         """Scales of a row, or of so many rows as share them."""
-        return 0 if self.bits == 16 else -(-self.dim // self.channels)
+        return 0 if self.numbers is not None else -(-self.dim // self.channels)
+
+    @property
+    def numbers(self) -> torch.dtype | None:
+        """What the numbers themselves are kept in; None where there are codes."""
+        return NUMBERS.get(self.levels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,13 +114,15 @@ class Packed:
 
     Args:
         form: how they are packed.
-        codes: uint8 [B, G, m, w].
+        codes: uint8 [B, G, m, w]; with a table [pages, G, P, w], one behind the other.
         scale: float16 or e4m3 [B, G, M, n], one row for `form.tokens` rows of codes.
         low: the least numbers, as the scales; None where the form is symmetric.
         kernel: what reads them.
         levels: what the codes of a codebook stand for, float32 [2^bits].
         outliers: what replaces numbers of the rows, before they are rotated.
         turned: how rows, which are keys then, are rotated.
+        table: pages that the rows of each batch row lie in, int32 [B, n], negative where there is none, of which
+            nothing is read: its logits mean nothing, and it adds nothing to a sum.
     """
 
     form: Form
@@ -123,11 +133,12 @@ class Packed:
     levels: Tensor | None = None
     outliers: Outliers | None = None
     turned: Turned | None = None
+    table: Tensor | None = None
 
     @property
     def length(self) -> int:
         """Rows of each head."""
-        return self.codes.shape[2]
+        return self.codes.shape[2] * (1 if self.table is None else self.table.shape[1])
 
     @property
     def groups(self) -> int:

@@ -54,6 +54,17 @@ inline Floats halves(const void* from) {
 #endif
 }
 
+inline Floats bfloats(const void* from) {
+    uint16_t numbers[LANES];
+    std::memcpy(numbers, from, sizeof(numbers));
+    Ints bits;
+#pragma GCC unroll 64
+    for (int lane = 0; lane < LANES; lane++) bits[lane] = (int32_t)((uint32_t)numbers[lane] << 16);
+    Floats out;
+    std::memcpy(&out, &bits, sizeof(out));
+    return out;
+}
+
 inline float total(Floats of) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps((__m512)of);

@@ -89,9 +89,10 @@ class _Rows(_Kept):
     """What rows.cpp reads."""
 
     _fields_: ClassVar = [
-        *((name, _POINTER) for name in ("levels", "values", "channels", "positions", "frequencies")),
+        *((name, _POINTER) for name in ("levels", "values", "channels", "positions", "frequencies", "table")),
         ("outliers_step", _LONG),
         ("positions_step", _LONG * 2),
+        ("table_step", _LONG),
         *((name, _LONG) for name in ("tokens", "outliers", "entries", "parts", "threads")),
     ]
 
@@ -125,6 +126,12 @@ class Given:
             assert (position.dtype, position.stride(2), frequency.dtype) == (torch.int32, 1, torch.float32)
             given.positions, given.frequencies = position.data_ptr(), frequency.data_ptr()
             given.positions_step = position.stride(0), position.stride(1) if position.shape[1] > 1 else 0
+        if packed.table is not None:
+            assert (packed.table.dtype, packed.table.stride(1)) == (torch.int32, 1)
+            given.table, given.table_step = packed.table.data_ptr(), packed.table.stride(0)
+            given.batch = len(packed.table)
+            for name in ("codes_step", "scales_step", "lows_step"):
+                getattr(given, name)[0] = 0  # all batch rows have theirs in the same pages
         self.address = ctypes.addressof(given)
         self._form = _numbers(form, scale)
         self._run = {
@@ -132,6 +139,7 @@ class Given:
             "CODEBOOK": int(form.levels == "codebook"),
             "OUTLIERS": 0 if outliers is None else outliers.channel.dtype.itemsize,
             "ROTARY": 0 if turned is None else len(turned.inverse_frequency),
+            "PAGE": 0 if packed.table is None else codes.shape[2],
         }
         self._readers: dict[int, ctypes.CDLL] = {}
 
@@ -174,6 +182,7 @@ def _numbers(form: Form, scale: Tensor) -> dict[str, int]:
         "CHANNELS": form.channels,
         "SYMMETRIC": int(form.symmetric),
         "E4M3": int(form.levels == "e4m3"),
+        "BFLOAT": int(form.levels == "bfloat16"),
         "SHORT_SCALES": int(scale.dtype == torch.float8_e4m3fn),
     }
 

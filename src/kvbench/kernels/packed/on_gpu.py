@@ -76,7 +76,7 @@ def arguments(packed: Packed, share: int, entries: int, *, is_sum: bool = False)
     sharing = form.tokens & -form.tokens  # rows of a block that is never in two groups
     if sharing >= LEAST_ROWS:
         rows = min(rows, sharing)
-    numbers = codes.view(torch.float16) if form.levels == "float16" else codes
+    numbers = codes if form.numbers is None else codes.view(form.numbers)
     given = _pointers(packed, numbers)
     return given | {
         "entries": entries,
@@ -93,12 +93,13 @@ def arguments(packed: Packed, share: int, entries: int, *, is_sum: bool = False)
         "DIM": form.dim,
         "BITS": form.bits,
         "WIDTH": codes.shape[3],
-        "LEVELS": form.levels,
+        "LEVELS": form.levels if form.numbers is None else "numbers",
         "MIDDLE": 2 ** (form.bits - 1) - 1 if form.symmetric and form.levels == "integers" else 0,
         "CHANNELS": form.channels,
         "SCALES": form.scales,
         "HAS_LOW": low is not None,
         "HAS_OUTLIERS": outliers is not None,
+        "PAGE": 0 if packed.table is None else codes.shape[2],
     }
 
 
@@ -109,6 +110,9 @@ def _pointers(packed: Packed, numbers: Tensor) -> dict[str, Any]:
     for name, of in (("codes", numbers), ("scales", packed.scale), ("lows", low)):
         given[name] = of
         given[f"{name}_batch"], given[f"{name}_head"] = (0, 0) if of is None else steps(of)
+        if packed.table is not None:
+            given[f"{name}_batch"] = 0  # all batch rows have theirs in the same pages
+    given |= {"table": packed.table, "table_step": 0 if packed.table is None else packed.table.stride(0)}
     given |= {"outliers_batch": 0, "positions": None, "positions_batch": 0, "positions_head": 0, "frequencies": None}
     if outliers is not None:
         assert outliers.value.stride() == outliers.channel.stride()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,8 @@ BLOCK = 32  # rows that exist as numbers at once
 
 def dense(packed: Packed, start: int, stop: int, dtype: torch.dtype) -> Tensor:
     """Return rows start .. stop as numbers [B, G, stop - start, D]."""
+    if packed.table is not None:
+        return _in_pages(packed, packed.table, start, stop, dtype)
     numbers = _coded(packed, start, stop, dtype)
     outliers, turned = packed.outliers, packed.turned
     if outliers is not None:
@@ -30,11 +33,28 @@ def dense(packed: Packed, start: int, stop: int, dtype: torch.dtype) -> Tensor:
     return numbers
 
 
+def _in_pages(packed: Packed, table: Tensor, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    """Return rows start .. stop of pages; 0 where there is no page."""
+    size = packed.codes.shape[2]
+    first, last = start // size, -(-stop // size)
+    wanted = table[:, first:last]
+    index = wanted.clamp(min=0).long()
+
+    def together(rows: Tensor) -> Tensor:
+        return rows[index].transpose(1, 2).flatten(2, 3)
+
+    low = None if packed.low is None else together(packed.low)
+    chosen = replace(packed, table=None, codes=together(packed.codes), scale=together(packed.scale), low=low)
+    rows = slice(start - first * size, stop - first * size)
+    is_there = (wanted >= 0).repeat_interleave(size, dim=1)[:, None, rows, None]
+    return dense(chosen, rows.start, rows.stop, dtype).masked_fill(~is_there, 0)
+
+
 def _coded(packed: Packed, start: int, stop: int, dtype: torch.dtype) -> Tensor:
     """Return what the codes of rows start .. stop stand for [B, G, stop - start, D]."""
     form = packed.form
-    if form.levels == "float16":
-        return packed.codes[:, :, start:stop].contiguous().view(torch.float16).to(dtype)
+    if form.numbers is not None:
+        return packed.codes[:, :, start:stop].contiguous().view(form.numbers).to(dtype)
     codes = unpack(packed.codes[:, :, start:stop], form.bits, form.dim)
     if form.levels == "codebook":
         assert packed.levels is not None

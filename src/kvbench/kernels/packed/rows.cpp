@@ -1,7 +1,8 @@
 // Attention on packed rows on a CPU: a row is unpacked into registers, used by every query of its KV head, forgotten.
 //
 // Compiled for one form of rows, for PER_CHANNEL where rows share the scales of their channels, CODEBOOK, OUTLIERS (bytes
-// of a channel, or 0), ROTARY pairs of channels, SHORT_SCALES in e4m3, and SHARE queries per KV head.
+// of a channel, or 0), ROTARY pairs of channels, SHORT_SCALES in e4m3, PAGE rows of a head that lie together, or 0 for
+// all, and SHARE queries per KV head.
 
 #include <cstring>
 #include <type_traits>
@@ -30,7 +31,8 @@ struct Rows : Kept {
     const Channel* channels;
     const int32_t* positions;
     const float* frequencies;
-    long outliers_step, positions_step[2];
+    const int32_t* table;  // of each batch row, the pages that its rows lie in; negative where there is none
+    long outliers_step, positions_step[2], table_step;
     long tokens, outliers, entries, parts, threads;
 
     long start(long part) const { return part * entries / parts; }
@@ -75,11 +77,15 @@ struct Scales {
 
 inline void unpack_row(const uint8_t* from, const Scale* scales, const Scale* lows, const Scales& shared,
                        const Levels& levels, Floats* row) {
-    if constexpr (IS_HALF) {
-        alignas(64) uint8_t whole[2 * N * LANES] = {};
-        if constexpr (DIM % LANES) std::memcpy(whole, from, 2 * DIM);
+    if constexpr (IS_NUMBERS) {
+        constexpr int size = BITS / 8;
+        alignas(64) uint8_t whole[size * N * LANES] = {};
+        if constexpr (DIM % LANES) std::memcpy(whole, from, WIDTH);
 #pragma GCC unroll 64
-        for (int at = 0; at < N; at++) row[at] = halves((DIM % LANES ? whole : from) + 2 * at * LANES);
+        for (int at = 0; at < N; at++) {
+            const uint8_t* lanes = (DIM % LANES ? whole : from) + size * at * LANES;
+            row[at] = size == 4 ? load((const float*)lanes) : BFLOAT ? bfloats(lanes) : halves(lanes);
+        }
         return;
     }
     Ints codes[N] = {};
@@ -185,6 +191,21 @@ struct Block {
 
     template <typename Use>
     void each_row(Use use) const {
+        if constexpr (PAGE == 0)
+            each_row(first, last, 0, use);
+        else
+            for (long entry = first; entry < last;) {
+                const long begin = entry / PAGE * PAGE, stop = last < begin + PAGE ? last : begin + PAGE;
+                const long page = rows.table[batch * rows.table_step + entry / PAGE];
+                if (page >= 0) each_row(entry, stop, page * rows.heads * PAGE - begin, use);
+                entry = stop;
+            }
+    }
+
+    // Those from `first` to `last` which lie so much further.
+    template <typename Use>
+    void each_row(long first, long last, long further, Use use) const {
+        static_assert(PAGE == 0 || (!PER_CHANNEL && !OUTLIERS && !ROTARY), "these do not lie in pages");
         const uint8_t* codes = rows.codes + batch * rows.codes_step[0] + head * rows.codes_step[1];
         const Scale* scales = rows.scales + batch * rows.scales_step[0] + head * rows.scales_step[1];
         const Scale* lows = rows.lows + batch * rows.lows_step[0] + head * rows.lows_step[1];
@@ -195,14 +216,14 @@ struct Block {
             use(entry, row);
         };
         for (long entry = first, next = first; entry < last; entry++) {
-            const long at = (PER_CHANNEL ? 0 : entry) * SCALES;
+            const long at = (PER_CHANNEL ? 0 : entry + further) * SCALES;
             if (PER_CHANNEL && entry == next) {
                 const long group = entry / rows.tokens;
                 shared.read(scales + group * SCALES, lows + group * SCALES);
                 next = (group + 1) * rows.tokens;
             }
             Floats* row = unpacked[OUTLIERS ? entry - first : 0];
-            unpack_row(codes + entry * WIDTH, scales + at, lows + at, shared, levels, row);
+            unpack_row(codes + (entry + further) * WIDTH, scales + at, lows + at, shared, levels, row);
             if constexpr (!OUTLIERS) finish(entry, row);
         }
         if constexpr (OUTLIERS) {

@@ -53,12 +53,13 @@ def _scale(scales, group, channel, CHANNELS: tl.constexpr, SCALES: tl.constexpr)
 
 @triton.jit
 def _numbers(
-    codes, scales, lows, levels, values, places, outliers, row, channel, group, head,
+    codes, scales, lows, levels, values, places, outliers, row, channel, group, head, is_there,
     DIM: tl.constexpr, BITS: tl.constexpr, WIDTH: tl.constexpr, LEVELS: tl.constexpr, MIDDLE: tl.constexpr,
     CHANNELS: tl.constexpr, SCALES: tl.constexpr, HAS_LOW: tl.constexpr, HAS_OUTLIERS: tl.constexpr,
+    PAGE: tl.constexpr,
 ):  # fmt: skip
     """Return rows as they were packed [rows, channels]; those of a group [1 or rows] share their scales."""
-    if LEVELS == "float16":
+    if LEVELS == "numbers":
         number = tl.load(codes + (row * DIM)[:, None] + channel[None, :]).to(tl.float32)
     else:
         number = _meant(codes, levels, row, channel, DIM, BITS, WIDTH, LEVELS, MIDDLE)
@@ -70,6 +71,8 @@ def _numbers(
             place = tl.load(places + row * outliers + which).to(tl.int32) - head.to(tl.int32) * DIM
             value = tl.load(values + row * outliers + which).to(tl.float32)
             number = tl.where(place[:, None] == channel[None, :], value[:, None], number)
+    if PAGE > 0:
+        number = tl.where(is_there[:, None], number, 0.0)
     return number
 
 
@@ -85,10 +88,12 @@ def read(
     given, given_step, out, out_step, entries, part_rows, heads,
     codes, codes_batch, codes_head, scales, scales_batch, scales_head, lows, lows_batch, lows_head, levels,
     values, places, outliers_batch, outliers, positions, positions_batch, positions_head, frequencies,
+    table, table_step,
     SUMS: tl.constexpr, SHARE: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, ROTARY: tl.constexpr,
     PAIRS: tl.constexpr, LANES: tl.constexpr, TOKENS: tl.constexpr, IS_GROUP: tl.constexpr,
     DIM: tl.constexpr, BITS: tl.constexpr, WIDTH: tl.constexpr, LEVELS: tl.constexpr, MIDDLE: tl.constexpr,
     CHANNELS: tl.constexpr, SCALES: tl.constexpr, HAS_LOW: tl.constexpr, HAS_OUTLIERS: tl.constexpr,
+    PAGE: tl.constexpr,
 ):  # fmt: skip
     """Write logits of a part of a head's rows, given queries; or with SUMS the part's sums, given weights.
 
@@ -114,6 +119,11 @@ def read(
     for first in range(part * part_rows, tl.minimum(entries, (part + 1) * part_rows), ROWS):
         line = first + tl.arange(0, ROWS)
         row = tl.minimum(line, entries - 1).to(tl.int64)
+        is_there = row >= 0
+        if PAGE > 0:
+            page = tl.load(table + batch * table_step + row // PAGE).to(tl.int64)
+            is_there = page >= 0
+            row = tl.maximum(page, 0) * (heads * PAGE) + row % PAGE
         group = row // TOKENS
         if IS_GROUP:
             group = first // TOKENS + tl.arange(0, 1)
@@ -122,20 +132,20 @@ def read(
             if plain != LANES:
                 channel = tl.minimum(channel, DIM - 1)
             number = _numbers(
-                codes, scales, lows, levels, values, places, outliers, row, channel, group, head,
-                DIM, BITS, WIDTH, LEVELS, MIDDLE, CHANNELS, SCALES, HAS_LOW, HAS_OUTLIERS,
+                codes, scales, lows, levels, values, places, outliers, row, channel, group, head, is_there,
+                DIM, BITS, WIDTH, LEVELS, MIDDLE, CHANNELS, SCALES, HAS_LOW, HAS_OUTLIERS, PAGE,
             )  # fmt: skip
         if ROTARY > 0:
             channel = pair
             if ROTARY != PAIRS:
                 channel = tl.minimum(pair, ROTARY - 1)
             low = _numbers(
-                codes, scales, lows, levels, values, places, outliers, row, channel, group, head,
-                DIM, BITS, WIDTH, LEVELS, MIDDLE, CHANNELS, SCALES, HAS_LOW, HAS_OUTLIERS,
+                codes, scales, lows, levels, values, places, outliers, row, channel, group, head, is_there,
+                DIM, BITS, WIDTH, LEVELS, MIDDLE, CHANNELS, SCALES, HAS_LOW, HAS_OUTLIERS, PAGE,
             )  # fmt: skip
             high = _numbers(
-                codes, scales, lows, levels, values, places, outliers, row, channel + ROTARY, group, head,
-                DIM, BITS, WIDTH, LEVELS, MIDDLE, CHANNELS, SCALES, HAS_LOW, HAS_OUTLIERS,
+                codes, scales, lows, levels, values, places, outliers, row, channel + ROTARY, group, head, is_there,
+                DIM, BITS, WIDTH, LEVELS, MIDDLE, CHANNELS, SCALES, HAS_LOW, HAS_OUTLIERS, PAGE,
             )  # fmt: skip
             angle = _angle(positions, frequencies, row, channel)
             cos, sin = tl.cos(angle), tl.sin(angle)
