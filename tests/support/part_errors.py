@@ -616,6 +616,27 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         changed("minicache", "layout", granularity="layer"),
         r"granularity must be head or token; got 'layer'",
     ),
+    "empty pages": (asked("paged", "layout.page_tokens=0"), r"strategy\.layout\.page_tokens must be at least 1; got 0"),
+    "kernel of pages": (
+        changed("paged", "layout", kernel="fast"),
+        r"strategy\.layout\.kernel must be auto, native, triton or reference; got 'fast'",
+    ),
+    "kernel that pages lack": (
+        lambda: composed("paged", "layout.kernel=native").build(view_of(model("llama_gqa")), uniform()),
+        r"computes in float32, and the model in float64; set strategy\.layout\.kernel=auto or reference",
+    ),
+    "groups in pages": (
+        lambda: composed("paged", "strategy/codec=kivi2").build(view_of(model("llama_gqa")), uniform()),
+        r"layout=paged needs a strategy/codec that writes each entry alone; use strategy/codec=dense, int8 or fp8",
+    ),
+    "pages of pages": (
+        asked("quest", "strategy/layout=paged"),
+        r"attention alone reads slots that lie in pages; use strategy/reader=all, or strategy/layout=separate",
+    ),
+    "merging in pages": (
+        asked("cam", "strategy/layout=paged"),
+        r"attention alone reads slots that lie in pages; use strategy/trigger=prefill_end, or",
+    ),
     # transforms
     "how much moves into weights": (
         asked("smoothquant", "transform.alpha=1.5"),

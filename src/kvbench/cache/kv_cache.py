@@ -276,6 +276,13 @@ class KVCache(Cache):
                 total += rows * slots.filled
         return {f"{name}_share": count / max(1, total) for name, count in found.items()}
 
+    def page_utilisation(self) -> float | None:
+        """Return which share of the slots of all pages taken holds entries; None where there are no pages."""
+        stores = [store for layer in self.layers for _, store in layer.stores]
+        paged = [(store.slots.table, store.occupied()) for store in stores]
+        taken = sum(table.slots_taken for table, _ in paged if table is not None)
+        return sum(sum(held) for table, held in paged if table is not None) / taken if taken else None
+
     def snapshot(self) -> list[Any]:
         """Return what `restore` needs to go back to this point."""
         return [layer.snapshot() for layer in self.layers]

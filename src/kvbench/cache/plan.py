@@ -8,9 +8,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from kvbench.cache.codecs.base import Format, LayerCodec, QueryDriven, SizedByPrompt
-from kvbench.cache.protocols import Evicted, Fitted, Handing, Repeater, Scorer, Selector, Sharer
+from kvbench.cache.codecs.kernel import chosen_kernel
+from kvbench.cache.page_table import PageTable, num_pages
+from kvbench.cache.protocols import Evicted, Fitted, Handing, Pages, Repeater, Scorer, Selector, Sharer
+from kvbench.kernels.packed import Kernel
 from kvbench.types import LayerShape, RunShape
 
 if TYPE_CHECKING:
@@ -60,6 +64,7 @@ class LayerPlan:
         paging: which entries a decode step reads; None for all.
         pair: the part in a pair of layers that share their prompt; None for a layer on its own.
         place: where entries lie between steps; None for the device.
+        pages: how slots lie in pages; None where they lie one behind the other.
     """
 
     index: int
@@ -78,6 +83,7 @@ class LayerPlan:
     paging: Paging | None = None
     pair: Pair | None = None
     place: Place | None = None
+    pages: Pages | None = None
 
     @property
     def evicts(self) -> bool:
@@ -244,13 +250,29 @@ class LayerPlan:
             return longest if self.is_ragged(run) else min(longest, total)
         return kept + (grown(kept) - kept if run.new_tokens is None else run.new_tokens)
 
-    def room_bytes(self, slots: int, run: RunShape, dtype: torch.dtype) -> int:
-        """Return the bytes of so many slots of one row, over all heads, metadata included."""
+    def unused(self, run: RunShape) -> tuple[int, ...]:
+        """Return how many first slots of each row hold nothing, as they are padding."""
+        return (0,) * run.batch_size if self.compresses else run.padding
+
+    def paged(self, run: RunShape, like: Tensor) -> tuple[PageTable, Kernel] | None:
+        """Return which pages hold the slots of a region, and what reads dense entries; None without pages."""
+        if self.pages is None:
+            return None
+        table = PageTable(self.pages.page_tokens, self.capacity(run), self.unused(run), like.device)
+        return table, chosen_kernel(self.pages.kernel, like.device, like.dtype)
+
+    def room_bytes(self, slots: int, run: RunShape, dtype: torch.dtype, unused: int = 0) -> int:
+        """Return the bytes of so many slots of one row, the first of which are unused, over all heads, and metadata."""
         shape, (keys, values) = self.shape, self._formats(run)
-        payload = keys.allocated_bytes(shape.kv_heads, shape.key_dim, slots, dtype)
+        room, table = slots, 0
+        if self.pages is not None:
+            size = self.pages.page_tokens
+            room = size * num_pages(size, slots, (unused,))
+            table = -(-slots // size) * torch.int32.itemsize
+        payload = keys.allocated_bytes(shape.kv_heads, shape.key_dim, room, dtype)
         if not shape.values_are_keys:
-            payload += values.allocated_bytes(shape.kv_heads, shape.value_dim, slots, dtype)
-        return payload + slots * self._beside_bytes(run, dtype)
+            payload += values.allocated_bytes(shape.kv_heads, shape.value_dim, room, dtype)
+        return payload + table + slots * self._beside_bytes(run, dtype)
 
     def entry_bytes(self, entries: int, run: RunShape, dtype: torch.dtype) -> int:
         """Return the bytes of so many slots that are in use, of one row, over all heads, metadata included."""
@@ -305,12 +327,15 @@ class LayerPlan:
         if not self._has_entries:
             return run.batch_size * self.shape.state_bytes
         return self.codec.fixed_bytes + sum(
-            region.run.batch_size
-            * region.plan.room_bytes(region.plan.capacity(region.run) + self.slack, region.run, dtype)
+            region.plan._rooms_bytes(region.plan.capacity(region.run) + self.slack, region.run, dtype)
             + region.plan.fixed_bytes(region.run, dtype)
             + region.plan._reading_bytes(region.run, dtype)
             for region in self.regions(run)
         )
+
+    def _rooms_bytes(self, slots: int, run: RunShape, dtype: torch.dtype) -> int:
+        """Return the bytes of so many slots of every row."""
+        return sum(self.room_bytes(slots, run, dtype, unused) for unused in self.unused(run))
 
     def _reading_bytes(self, run: RunShape, dtype: torch.dtype) -> int:
         """Return the bytes of what stands beside the slots: bounds of pages, what has left, the prompt of a pair."""

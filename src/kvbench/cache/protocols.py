@@ -14,6 +14,7 @@ from kvbench.types import LayerShape, ModelView, RunShape
 if TYPE_CHECKING:
     import torch
 
+    from kvbench.cache.codecs.kernel import Wanted
     from kvbench.cache.pages import Paging
     from kvbench.cache.placement.rooms import Placed, Tier
     from kvbench.cache.placement.tiers import Traffic
@@ -237,8 +238,20 @@ class Reader(Protocol):
         """Return per layer how its entries are read; None for all of them."""
 
 
+class Pages(Protocol):
+    """How slots lie in pages."""
+
+    @property
+    def page_tokens(self) -> int:
+        """Slots of a page."""
+
+    @property
+    def kernel(self) -> Wanted:
+        """What reads entries that are kept as the model made them."""
+
+
 class Layout(Protocol):
-    """Whether layers keep entries together, in pairs of neighbours."""
+    """How entries lie, and whether layers keep them together, in pairs of neighbours."""
 
     @property
     def merges(self) -> bool:
@@ -251,8 +264,8 @@ class Layout(Protocol):
     def lower_layers(self, num_layers: int) -> Sequence[int]:
         """Return the lower layer of each pair; the upper one is the next."""
 
-    def unsupported(self, plans: Sequence[LayerPlan]) -> str | None:
-        """Return why these layers cannot be paired as planned, or None."""
+    def unsupported(self, plans: Sequence[LayerPlan], view: ModelView) -> str | None:
+        """Return why these layers cannot be kept so, or None."""
 
     def num_retained(self, length: int) -> int:
         """Return how many tokens of so long a prompt are kept by both layers as they are."""

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kvbench.cache.codecs.base import LayerCodec, Payload
+from kvbench.cache.codecs.base import Format, LayerCodec, Payload
 from kvbench.cache.codecs.same import Same
+from kvbench.cache.page_table import PageTable
+from kvbench.cache.paged import PagedPayload
 from kvbench.kernels.attend import EMPTY, Tile
+from kvbench.kernels.packed import Kernel
 
 if TYPE_CHECKING:
     from kvbench.cache.placement.apart import Halves
@@ -30,6 +33,7 @@ class Slots:
         beside: what is kept beside each entry and kept set: its dtype, and its width where it is more than a number.
         state: what is kept once per row and KV head: its dtype and its width.
         values_are_keys: whether a value is its key.
+        paged: where slots lie in pages, their table, and what reads entries that are kept as the model made them.
     """
 
     def __init__(
@@ -43,10 +47,16 @@ class Slots:
         beside: Mapping[str, tuple[torch.dtype, int]],
         state: tuple[torch.dtype, int] | None = None,
         values_are_keys: bool = False,
+        paged: tuple[PageTable, Kernel] | None = None,
     ) -> None:
         batch = key.shape[0]
-        self.keys: Payload = codec.key_format.empty(key, capacity)
-        self.values: Payload = Same(self.keys) if values_are_keys else codec.value_format.empty(value, capacity)
+
+        def room(how: Format, like: Tensor) -> Payload:
+            return how.empty(like, capacity) if paged is None else PagedPayload.of(how, like, *paged)
+
+        self.keys: Payload = room(codec.key_format, key)
+        self.values: Payload = Same(self.keys) if values_are_keys else room(codec.value_format, value)
+        self.table = None if paged is None else paged[0]
         self.halves: Halves | None = None  # where some entries are attended to elsewhere
         self.dtype = key.dtype
         self.position = key.new_full((batch, heads, capacity), -1, dtype=torch.int32)

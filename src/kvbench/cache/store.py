@@ -73,6 +73,7 @@ class Store:
             beside=beside,
             state=state,
             values_are_keys=plan.shape.values_are_keys,
+            paged=plan.paged(run, key),
         )
 
     # -- the end of the prompt ----------------------------------------------------------------------------------
@@ -392,7 +393,7 @@ class Store:
 
     def used_bytes(self) -> int:
         """Return the bytes of the occupied slots, metadata included; syncs with the device."""
-        held = self._occupied()
+        held = self.occupied()
         beside = 0 if self._reading is None else self._reading.used_bytes(held)
         unused = self.slots.keys.unused_bytes() + self.slots.values.unused_bytes()
         return sum(map(self._entry_bytes, held)) + beside - unused
@@ -401,9 +402,9 @@ class Store:
         """Return the bytes that a decode step reads; syncs with the device."""
         if self._reading is None:
             return self.used_bytes()
-        return self._reading.read_bytes(self._occupied(), self._entry_bytes(1))
+        return self._reading.read_bytes(self.occupied(), self._entry_bytes(1))
 
-    def _occupied(self) -> list[int]:
+    def occupied(self) -> list[int]:
         """Return the slots in use per row, the same for every head."""
         held: list[int] = ((self._in_slots() >= 0).sum(dim=-1)[:, 0] + self.plan.num_reserved).tolist()
         return held

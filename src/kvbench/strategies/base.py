@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from kvbench.cache.codecs.base import Codec
 from kvbench.cache.codecs.dense import Dense
+from kvbench.cache.codecs.kernel import chosen_kernel
 from kvbench.cache.pair import Pair
 from kvbench.cache.placement.rooms import Placed, placed
 from kvbench.cache.plan import LayerPlan
@@ -18,6 +19,7 @@ from kvbench.strategies.budget.base import Budget, WatchingBudget
 from kvbench.strategies.budget.heads import HeadBudget
 from kvbench.strategies.evicted.drop import Drop
 from kvbench.strategies.evicted.tiers import Tiers
+from kvbench.strategies.layout.paged import Paged
 from kvbench.strategies.legality import (
     check_composition,
     refused_with_donors,
@@ -35,6 +37,7 @@ from kvbench.strategies.trigger import Trigger
 from kvbench.types import Fidelity, ModelView, RunShape, Saving
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from kvbench.cache.kv_cache import KVCache
@@ -136,6 +139,7 @@ class CacheStrategy:
                 paging=_paging_of(plan, pagings[plan.index]),
                 pair=pairs.get(plan.index),
                 counts=counts.get(plan.index),
+                pages=self.layout if isinstance(self.layout, Paged) else None,
             )
             for plan in plans
         ]
@@ -196,7 +200,7 @@ class CacheStrategy:
         if reason is not None:
             return reason
         plans = self.plans(view, run)
-        reason = self.position.unsupported(plans) or self.layout.unsupported(plans)
+        reason = self.position.unsupported(plans) or self.layout.unsupported(plans, view)
         reason = reason or self.placement.unsupported(plans, view, run)
         if reason is not None:
             return reason
@@ -231,6 +235,13 @@ class CacheStrategy:
     def cannot_change(self, view: ModelView) -> str | None:
         """Return why the network of a model cannot be changed so, or None."""
         return refused_with_states(self) if view.is_recurrent else self.transform.unsupported(view)
+
+    def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Return what reads entries of a model with this dtype on this device; None for plain torch."""
+        found = self.codec.kernel_on(device, dtype)
+        if found is None and isinstance(self.layout, Paged):
+            return chosen_kernel(self.layout.kernel, device, dtype)
+        return found
 
     @property
     def saving(self) -> Saving:

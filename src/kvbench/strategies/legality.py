@@ -11,6 +11,7 @@ from kvbench.strategies.budget.base import ChoosyBudget
 from kvbench.strategies.budget.heads import HeadBudget
 from kvbench.strategies.evicted.offloaded import Offloaded
 from kvbench.strategies.evicted.tiers import Tiers
+from kvbench.strategies.layout.paged import Paged
 from kvbench.strategies.selection.expected_attention import ExpectedAttention
 from kvbench.strategies.transform.base import Unchanged
 from kvbench.strategies.transform.matched import Matched
@@ -31,6 +32,7 @@ def check_composition(made: CacheStrategy) -> None:
     _check_writing(made)
     _check_reading(made)
     _check_placement(made)
+    _check_pages(made)
     _check_transform(made)
 
 
@@ -191,6 +193,21 @@ def _check_placement(made: CacheStrategy) -> None:
             "strategy/layout=paired keeps its prompt where two layers read it; use strategy/layout=separate, or "
             "strategy/placement=device."
         )
+
+
+def _check_pages(made: CacheStrategy) -> None:
+    """Refuse what reads or changes entries other than where a table says."""
+    if not isinstance(made.layout, Paged):
+        return
+    parts = {
+        "reader=all": not made.reader.reads_all,
+        "placement=device": made.placement.is_elsewhere,
+        "evicted=drop": made.budget.limits and isinstance(made.evicted, Tiers | Offloaded),
+        "trigger=prefill_end": made.budget.limits and _changes_entries(made),
+    }
+    reason = _unless_changed("attention alone reads slots that lie in pages", parts)
+    if reason is not None:
+        raise ValueError(f"{reason}, or strategy/layout=separate.")
 
 
 def _check_transform(made: CacheStrategy) -> None:

@@ -119,13 +119,13 @@ class Packing(ABC):
         packed = (rows for rows in self.encode(entries) if rows is not None)
         for room, rows in zip(kept, packed, strict=True):
             if isinstance(at, Tensor):
-                _bytes(room).scatter_(2, at[..., None].expand_as(rows), _bytes(rows))
+                as_bytes(room).scatter_(2, at[..., None].expand_as(rows), as_bytes(rows))
             else:
                 tokens = entries.shape[2] // rows.shape[2]
                 room.narrow(2, at // tokens, rows.shape[2]).copy_(rows)
 
 
-def _bytes(rows: Tensor) -> Tensor:
+def as_bytes(rows: Tensor) -> Tensor:
     """Return numbers of 8 bits as bytes, which torch scatters."""
     return rows.view(torch.uint8) if rows.dtype.itemsize == 1 else rows
 

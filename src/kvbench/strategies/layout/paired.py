@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.plan import LayerPlan, score_dtype
+from kvbench.types import ModelView
 
 _STRAIGHT = 1e-3  # sine of an angle below which an arc is taken for a line
 
@@ -77,7 +78,7 @@ class Paired:
         first = int(share * num_layers) if self.start_unit == "ratio" else int(share)
         return range(first, num_layers - 1, 2)
 
-    def unsupported(self, plans: Sequence[LayerPlan]) -> str | None:
+    def unsupported(self, plans: Sequence[LayerPlan], view: ModelView) -> str | None:
         """Return which layer of a pair does not see the whole prompt, or that there is no pair."""
         merged = [plan for plan in plans if plan.pair is not None]
         if not merged:

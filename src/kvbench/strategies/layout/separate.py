@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from kvbench.cache.plan import LayerPlan
+from kvbench.types import ModelView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class Separate:
         """Return no pairs."""
         return ()
 
-    def unsupported(self, plans: Sequence[LayerPlan]) -> str | None:
+    def unsupported(self, plans: Sequence[LayerPlan], view: ModelView) -> str | None:
         """Return None: whatever the layers are."""
         return None
 

@@ -1,0 +1,45 @@
+"""Slots lie in pages that are taken as they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvbench.cache.codecs.kernel import Wanted, check_kernel, lacking_kernel
+from kvbench.cache.paged import packing_of
+from kvbench.cache.plan import LayerPlan
+from kvbench.strategies.layout.separate import Separate
+from kvbench.types import ModelView
+
+KEY = "strategy.layout.kernel"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paged(Separate):
+    """Each layer's entries lie in pages of equal size, anywhere in a pool, and a table says whose they are.
+
+    Source: Kwon et al. (PagedAttention), arXiv:2309.06180, sec. 4.
+
+    Args:
+        page_tokens: slots of a page.
+        kernel: as in ReadByKernel, for entries that are kept as the model made them; codes have the codec's.
+    """
+
+    page_tokens: int
+    kernel: Wanted
+
+    def __post_init__(self) -> None:
+        """Refuse pages that hold nothing."""
+        check_kernel(self.kernel, KEY)
+        if self.page_tokens < 1:
+            raise ValueError(f"strategy.layout.page_tokens must be at least 1; got {self.page_tokens}.")
+
+    def unsupported(self, plans: Sequence[LayerPlan], view: ModelView) -> str | None:
+        """Return why entries cannot lie in pages, or None."""
+        sides = [how for plan in plans for how in plan.formats]
+        if any(packing_of(how, view.dtype) is None for how in sides):
+            return (
+                "strategy/layout=paged needs a strategy/codec that writes each entry alone; use "
+                "strategy/codec=dense, int8 or fp8, or strategy/layout=separate"
+            )
+        return lacking_kernel(self.kernel, view, KEY)

@@ -1,0 +1,104 @@
+"""Pages with one thing wrong each."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from kvbench.cache import page_table, plan
+from kvbench.cache.page_table import PageTable
+from kvbench.cache.paged import Numbers, PagedPayload
+from tests.mutants.core_mutant import Mutant
+from tests.support import paging
+
+reserve, write, give_back, num_pages = PageTable.reserve, PagedPayload.write, PageTable.give_back, page_table.num_pages
+grow, restore = PagedPayload.grow, PagedPayload.restore
+
+
+def all_at_once(self: PageTable, stop: int) -> None:
+    """Take every page with the first token."""
+    reserve(self, self.capacity)
+
+
+def the_same_for_all(self: PageTable, stop: int) -> None:
+    """Give every row the pages of the first."""
+    reserve(self, stop)
+    self.index[1:, : self.taken] = self.index[:1, : self.taken]
+
+
+def a_slot_late(self: PagedPayload, start: int, entries: Tensor, position: Tensor | int | None = None) -> None:
+    """Forget at which slot of its page a single entry lies."""
+    single = entries.shape[2] == 1
+    write(self, start - start % self.table.size if single else start, entries, position)
+
+
+def for_padding_too(size: int, slots: int, unused: tuple[int, ...]) -> int:
+    """Count a page for every column."""
+    return num_pages(size, slots, (0,) * len(unused))
+
+
+def never(self: PageTable, taken: int) -> None:
+    """Keep what was taken."""
+
+
+def anew(self: PagedPayload, capacity: int, used: int) -> None:
+    """Forget what lay in the pages before."""
+    grow(self, capacity, used)
+    for room in self.kept:
+        room.zero_()
+
+
+def rounded(self: Numbers, entries: Tensor) -> tuple[Tensor]:
+    """Keep numbers in half as many bits."""
+    return (entries.float().to(self.dtype),)
+
+
+equal = partial(paging.pages_equal_slots_in_a_row, "llama_gqa")
+MUTANTS = (
+    Mutant(
+        name="all pages are taken at once",
+        patches=((PageTable, "reserve", all_at_once),),
+        killed_by=(paging.pages_are_taken_when_they_are_needed,),
+    ),
+    Mutant(
+        name="rows share pages",
+        patches=((PageTable, "reserve", the_same_for_all),),
+        killed_by=(partial(equal, 4),),
+    ),
+    Mutant(
+        name="entries lie at the first slot of their page",
+        patches=((PagedPayload, "write", a_slot_late),),
+        killed_by=(
+            partial(equal, 4),
+            paging.a_growing_cache_keeps_its_pages,
+            partial(paging.the_native_kernel_reads_pages, torch.float32, 1e-4),
+        ),
+    ),
+    Mutant(
+        name="padding is counted",
+        patches=((plan, "num_pages", for_padding_too),),
+        killed_by=(partial(paging.bytes_in_pages_are_the_closed_form, 4),),
+    ),
+    Mutant(
+        name="padding takes pages",
+        patches=((page_table, "num_pages", for_padding_too),),
+        killed_by=(partial(paging.bytes_in_pages_are_the_closed_form, 4),),
+    ),
+    Mutant(
+        name="pages are not given back",
+        patches=((PageTable, "give_back", never),),
+        killed_by=(partial(paging.restoring_gives_pages_back, "baseline"),),
+    ),
+    Mutant(
+        name="what lay in pages is lost when more come",
+        patches=((PagedPayload, "grow", anew),),
+        killed_by=(paging.a_growing_cache_keeps_its_pages,),
+    ),
+    Mutant(
+        name="numbers are kept in fewer bits",
+        patches=((Numbers, "encode", rounded),),
+        killed_by=(partial(equal, 16),),
+    ),
+)
