@@ -1,9 +1,7 @@
 // Cosines and sines of positions times RoPE's frequencies.
 #pragma once
 
-#include <cmath>
-#include <cstdint>
-#include <vector>
+#include "standard.h"
 
 namespace {
 

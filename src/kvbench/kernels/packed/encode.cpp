@@ -1,9 +1,7 @@
 // Rows of numbers as codes on a CPU, compiled for one form of rows that have scales of their own.
 
-#include <cmath>
-#include <cstring>
-
 #include "kept.h"
+#include "standard.h"
 
 namespace {
 

@@ -1,6 +1,6 @@
 // What a form of rows is compiled for: DIM numbers, BITS, CHANNELS that share a scale, SYMMETRIC, E4M3 and BFLOAT.
 
-#include <cstdint>
+#include "standard.h"
 
 namespace {
 

@@ -1,10 +1,9 @@
 // Where the rows of one side of a layer are kept, and what their scales are kept in: SHORT_SCALES in e4m3, or halves.
 #pragma once
 
-#include <type_traits>
-
 #include "form.h"
 #include "lanes.h"
+#include "standard.h"
 
 namespace {
 

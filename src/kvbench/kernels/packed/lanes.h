@@ -1,14 +1,9 @@
 // Vectors of as many numbers as the processor computes at once, and what codes stand for.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
-#if defined(__AVX2__) && defined(__F16C__)
-#include <immintrin.h>
-#define HAS_AVX2 1
-#if !defined(__AVX512F__)
+#include "standard.h"
+#if HAS_AVX2 && !defined(__AVX512F__)
 #define SHUFFLES_BYTES 1  // the quickest table of 16 numbers where registers hold 8
-#endif
 #endif
 
 namespace {

@@ -4,12 +4,9 @@
 // of a channel, or 0), ROTARY pairs of channels, SHORT_SCALES in e4m3, PAGE rows of a head that lie together, or 0 for
 // all, and SHARE queries per KV head.
 
-#include <cstring>
-#include <type_traits>
-#include <vector>
-
 #include "angles.h"
 #include "kept.h"
+#include "standard.h"
 
 namespace {
 
