@@ -11,6 +11,7 @@ import os
 
 import torch
 
+gc.disable()  # until everything is imported
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
 if not torch.cuda.is_available():
@@ -20,3 +21,4 @@ if not torch.cuda.is_available():
 def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
+    gc.enable()

@@ -19,7 +19,7 @@ from kvbench.engines.stock import Generated, Stock
 from kvbench.honesty import check_reported, live_storages
 from kvbench.job import Job, Measured, Row
 from kvbench.measure.memory import MemoryMeter, return_large_blocks
-from kvbench.measure.paired import garbage_frozen
+from kvbench.measure.paired import garbage_kept
 from kvbench.measure.samples import Sample
 from kvbench.models.load import load
 from kvbench.strategies.black_box import BlackBox
@@ -160,7 +160,7 @@ def _again_and_again(job: Job, generate: Callable[[], Generated], run: RunShape,
         if number > 1 and share >= 1:
             break
         report("generate", min(1.0, share))
-        with garbage_frozen():
+        with garbage_kept():
             made = generate()
         for index, wall_ns in enumerate(made.step_ns if number > 0 else ()):
             is_prompt = index == 0

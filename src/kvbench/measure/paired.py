@@ -64,7 +64,7 @@ def measure_paired(
     assert baseline is None or baseline in arms
     cell = Cell(arms, baseline=baseline, steps=steps, statistic=statistic, settings=settings, clock=clock, host=host)
     progress(0.0)
-    with garbage_frozen():
+    with garbage_kept():
         cell.warm_up()
         while not cell.is_done():
             for name in cell.order():
@@ -76,16 +76,14 @@ def measure_paired(
 
 
 @contextmanager
-def garbage_frozen() -> Iterator[None]:
-    """Keep Python from collecting garbage, which would stop the clock's steps for a quarter of a second."""
+def garbage_kept() -> Iterator[None]:
+    """Keep Python from collecting garbage, which would stop the clock's steps; what is frozen stays so."""
     was_enabled = gc.isenabled()
     gc.collect()
-    gc.freeze()
     gc.disable()
     try:
         yield
     finally:
-        gc.unfreeze()
         if was_enabled:
             gc.enable()
 
