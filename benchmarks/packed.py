@@ -28,7 +28,7 @@ from benchmarks.tables import keep
 from kvbench.cache.kv_cache import ATTENTION
 from kvbench.configuration import build_group, compose, resolved
 from kvbench.engines.arm import Arm, DecodeArm
-from kvbench.measure.paired import garbage_frozen
+from kvbench.measure.paired import garbage_kept
 from kvbench.strategies.black_box import BlackBox
 from kvbench.types import RunShape
 
@@ -123,7 +123,7 @@ def timed(arm: DecodeArm) -> tuple[list[int], list[bool]]:
     """Return the nanoseconds of each step of a pass, and which steps packed: fewer numbers were exact after them."""
     arm.restore()
     taken, packs = [], []
-    with garbage_frozen():
+    with garbage_kept():
         for _ in range(FLUSH_STEPS):
             before = arm.cache.shares()["exact_share"]
             started = time.perf_counter_ns()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache, partial
 from importlib.resources import files
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from kvbench.cli.catalogue import catalogue, first_line
 from kvbench.configuration import Checked, ConfigError, check, compose, resolved
 from kvbench.configuration.building import TARGET, build, schema
-from kvbench.configuration.composing import VERSION_BASE
+from kvbench.configuration.composing import ASKED, VERSION_BASE
 from tests.mutants import configuration as mutants
 
 CONF = Path(str(files("kvbench.conf"))).resolve()
@@ -162,6 +163,12 @@ def test_the_study_of_kvpr_varies_what_it_says_on_a_model_that_kvpr_can_help() -
 def test_every_yaml_says_in_its_first_comment_what_it_is() -> None:
     silent = [str(file) for file in CONF.rglob("*.yaml") if len(first_line(file)) < 5]
     assert silent == []
+
+
+def test_what_yaml_asks_of_the_environment_is_part_of_what_a_composition_is_kept_under() -> None:
+    names = {name for file in CONF.rglob("*.yaml") for name in re.findall(r"oc\.env:\s*(\w+)", file.read_text("utf-8"))}
+    assert names
+    assert [name for name in names if not name.startswith(ASKED)] == []
 
 
 def nulls(node: object, key: str) -> Iterator[str]:

@@ -28,6 +28,7 @@ from kvbench.configuration.reading import read_once
 CONF = "kvbench.conf"
 ROOT = "config"
 VERSION_BASE = "1.3"
+ASKED = "FSDC_"  # what the names begin with that yaml asks of the environment
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)  # Hydra raises the last for strategy=5
 
 _BESIDE = "beside"
@@ -53,14 +54,15 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 
 def compose_all(overrides: Sequence[str]) -> DictConfig:
     """Return the same with Hydra's own node, which knows the choice made in every group."""
-    if any(override.startswith(_SEARCH_PATH) for override in overrides):
-        return _composed(*overrides)  # a folder of one's own, whose files change
-    return copy.deepcopy(_composed_once(tuple(os.environ.items()), *overrides))
+    if any(override.startswith(_SEARCH_PATH) or "oc.env:" in override for override in overrides):
+        return _composed(*overrides)  # a folder of one's own, whose files change, or any variable
+    asked = tuple(item for item in os.environ.items() if item[0].startswith(ASKED))
+    return copy.deepcopy(_composed_once(asked, *overrides))
 
 
-@lru_cache(maxsize=128)
-def _composed_once(environment: tuple[tuple[str, str], ...], *overrides: str) -> DictConfig:
-    return _composed(*overrides)  # which may read the environment
+@lru_cache(maxsize=512)
+def _composed_once(asked: tuple[tuple[str, str], ...], *overrides: str) -> DictConfig:
+    return _composed(*overrides)
 
 
 def _composed(*overrides: str) -> DictConfig:
