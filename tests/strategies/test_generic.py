@@ -52,13 +52,13 @@ def test_every_method_has_a_setting() -> None:
 
 @those(*BOTH, has_budget=True, exact_when_full=True)
 def test_a_budget_above_the_length_is_the_baseline_bit_for_bit(name: str, model: str) -> None:
-    checks.budget_above_length_is_baseline(name, model)
+    checks.budget_above_length_is_baseline(name, model, by=checks.usual_once)
 
 
 @those(*BOTH, merges=False, moves_positions=False)
 def test_logits_equal_dense_attention_under_what_is_held(name: str, model: str) -> None:
     for overrides in generic.triggers(name, model):
-        generic.equals_dense_attention_under_what_is_held(name, model, overrides)
+        generic.equals_dense_attention_under_what_is_held(name, model, overrides, by=checks.usual_once)
 
 
 @those("llama_gqa")
@@ -75,12 +75,12 @@ def test_the_budget_is_used_exactly_at_every_step(name: str, model: str) -> None
 
 @those("llama_gqa")
 def test_a_pass_over_many_tokens_equals_one_by_one(name: str, model: str) -> None:
-    checks.many_tokens_equal_one_by_one(name, model)
+    checks.many_tokens_equal_one_by_one(name, model, by=checks.usual_once)
 
 
 @those("llama_gqa", same_in_chunks=True)
 def test_a_chunked_prompt_equals_the_prompt_at_once(name: str, model: str) -> None:
-    checks.chunks_equal_one_shot(name, model)
+    checks.chunks_equal_one_shot(name, model, by=checks.usual_once)
 
 
 @those("llama_gqa")
@@ -97,7 +97,7 @@ def test_a_method_that_turns_keys_refuses_a_model_that_does_not(name: str) -> No
 
 @each_method
 def test_a_second_sequence_finds_nothing_of_the_first(name: str) -> None:
-    checks.second_sequence_is_fresh(name, "llama_gqa")
+    checks.second_sequence_is_fresh(name, "llama_gqa", by=checks.usual_once)
 
 
 @each_method
@@ -118,7 +118,7 @@ def test_protected_entries_are_always_held(name: str, model: str) -> None:
 
 @those(*BOTH, moves_positions=False, any_loop=True)
 def test_a_model_that_asks_the_cache_gets_true_positions(name: str, model: str) -> None:
-    checks.positions_are_true(name, model)
+    checks.positions_are_true(name, model, by=checks.usual_once)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if not settings()[name].waits])

@@ -87,7 +87,7 @@ def test_sinks_and_recent_entries_of_any_method_equal_their_mask(name: str) -> N
 @each_main_model
 @each_limited
 def test_a_budget_above_the_length_is_the_baseline_bit_for_bit(name: str, model: str) -> None:
-    checks.budget_above_length_is_baseline(name, model)
+    checks.budget_above_length_is_baseline(name, model, by=checks.usual_once)
 
 
 @pytest.mark.parametrize("model", NAMES)
@@ -100,7 +100,7 @@ def test_the_baseline_is_the_stock_model(model: str) -> None:
     [(name, model) for name in METHODS for model in TWO if (name, model) != RANKS_ARE_LEARNED],
 )
 def test_a_model_that_asks_the_cache_gets_true_positions(name: str, model: str) -> None:
-    checks.positions_are_true(name, model)
+    checks.positions_are_true(name, model, by=checks.usual_once)
 
 
 @pytest.mark.parametrize("budget", [5, 12, 30])
@@ -111,20 +111,20 @@ def test_learned_positions_by_rank_are_the_number_of_entries_held(budget: int) -
 @two_models
 @each_method
 def test_a_pass_over_many_tokens_equals_one_by_one(name: str, model: str) -> None:
-    checks.many_tokens_equal_one_by_one(name, model)
+    checks.many_tokens_equal_one_by_one(name, model, by=checks.usual_once)
 
 
 @pytest.mark.parametrize("model", ["gemma3", "mistral"])
 @each_method
 def test_sliding_layers_take_many_tokens_and_chunks(name: str, model: str) -> None:
-    checks.many_tokens_equal_one_by_one(name, model)
-    checks.chunks_equal_one_shot(name, model)
+    checks.many_tokens_equal_one_by_one(name, model, by=checks.usual_once)
+    checks.chunks_equal_one_shot(name, model, by=checks.usual_once)
 
 
 @two_models
 @each_method
 def test_a_chunked_prompt_equals_the_prompt_at_once(name: str, model: str) -> None:
-    checks.chunks_equal_one_shot(name, model)
+    checks.chunks_equal_one_shot(name, model, by=checks.usual_once)
 
 
 @pytest.mark.parametrize("model", ["llama_gqa", "gpt2", "gemma3"])
@@ -143,7 +143,7 @@ def test_grouped_queries_equal_repeated_heads_scored_by_the_group_mean(name: str
 
 @each_method
 def test_a_second_sequence_finds_nothing_of_the_first(name: str) -> None:
-    checks.second_sequence_is_fresh(name, "llama_gqa")
+    checks.second_sequence_is_fresh(name, "llama_gqa", by=checks.usual_once)
 
 
 @two_models

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -28,6 +29,21 @@ EXACT = 1e-10  # float64: what reordering sums can do to logits of size 1, with 
 def uniform(prompt: int = PROMPT, new: int | None = NEW, rows: int = 1) -> RunShape:
     """Return the shape of a batch of equal rows."""
     return RunShape(prompt_lengths=(prompt,) * rows, new_tokens=new)
+
+
+def usual(name: str, model_name: str) -> Driven:
+    """Return what comes of the usual tokens with a method: prompts at once, then one token at a time."""
+    made = strategy(name, tokens=BUDGET)
+    return drive(model_for(made, model_name), made, usual_ids(), uniform(rows=2))
+
+
+usual_once = functools.cache(usual)  # for tests that break nothing
+Usual = Callable[[str, str], Driven]
+
+
+def usual_ids() -> Tensor:
+    """Return the usual tokens, of two rows."""
+    return ids(5, 2, PROMPT + NEW)
 
 
 def assert_close(got: Tensor, want: Tensor) -> None:
@@ -86,12 +102,11 @@ def equals_dense_attention_under_its_mask(
         assert (got.logits - full).abs().max() > 1e-3, "eviction changes nothing here: the comparison proves nothing"
 
 
-def budget_above_length_is_baseline(name: str, model_name: str) -> None:
+def budget_above_length_is_baseline(name: str, model_name: str, by: Usual = usual) -> None:
     """GO1: bit for bit."""
-    tokens = ids(2, 2, PROMPT + NEW)
-    base = drive(model(model_name), strategy("baseline"), tokens, uniform(rows=2))
+    base = by("baseline", model_name)
     for budget in (PROMPT + NEW, 500):
-        got = drive(model(model_name), strategy(name, tokens=budget), tokens, uniform(rows=2))
+        got = drive(model(model_name), strategy(name, tokens=budget), usual_ids(), uniform(rows=2))
         assert torch.equal(got.logits, base.logits)
 
 
@@ -107,16 +122,14 @@ def baseline_is_the_stock_model(model_name: str) -> None:
 # -- positions ------------------------------------------------------------------------------------------------------
 
 
-def positions_are_true(name: str, model_name: str) -> None:
+def positions_are_true(name: str, model_name: str, by: Usual = usual) -> None:
     """GO4: the cache counts tokens seen, whatever it holds, and a model that asks it gets the true positions."""
-    tokens = ids(4, 1, PROMPT + FEW)
-    made = strategy(name, tokens=BUDGET)
-    told = drive(model_for(made, model_name), made, tokens, uniform(new=FEW))
+    tokens, made, told = usual_ids(), strategy(name, tokens=BUDGET), by(name, model_name)
     with attention(model_for(made, model_name), "kvbench") as network:
-        cache = made.build(view_of(network), uniform(new=FEW))
+        cache = made.build(view_of(network), uniform(rows=2))
         for start, stop in zip([0, *range(PROMPT, PROMPT + FEW)], range(PROMPT, PROMPT + FEW + 1), strict=True):
             assert cache.get_seq_length() == start
-            assert cache.position_ids(stop - start).tolist() == [list(range(start, stop))]
+            assert cache.position_ids(stop - start).tolist() == [list(range(start, stop))] * 2
             asked = network(tokens[:, start:stop], past_key_values=cache, use_cache=True).logits
             assert_close(asked, told.logits[:, start:stop])
         assert [cache.get_seq_length(layer) for layer in range(LAYERS)] == [PROMPT + FEW] * LAYERS
@@ -136,21 +149,21 @@ def learned_positions_are_ranks(budget: int = BUDGET) -> None:
 # -- the same by another route --------------------------------------------------------------------------------------
 
 
-def many_tokens_equal_one_by_one(name: str, model_name: str, steps: Sequence[int] = (5, 1, 4, 2)) -> None:
+def many_tokens_equal_one_by_one(
+    name: str, model_name: str, steps: Sequence[int] = (5, 1, 4, 2), by: Usual = usual
+) -> None:
     """GO5: a decode pass over several tokens is as many passes over one."""
-    tokens, made = ids(5, 2, PROMPT + NEW), strategy(name, tokens=BUDGET)
-    one = drive(model_for(made, model_name), made, tokens, uniform(rows=2))
-    many = drive(model_for(made, model_name), made, tokens, uniform(rows=2), steps=steps)
+    made, one = strategy(name, tokens=BUDGET), by(name, model_name)
+    many = drive(model_for(made, model_name), made, usual_ids(), uniform(rows=2), steps=steps)
     assert_close(many.logits, one.logits)
     ends = [sum(steps[:count]) for count in range(len(steps) + 1)]
     assert_same_held(many.held, [one.held[end] for end in ends])
 
 
-def chunks_equal_one_shot(name: str, model_name: str, chunks: Sequence[int] = (7, 1, 13, 3)) -> None:
+def chunks_equal_one_shot(name: str, model_name: str, chunks: Sequence[int] = (7, 1, 13, 3), by: Usual = usual) -> None:
     """A prompt read in pieces is the prompt read at once."""
-    tokens, made = ids(6, 2, PROMPT + NEW), strategy(name, tokens=BUDGET)
-    whole = drive(model_for(made, model_name), made, tokens, uniform(rows=2))
-    parts = drive(model_for(made, model_name), made, tokens, uniform(rows=2), chunks=chunks)
+    made, whole = strategy(name, tokens=BUDGET), by(name, model_name)
+    parts = drive(model_for(made, model_name), made, usual_ids(), uniform(rows=2), chunks=chunks)
     assert_close(parts.logits, whole.logits)
     assert_same_held(parts.held, whole.held)
     assert parts.cache.allocated_bytes() == whole.cache.allocated_bytes()
@@ -181,15 +194,13 @@ def padded_rows_equal_rows_alone(
         assert_held_is(batch, row, truth)
 
 
-def second_sequence_is_fresh(name: str, model_name: str) -> None:
+def second_sequence_is_fresh(name: str, model_name: str, by: Usual = usual) -> None:
     """GO8: a strategy leaves nothing behind for the next sequence, nor for one beside it."""
-    first, second = ids(8, 1, PROMPT + FEW), ids(9, 1, PROMPT + FEW)
-    made = strategy(name, tokens=BUDGET)
-    before = drive(model_for(made, model_name), made, second, uniform(new=FEW))
-    drive(model_for(made, model_name), made, first, uniform(new=FEW))
-    after = drive(model_for(made, model_name), made, second, uniform(new=FEW))
-    assert torch.equal(before.logits, after.logits)
-    assert_same_held(after.held, before.held)
+    made, before = strategy(name, tokens=BUDGET), by(name, model_name)
+    drive(model_for(made, model_name), made, ids(8, 2, PROMPT + FEW), uniform(rows=2))
+    after = drive(model_for(made, model_name), made, usual_ids()[:, : PROMPT + FEW], uniform(rows=2))
+    assert torch.equal(before.logits[:, : PROMPT + FEW], after.logits)
+    assert_same_held(after.held, before.held[: FEW + 1])
 
 
 def protected_entries_stay(name: str, model_name: str, sinks: int = 2, recent: int = 3) -> None:

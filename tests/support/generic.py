@@ -15,7 +15,18 @@ from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
 from kvbench.strategies.evicted.tiers import Tiers
 from kvbench.types import RunShape
-from tests.support.checks import BUDGET, FEW, NEW, PROMPT, assert_close, assert_same_held, uniform
+from tests.support.checks import (
+    BUDGET,
+    FEW,
+    NEW,
+    PROMPT,
+    Usual,
+    assert_close,
+    assert_same_held,
+    uniform,
+    usual,
+    usual_ids,
+)
 from tests.support.drive import drive, padded, positions
 from tests.support.models import LAYERS, attention, ids, model, model_for
 from tests.support.storage import storages_are_exact_and_reported
@@ -84,10 +95,12 @@ def visible_to(held: Sequence[Sequence[Tensor]], layer: int, prompt: int) -> Ten
     return seen
 
 
-def equals_dense_attention_under_what_is_held(name: str, model_name: str, overrides: Sequence[str] = ()) -> None:
+def equals_dense_attention_under_what_is_held(
+    name: str, model_name: str, overrides: Sequence[str] = (), by: Usual = usual
+) -> None:
     """GO2: attention to what the cache says it holds, and nothing else, gives its logits."""
-    made, tokens = strategy(name, *overrides, tokens=BUDGET), ids(71, 2, PROMPT + NEW)
-    driven = drive(model_for(made, model_name), made, tokens, uniform(rows=2))
+    made, tokens = strategy(name, *overrides, tokens=BUDGET), usual_ids()
+    driven = drive(model_for(made, model_name), made, tokens, uniform(rows=2)) if overrides else by(name, model_name)
     visible = [visible_to(driven.held, layer, PROMPT) for layer in range(LAYERS)]
     assert_close(driven.logits, dense(model_for(made, model_name), tokens, visible))
     full = torch.ones(PROMPT + NEW, PROMPT + NEW).tril().bool()
