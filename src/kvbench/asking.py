@@ -61,12 +61,19 @@ def ask_likelihood(bench: Bench) -> None:
 
 
 def _ask_alone(bench: Bench) -> None:
-    """Ask two networks each for its own tokens of held-out text; random weights have nothing to say."""
-    quality = bench.job.quality
-    for name, arm in bench.arms.items():
-        if bench.on[name].weights == "random":
-            continue
-        windows = bench.sources[name].windows(quality.text_windows, quality.context_tokens + 1 + quality.scored_tokens)
+    """Ask two networks each for its own tokens of held-out text; random weights have nothing to say.
+
+    Losses are compared where the tokens are the same.
+    """
+    quality, rows = bench.job.quality, bench.measured.rows
+    length = quality.context_tokens + 1 + quality.scored_tokens
+    asked = {
+        name: bench.sources[name].windows(quality.text_windows, length)
+        for name in bench.arms
+        if bench.on[name].weights != "random"
+    }
+    for name, windows in asked.items():
+        arm = bench.arms[name]
         found = likelihood(
             (arm,),
             torch.tensor(windows, device=arm.view.device),
@@ -75,7 +82,9 @@ def _ask_alone(bench: Bench) -> None:
             progress=partial(bench.report, f"text {name}"),
         )
         scored_text = [window[quality.context_tokens + 1 :] for window in windows]
-        bench.measured.rows[name] |= _likelihood_columns(bench, name, found.nll[0], scored_text)
+        rows[name] |= _likelihood_columns(bench, name, found.nll[0], scored_text)
+    if len(asked) == 2 and asked["strategy"] == asked["baseline"]:
+        rows["strategy"]["nll_delta_nats"] = rows["strategy"]["nll_nats"] - rows["baseline"]["nll_nats"]
 
 
 def _likelihood_columns(bench: Bench, name: str, nll: float, scored_text: Sequence[Sequence[int]]) -> Row:

@@ -71,7 +71,7 @@ class Bench:
 
     def _prepare_strategy(self) -> str | None:
         """Make the strategy's arm, or return why there is none."""
-        made = self.job.strategy
+        made = self.job.on_its_network
         reason = made.cannot_change(self.on["strategy"].view)
         if reason is not None:
             return reason
@@ -102,7 +102,8 @@ class Bench:
         return self._probed("baseline") or (None if self.job.matched is None else self._probed("strategy"))
 
     def _probed(self, name: str) -> str | None:
-        loaded, arm = self.on[name], self.arms[name]
+        assert self.job.baseline is not None
+        loaded, arm = self.on[name], replace(self.arms[name], strategy=self.job.baseline)
         tokens = torch.tensor(self.sources[name].windows(1, 16), device=loaded.view.device)
         difference = probe(loaded.model, "sdpa", ATTENTION, lambda ids: through_cache(arm, ids), tokens)
         if difference > PROBE_TOLERANCE[loaded.view.dtype]:
@@ -157,7 +158,7 @@ def check_memory(job: Job) -> None:
     shapes, device = job.workload.runs(), device_of(job.spec)
     made_on = [(job.spec, [job.strategy, job.baseline])]
     if job.matched is not None:
-        made_on = [(job.matched, [job.strategy]), (job.spec, [job.baseline])]
+        made_on = [(job.matched, [job.on_its_network]), (job.spec, [job.baseline])]
     weights = caches = 0
     for spec, strategies in made_on:
         view = view_of(skeleton(spec))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kvbench.engines.eager import Eager
@@ -11,6 +11,7 @@ from kvbench.measure.settings import Settings
 from kvbench.models.spec import ModelSpec
 from kvbench.quality import Quality
 from kvbench.strategies.base import CacheStrategy
+from kvbench.strategies.transform.base import Unchanged
 
 Row = dict[str, Any]
 
@@ -40,6 +41,11 @@ class Job:
     settings: Settings
     seed: int
     matched: ModelSpec | None = None
+
+    @property
+    def on_its_network(self) -> CacheStrategy:
+        """The strategy as it runs: where it asks for another model, that one is loaded, and stays as it is."""
+        return self.strategy if self.matched is None else replace(self.strategy, transform=Unchanged())
 
 
 @dataclass(kw_only=True)

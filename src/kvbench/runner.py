@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kvbench import children
 from kvbench.configuration import Checked, build_group, compose, resolved
+from kvbench.configuration.errors import hint
 from kvbench.engines.stock import Stock
 from kvbench.job import Job, Measured, Row
 from kvbench.measure.environment import environment, source_hash
@@ -132,11 +133,13 @@ def _matched(checked: Checked) -> ModelSpec | None:
     if isinstance(checked.strategy, BlackBox) or not isinstance(checked.strategy.transform, Matched):
         return None
     transform = checked.strategy.transform
-    name, kind, model = checked.model.matched.get(transform.kind, ""), transform.kind, checked.model
+    model, kind, key = checked.model, transform.kind, "strategy.transform.kind"
+    name, known = model.matched.get(kind, ""), [kind for kind, name in model.matched.items() if name]
     if not name:
+        add = f"{'' if kind in model.matched else '+'}model.matched.{kind or '<kind>'}=<a model's name>"
         raise ValueError(
-            f"model={model.name} names no {kind} network of its size; set model.matched.{kind}=<a model's name>, or "
-            f"choose a model that does, such as tiny or gpt2."
+            f"{key}={kind}: model={model.name} names no such network of its size. "
+            f"{hint(kind, known, prefix=f'{key}=', label='It names')} {add} names another."
         )
     node = resolved(compose([f"model={name}", f"model.dtype={model.dtype}", f"model.device={model.device}"]))["model"]
     found: ModelSpec = build_group(node, "model")

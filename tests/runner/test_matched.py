@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+
 import pytest
 
 from kvbench.configuration import check, compose
@@ -11,6 +13,7 @@ from kvbench.sizing import network_of
 from tests.mutants.core_mutant import Check, Mutant, each_of, oracles_in, seen_to_fail
 from tests.mutants.matched import MUTANTS
 from tests.support import matched
+from tests.support.family import shipped
 
 
 def test_arms_run_on_their_own_networks() -> None:
@@ -23,6 +26,14 @@ def test_ids_are_of_each_vocabulary() -> None:
 
 def test_quality_is_of_each_network_alone() -> None:
     matched.quality_is_of_each_network_alone()
+
+
+def test_bytes_are_of_the_other_network() -> None:
+    matched.bytes_are_of_the_other_network()
+
+
+def test_a_strategy_runs_on_the_other_network() -> None:
+    matched.a_strategy_runs_on_the_other_network()
 
 
 def test_both_networks_have_to_fit() -> None:
@@ -40,17 +51,55 @@ def test_the_matched_model_is_loaded_as_the_model_is(model: str, kind: str, name
     assert (found.name, found.dtype, found.device) == (name, "bfloat16", "cpu")
 
 
-def test_a_model_that_names_none_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"model=gpt2-xl names no mamba network of its size; set model\.matched\.mamba="
-    ):
-        job_of(check(compose(["strategy=non_transformer_mamba", "model=gpt2-xl"])))
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("strategy=non_transformer_mamba", "model=gpt2-xl"),
+            r"kind=mamba: model=gpt2-xl names no such network of its size\. It names: none\. model\.matched\.mamba=<a",
+        ),
+        (
+            ("strategy=matched", "model=tiny-mha"),
+            r"kind=: model=tiny-mha names no such .* It names: .*mamba.*\. \+model\.matched\.<kind>=<a model's name>",
+        ),
+        (
+            ("strategy=matched", "strategy.transform.kind=mambo"),
+            r"Did you mean strategy\.transform\.kind=mamba\? It names: mamba, mha, rwkv\. \+model\.matched\.mambo=",
+        ),
+        (
+            ("strategy=matched", "strategy.transform.kind=mho", "+model.matched.mho=tiny-mho"),
+            r"model=tiny-mho: there is no such choice\. Did you mean .*tiny-mha",
+        ),
+    ],
+)
+def test_a_network_that_is_not_there_is_refused(overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        job_of(check(compose(overrides)))
+
+
+def test_the_family_names_all_of_its_members() -> None:
+    members = {name.removeprefix("tiny-"): name for name in family_models()}
+    assert set(shipped()) <= members.keys()
+    for own in ("tiny", *members.values()):
+        assert names_of(own) == {kind: name for kind, name in members.items() if name != own}
 
 
 def test_nothing_is_planned_for_a_recurrent_model() -> None:
     spec: ModelSpec = check(compose(["model=tiny-mamba"])).model
     with pytest.raises(ValueError, match=r"model=tiny-mamba is recurrent and keeps nothing .* another model="):
         network_of(spec)
+
+
+def family_models() -> list[str]:
+    """Return the models that are the family's, trained or not."""
+    entries = (files("kvbench.conf") / "model").iterdir()
+    return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.startswith("tiny-"))
+
+
+def names_of(model: str) -> dict[str, str]:
+    """Return the networks that a model's yaml says are of its size."""
+    found: dict[str, str] = dict(check(compose([f"model={model}"])).model.matched)
+    return found
 
 
 @each_of(MUTANTS)

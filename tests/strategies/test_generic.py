@@ -15,7 +15,7 @@ from tests.support.strategies import settings, strategy
 
 WITHOUT_SETTING = (  # engines that bring a cache of their own, and networks that have no entries: test_recurrent.py
     "transformers", "hf_quanto", "hf_hqq", "hf_fp8", "hf_offloaded", "hf_offloaded_static",
-    "non_transformer_mamba", "non_transformer_rwkv",
+    "matched", "non_transformer_mamba", "non_transformer_rwkv",
 )  # fmt: skip
 METHODS = sorted(  # those of the core are proved in test_methods.py
     name for name, setting in settings().items() if name not in core.SETTINGS and not setting.like

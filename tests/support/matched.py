@@ -21,7 +21,7 @@ from kvbench.job import Job
 from kvbench.models.mamba import Mamba
 from kvbench.models.rwkv import Rwkv
 from kvbench.models.spec import TINY
-from kvbench.runner import job_of
+from kvbench.runner import describe, job_of
 from tests.support.small import spec
 
 QUICK = ("workload.prompt_tokens=24", "workload.new_tokens=4", "measure.threads=1", "model.device=cpu")
@@ -33,6 +33,13 @@ SIZES: dict[str, Any] = {"vocab_size": 2048, "hidden_size": 32, "num_hidden_laye
 def job(kind: str) -> Job:
     """Return the job of a recurrent network beside the embedded model."""
     return job_of(check(compose([f"strategy=non_transformer_{kind}", *QUICK, *SMALL])))
+
+
+@functools.cache
+def attending(*overrides: str) -> Job:
+    """Return the job of the family's MHA beside the embedded model."""
+    chosen = ("strategy=matched", "strategy.transform.kind=mha", *overrides)
+    return job_of(check(compose([*chosen, *QUICK, *SMALL])))
 
 
 def made(asked: Job) -> Bench:
@@ -92,6 +99,7 @@ def quality_is_of_each_network_alone() -> None:
     """
     with trained() as asked:
         found = made(asked)
+    assert found.on["strategy"].tokenizer is not found.on["baseline"].tokenizer
     rows = found.measured.rows
     before = dict(rows["strategy"])
     assert before["network"].startswith("tiny-mamba (pretrained, ")
@@ -99,7 +107,8 @@ def quality_is_of_each_network_alone() -> None:
     with torch.no_grad():
         asking.ask_likelihood(found)
     assert rows["strategy"]["quality_tokens"] == rows["baseline"]["quality_tokens"] == 16
-    assert rows["strategy"].keys() - before.keys() == {"nll_nats", "bits_per_byte", "quality_tokens"}
+    asked_of = {"nll_nats", "bits_per_byte", "quality_tokens"}
+    assert rows["strategy"].keys() - before.keys() == {*asked_of, "nll_delta_nats"}
     windows = torch.tensor(found.sources["strategy"].windows(2, 29))
     with torch.no_grad():
         said = found.arms["strategy"].model(windows).logits.double().log_softmax(dim=-1)
@@ -109,11 +118,48 @@ def quality_is_of_each_network_alone() -> None:
     assert tokenizer is not None
     num_bytes = sum(len(text.encode()) for text in tokenizer.batch_decode(windows[:, 21:]))
     assert rows["strategy"]["bits_per_byte"] == pytest.approx(nats.sum().item() / math.log(2) / num_bytes, rel=1e-4)
+    more = rows["strategy"]["nll_nats"] - rows["baseline"]["nll_nats"]
+    assert rows["strategy"]["nll_delta_nats"] == pytest.approx(more) != 0
+    found.measured.rows["strategy"] = dict(before)
+    other = found.sources["strategy"]
+    found.sources["strategy"] = replace(other, prefix=(*other.prefix, *other.prefix))  # as another tokenizer begins
+    with torch.no_grad():
+        asking.ask_likelihood(found)
+    assert rows["strategy"].keys() - before.keys() == asked_of
     found.measured.rows["strategy"] = dict(before)
     found.on["strategy"] = replace(found.on["strategy"], weights="random")
     with torch.no_grad():
         asking.ask_likelihood(found)
     assert found.measured.rows["strategy"] == before
+
+
+def bytes_are_of_the_other_network() -> None:
+    """Each arm holds the keys and values of its own network's heads in float32, and a position per layer and token."""
+    found = made(replace(attending(), spec=spec()))
+    run = found.job.workload.runs()[-1]
+    held = {}
+    for name, arm in found.arms.items():
+        cache = arm.cache(run)
+        arm.prefill(cache, found.ids(run, name)[:, : run.prompt_tokens])
+        held[name] = cache.allocated_bytes()
+    numbers = {"strategy": 4 * (2 * 6 * 32 + 1), "baseline": 2 * (2 * 2 * 16 + 1)}  # layers x (2 x heads x size + 1)
+    assert held == {name: 4 * 28 * count for name, count in numbers.items()}
+
+
+def a_strategy_runs_on_the_other_network() -> None:
+    """Its codec writes the other network's entries, the baseline's stay as they are, and rows say both."""
+    found = made(replace(attending("strategy/codec=int8"), spec=spec()))
+    run, full = found.job.workload.runs()[-1], attending()
+    assert found.refused() is None
+    assert not found.arms["strategy"].strategy.codec.is_exact
+    assert found.arms["baseline"].strategy.codec.is_exact
+    assert found.measured.rows["strategy"]["network"] == "tiny-mha (embedded, mha)"
+    says = [(row["fidelity"], row["saving"]) for row in (describe(job, "strategy") for job in (found.job, full))]
+    assert says == [("trained", "packed"), ("trained", "physical")]
+    arm = found.arms["strategy"]
+    cache = arm.cache(run)
+    arm.prefill(cache, found.ids(run, "strategy")[:, : run.prompt_tokens])
+    assert cache.allocated_bytes() < 0.35 * full.on_its_network.allocated_bytes(arm.view, run)
 
 
 def both_networks_have_to_fit() -> None:

@@ -40,9 +40,7 @@ def of_rows(named: Named) -> Iterator[RenderableType]:
             yield _note("overrides", f"{row['run_id']}: {row['overrides'] or 'none'}")
     for row, name in named:
         if row["network"]:
-            is_random = row["fidelity"] == "structure_only"
-            counts = "times and bytes count, quality does not exist" if is_random else "losses per token do not compare"
-            yield _note("network", f"{name} ran on {row['network']}: {counts}")
+            yield _note("network", f"{name} ran on {row['network']}: {_what_counts(row)}")
     away = [row for row in rows if elsewhere.away(row)]
     for title, text in elsewhere.notes(away) if away else ():
         yield _note(title, text)
@@ -52,6 +50,13 @@ def of_rows(named: Named) -> Iterator[RenderableType]:
         yield _note("bytes", "some strategies store what the data asks for: random weights do not ask", style="yellow")
     for row, lost in no_better_than_random(rows):
         yield _note("control", f"{label_of(row)} does not beat random_eviction at the same budget in {', '.join(lost)}")
+
+
+def _what_counts(row: Row) -> str:
+    """Return what of a row compares with the baseline's, which ran on another network."""
+    if row["fidelity"] == "structure_only":
+        return "times and bytes count, quality does not exist"
+    return "losses per token do not compare" if row["nll_delta_nats"] is None else "losses are of the same tokens"
 
 
 def _reasons(named: Named) -> dict[tuple[str, str, str], list[str]]:

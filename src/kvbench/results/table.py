@@ -197,7 +197,8 @@ def _names(group: _Group) -> list[str]:
     if group.baseline and group.others:
         names[1:] = ["baseline again" if name == "baseline" else name for name in names[1:]]
     names = [
-        _chosen(row) or name if names.count(name) > 1 else name for row, name in zip(group.rows, names, strict=True)
+        _chosen(row) or _network(row) or name if names.count(name) > 1 else name
+        for row, name in zip(group.rows, names, strict=True)
     ]
     run_ids = [row["run_id"] for row in group.rows]
     return [
@@ -209,6 +210,11 @@ def _chosen(row: Row) -> str | None:
     """Return which row of an experiment this is, or None."""
     found = re.search(r"(?:^| )\+row=(\S+)", str(row["overrides"] or ""))
     return found and found[1]
+
+
+def _network(row: Row) -> str | None:
+    """Return the name of the other network that a row ran on, or None."""
+    return str(row["network"]).partition(" ")[0] if row["network"] else None
 
 
 def _heading(row: Row) -> Text:

@@ -250,18 +250,22 @@ class CacheStrategy:
             return "packed"
         if self.budget.limits and isinstance(self.evicted, Handing):
             return "offloaded"
-        if self.budget.limits or self.layout.merges or self.transform.changes_heads:
+        if self.budget.limits or self.layout.merges or self.transform.changes_heads or self._is_trained:
             return "physical"
         return "offloaded" if self.placement.is_elsewhere else "none"
 
     @property
     def fidelity(self) -> Fidelity:
         """How the outputs relate to the full cache's."""
-        if isinstance(self.transform, Matched):
+        if self._is_trained:
             return "trained"
         keeps_all = not self.budget.limits and not self.layout.merges
         is_exact = keeps_all and self.reader.reads_all and self.codec.is_exact and self.transform.is_exact
         return "exact" if is_exact else "lossy_training_free"
+
+    @property
+    def _is_trained(self) -> bool:
+        return isinstance(self.transform, Matched)
 
     @property
     def data_dependent(self) -> bool:

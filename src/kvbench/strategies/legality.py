@@ -14,7 +14,6 @@ from kvbench.strategies.evicted.tiers import Tiers
 from kvbench.strategies.layout.paged import Paged
 from kvbench.strategies.selection.expected_attention import ExpectedAttention
 from kvbench.strategies.transform.base import Unchanged
-from kvbench.strategies.transform.matched import Matched
 
 if TYPE_CHECKING:
     from kvbench.cache.codecs.base import LayerCodec
@@ -211,10 +210,7 @@ def _check_pages(made: CacheStrategy) -> None:
 
 
 def _check_transform(made: CacheStrategy) -> None:
-    """Refuse what was measured on heads that are no longer there, or is about keys and values where there are none."""
-    reason = refused_with_states(made) if isinstance(made.transform, Matched) else None
-    if reason is not None:
-        raise ValueError(reason)
+    """Refuse what was measured on heads that are no longer there."""
     parts = {"budget": made.budget, "codec": made.codec, "scorer": made.scorer}
     measured = [name for name, part in parts.items() if isinstance(part, NeedsCalibration)]
     if made.transform.changes_heads and measured:
@@ -243,7 +239,7 @@ def refused_with_states(made: CacheStrategy) -> str | None:
         "reader=all": not made.reader.reads_all,
         "layout=separate": made.layout.merges,
         "placement=device": made.placement.is_elsewhere,
-        "transform=none": not isinstance(made.transform, Unchanged | Matched),
+        "transform=none": not isinstance(made.transform, Unchanged),
     }
     return _unless_changed("a recurrent model keeps no keys and values that this strategy is about", parts)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import nn
 
@@ -16,23 +16,21 @@ class Matched(Transform):
     """The strategy runs on the network that the model's yaml names under `matched`, which the bench loads.
 
     Args:
-        kind: of network.
+        kind: of network, a key there.
     """
 
     is_exact: ClassVar[bool] = False
-    changes_heads: ClassVar[bool] = True
 
-    kind: Literal["mamba", "rwkv"]
+    kind: str
 
     def changed(self, model: nn.Module, view: ModelView) -> nn.Module:
-        """Return the model itself, which is the matched one already."""
+        """Return the model itself, where it may be: `unsupported` never says so."""
         return model
 
     def unsupported(self, view: ModelView) -> str | None:
-        """Return why this is no matched network, or None."""
-        if not view.is_recurrent:
-            return (
-                f"strategy/transform=matched runs on another network, which cannot be made of this model: kvbench run "
-                f"loads the one that model.matched.{self.kind} names; elsewhere set model= to that name"
-            )
-        return None
+        """Return why no model can be changed so: whoever loads the other one leaves this part out."""
+        return (
+            f"strategy/transform=matched runs on another network, which cannot be made of this model: kvbench run "
+            f"loads the one that model.matched.{self.kind} names; elsewhere choose that model, with "
+            f"strategy/transform=none"
+        )
