@@ -86,6 +86,7 @@ def _card(trained: Path) -> dict[str, Any]:
     }
     tasks = RecallTasks.build(tokenizer, held_out_ids)
     log = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    last = log[-1] if log else {"step": 0, "seconds": 0.0}
     losses = {tokens: text_loss(stock, held_out_ids, tasks.prefix, tokens) for tokens in LENGTHS}
     return {
         "parameters": sum(p.numel() for p in stock.parameters()),
@@ -93,9 +94,9 @@ def _card(trained: Path) -> dict[str, Any]:
         "corpus_sha256": sha256(json.dumps(corpus.hashes()).encode()).hexdigest(),
         "corpus_tokens": len(train_ids),
         "held_out_tokens": len(held_out_ids),
-        "steps": log[-1]["step"],
-        "tokens_seen": log[-1]["step"] * recipe.optimiser.tokens_per_step,
-        "seconds": log[-1]["seconds"],
+        "steps": last["step"],
+        "tokens_seen": last["step"] * recipe.optimiser.tokens_per_step,
+        "seconds": last["seconds"],
         "held_out_nats": {str(tokens): round(loss, 4) for tokens, loss in losses.items()},
         "kneser_ney_nats": round(KneserNey(train_ids, len(tokenizer)).nll_nats(held_out_ids), 4),
         "recall_samples": SAMPLES,

@@ -2,6 +2,7 @@
 
     kvbench train family=tiny out=runs/train_tiny
     kvbench train family=mha out=runs/family/mha threads=1
+    kvbench train family=gqa from=mha align=none share=0.05 out=runs/family/gqa_from_mha
 
 Text comes from what every Python installation has: the standard library's sources and its documentation topics.
 A run is a function of the recipe, the Python version, the device and the thread count; it is resumed from its last
@@ -32,6 +33,7 @@ from kvbench.models.load import recurrent
 from kvbench.models.sharing import SharingConfig, SharingForCausalLM
 from kvbench.models.spec import FAMILY, TINY
 from kvbench.types import Sample
+from kvbench.uptraining import converted
 from kvbench.workloads.recall import RecallTasks
 
 RECIPE = TINY / "recipe.yaml"
@@ -43,7 +45,7 @@ _IGNORE = -100
 def members() -> dict[str, Any]:
     """Return the recipe of every model that is trained here, by name."""
     family: Any = OmegaConf.load(FAMILY / RECIPE.name)
-    own = family.pop("members")
+    own, _ = family.pop("members"), family.pop("uptraining")
     recipes = {name: OmegaConf.merge(family, {"model": changes}) for name, changes in own.items()}
     return {"tiny": OmegaConf.load(RECIPE), **recipes}
 
@@ -202,6 +204,8 @@ def train(recipe: Any, mixture: Mixture, vocab_size: int, out: Path, device: str
     torch.manual_seed(recipe.seed)
     out.mkdir(parents=True, exist_ok=True)
     model = network(recipe.model, vocab_size)  # drawn on the CPU, so that all devices begin with the same
+    if "start" in recipe:
+        model.load_state_dict(converted(recipe.start))
     torch.nn.Module.to(model, device)  # transformers wraps it in something untyped
     model.set_attn_implementation("sdpa")
     matrices = [p for name, p in model.named_parameters() if decays(name, p)]
@@ -263,23 +267,22 @@ def _loss(logits: Tensor, targets: Tensor) -> Tensor:
     )
 
 
-def run(name: str, out: Path, threads: int, device: str) -> None:
+def run(recipe: Any, out: Path, threads: int, device: str) -> None:
     """Train a model by its recipe and leave it, tokenizer, held-out text, hashes, recipe and log in a folder.
 
     Args:
-        name: of the recipe; all but "tiny" use the embedded tokenizer.
+        recipe: all but the embedded model's use the embedded tokenizer.
         out: folder; a run that was interrupted goes on from what it left there.
         threads: of the CPU.
         device: as torch calls it.
     """
     torch.set_num_threads(threads)
-    recipe = members()[name]
     out.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(recipe, out / "recipe.yaml")
     corpus = read_corpus(recipe.data.held_out_every, list(recipe.data.skip_folders))
     (out / "corpus.json").write_text(json.dumps(corpus.hashes(), indent=0))
     (out / "held_out.txt").write_text(held_out_text(corpus))
-    if name != "tiny":
+    if recipe != members()["tiny"]:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(TINY)
     elif (out / "tokenizer.json").exists():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(out)

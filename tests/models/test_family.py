@@ -48,10 +48,10 @@ def test_what_is_shipped_is_what_its_card_says(member: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ((), r"takes family=, out=, threads= and device=, once each; got nothing"),
-        (("mha",), r"takes family=, out=, threads= and device=, once each; got mha"),
-        (("family=mha", "family=gqa"), r"once each; got family=mha family=gqa"),
-        (("family=mha", "steps=3"), r"once each; got family=mha steps=3"),
+        ((), r"takes family=, out=, threads= and device=, once each, and from=, .* together; got nothing"),
+        (("mha",), r"takes family=, out=, threads= and device=, once each, and .* together; got mha"),
+        (("family=mha", "family=gqa"), r"together; got family=mha family=gqa"),
+        (("family=mha", "steps=3"), r"together; got family=mha steps=3"),
         (("family=mho",), r"family=mho has no recipe\. Did you mean mha\?|family=mho has no recipe\. .*Families: gqa"),
         (("family=mha", "threads=0"), r"threads=0 must be a number of at least 1"),
         (("family=mha", "device=tpu"), r"device=tpu is not there to train on; set device=cpu"),
