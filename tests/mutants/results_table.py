@@ -41,3 +41,13 @@ def throws_all_together(frame: pd.DataFrame, console: Console, *, path: Path | N
 def ranks_published_with_measured(frame: pd.DataFrame, console: Console, *, path: Path | None = None) -> None:
     """Print other people's numbers as ours."""
     print_table(frame.assign(evidence="measured"), console, path=path)
+
+
+def forgets_networks(frame: pd.DataFrame, console: Console, *, path: Path | None = None) -> None:
+    """Print rows of other networks as if they were the model's."""
+    print_table(frame.assign(network=None), console, path=path)
+
+
+def compares_all_losses(frame: pd.DataFrame, console: Console, *, path: Path | None = None) -> None:
+    """Print what networks with random weights were not asked."""
+    print_table(frame.assign(nll_nats=frame["nll_nats"].fillna(8.0)), console, path=path)

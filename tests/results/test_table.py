@@ -264,9 +264,32 @@ def test_what_differs_stands_apart() -> None:
     check_what_differs_stands_apart(print_table)
 
 
+def check_networks_are_told_apart(printer: Printer) -> None:
+    own: Record = {"budget_unit": None, "budget_amount": None, "fidelity": "trained", "bits_per_byte": 1.25}
+    times: Record = {"ttft_ratio": 0.912, "ttft_ratio_low": 0.9, "ttft_ratio_high": 0.925}
+    gqa = row("matched", **own, **times, network="tiny-gqa (embedded, gqa)", nll_nats=2.654, weights_bytes=7 * MIB)
+    random = without_quality(row("matched", **own, network="tiny-mamba (random, seed-0)", weights_bytes=8 * MIB))
+    random |= {"bits_per_byte": None, "weights": "embedded", "fidelity": "structure_only"}
+    text = shown(frame([gqa, baseline()], [random, baseline()]), width=80, printer=printer)
+    assert "bits/byte" in text
+    told = {line.split()[0]: line.split()[1:] for line in text[text.index("bits/byte") :].split("\n") if line.strip()}
+    assert told["tiny-gqa"] == ["7.00", "2.654", "1.250", "0.912", "[0.900,", "0.925]"]
+    assert told["tiny-mamba"] == ["8.00", "-", "-", "-", "-"]
+    assert " ".join(text.split()).count("quality does not exist") == 1
+    assert "tiny-gqa (embedded, gqa): losses are of the same tokens" in " ".join(text.split())
+    assert "\u2026" not in text
+    assert "bits/byte" not in shown(frame([FASTER, baseline()]), printer=printer)
+
+
+def test_networks_are_told_apart() -> None:
+    check_networks_are_told_apart(print_table)
+
+
 @pytest.mark.parametrize(
     ("mutant", "check"),
     [
+        (mutants.forgets_networks, check_networks_are_told_apart),
+        (mutants.compares_all_losses, check_networks_are_told_apart),
         (mutants.claims_speed_anyway, check_no_speed_inside_the_processors_cache),
         (mutants.fills_gaps_with_zero, check_random_weights_have_no_quality),
         (mutants.averages_baselines, check_the_baseline_is_a_run_that_was),

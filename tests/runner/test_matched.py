@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 
 import pytest
+from omegaconf import OmegaConf
 
 from kvbench.configuration import check, compose
 from kvbench.models.spec import ModelSpec
@@ -82,6 +83,8 @@ def test_the_family_names_all_of_its_members() -> None:
     assert set(shipped()) <= members.keys()
     for own in ("tiny", *members.values()):
         assert names_of(own) == {kind: name for kind, name in members.items() if name != own}
+    params = OmegaConf.load(str(files("kvbench.conf") / "experiment" / "family.yaml")).hydra.sweeper.params
+    assert params["strategy.transform.kind"].split(",") == sorted(names_of("tiny-mha"))
 
 
 def test_nothing_is_planned_for_a_recurrent_model() -> None:

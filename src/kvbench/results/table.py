@@ -14,7 +14,7 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
-from kvbench.results import elsewhere, notes
+from kvbench.results import elsewhere, networks, notes
 from kvbench.results.cells import FIELDS, QUALITY, Field, Row, Units, has_quality, label_of, plain, units_of
 
 _KIND = (
@@ -147,6 +147,8 @@ def _tables(group: _Group, console: Console) -> Iterator[RenderableType]:
     if away:
         rows = [row for row, _ in away]
         tables.append(_table(away, elsewhere.columns_of(rows), elsewhere.FIELDS, elsewhere.units_of(rows)))
+    if any(row["network"] for row in group.rows):
+        tables.append(_table(named, networks.COLUMNS, networks.FIELDS, networks.units_of(group.rows)))
     for table in tables:
         yield Text()
         yield table
