@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cache, partial
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +140,15 @@ def rows_of(conf: Path, experiment: str) -> list[str]:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_names_rows_that_are_there_and_make_whole_runs(name: str) -> None:
-    ((key, listed),) = plain(CONF / "experiment" / f"{name}.yaml")["hydra"]["sweeper"]["params"].items()
-    rows = listed.split(",")
-    assert key in ("+row", "strategy")
-    assert set(rows) <= set(ROWS if key == "+row" else STRATEGIES)
-    assert len(set(rows)) == len(rows) > 1
-    for row in rows:
-        assert isinstance(check(compose([f"+experiment={name}", f"{key}={row}"])), Checked)
+    params = plain(CONF / "experiment" / f"{name}.yaml")["hydra"]["sweeper"]["params"]
+    known = {"+row": set(ROWS), "strategy": set(STRATEGIES)}
+    for key, listed in params.items():
+        rows = listed.split(",")
+        assert set(rows) <= known.get(key, set(rows))
+        assert len(set(rows)) == len(rows) > 1
+    for rows in product(*(listed.split(",") for listed in params.values())):
+        chosen = [f"{key}={row}" for key, row in zip(params, rows, strict=True)]
+        assert isinstance(check(compose([f"+experiment={name}", *chosen])), Checked)
 
 
 def test_the_study_of_kvpr_varies_what_it_says_on_a_model_that_kvpr_can_help() -> None:
