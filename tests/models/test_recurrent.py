@@ -70,6 +70,7 @@ def test_rows_of_a_padded_batch_equal_rows_alone(name: str) -> None:
         ("offload", "use strategy/placement=device"),
         ("gqa", "use strategy/transform=none"),
         ("cla", "use strategy/transform=none"),
+        ("matched", "use strategy/transform=none"),
         ("smoothquant", "and strategy/transform=none"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
@@ -15,6 +16,7 @@ from tests.mutants.core_mutant import Check, Mutant, each_of, oracles_in, seen_t
 from tests.mutants.matched import MUTANTS
 from tests.support import matched
 from tests.support.family import shipped
+from tests.support.small import spec
 
 
 def test_arms_run_on_their_own_networks() -> None:
@@ -76,6 +78,13 @@ def test_the_matched_model_is_loaded_as_the_model_is(model: str, kind: str, name
 def test_a_network_that_is_not_there_is_refused(overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         job_of(check(compose(overrides)))
+
+
+def test_what_is_about_keys_and_values_is_refused_on_a_recurrent_network() -> None:
+    found = matched.made(replace(matched.job("rwkv", "strategy/codec=int8"), spec=spec()))
+    assert found.unsupported is not None
+    assert "keeps no keys and values that this strategy is about; use strategy/codec=dense" in found.unsupported
+    assert "strategy" not in found.arms
 
 
 def test_the_family_names_all_of_its_members() -> None:

@@ -30,9 +30,9 @@ SIZES: dict[str, Any] = {"vocab_size": 2048, "hidden_size": 32, "num_hidden_laye
 
 
 @functools.cache
-def job(kind: str) -> Job:
+def job(kind: str, *overrides: str) -> Job:
     """Return the job of a recurrent network beside the embedded model."""
-    return job_of(check(compose([f"strategy=non_transformer_{kind}", *QUICK, *SMALL])))
+    return job_of(check(compose([f"strategy=non_transformer_{kind}", *overrides, *QUICK, *SMALL])))
 
 
 @functools.cache

@@ -90,7 +90,11 @@ def _parser() -> argparse.ArgumentParser:
         "train:main",
         "train an embedded model, or go on with it: kvbench train family=gqa out=runs/family/gqa threads=1",
     )
-    train.add_argument("settings", nargs="+", help="family= name of the recipe, out= folder, threads= of the CPU")
+    train.add_argument(
+        "settings",
+        nargs="+",
+        help="family= name of the recipe, out= folder, threads= of the CPU; from= a member to begin as, align=, share=",
+    )
 
     hardware = _add(
         commands,
