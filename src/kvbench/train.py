@@ -45,7 +45,7 @@ _IGNORE = -100
 def members() -> dict[str, Any]:
     """Return the recipe of every model that is trained here, by name."""
     family: Any = OmegaConf.load(FAMILY / RECIPE.name)
-    own, _ = family.pop("members"), family.pop("uptraining")
+    own = family.pop("members")
     recipes = {name: OmegaConf.merge(family, {"model": changes}) for name, changes in own.items()}
     return {"tiny": OmegaConf.load(RECIPE), **recipes}
 

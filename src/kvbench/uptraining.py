@@ -13,11 +13,9 @@ from transformers import LlamaForCausalLM
 from kvbench.models.spec import FAMILY
 from kvbench.strategies.transform.grouped import Grouped
 
-SETTINGS = FAMILY / "recipe.yaml"
-
 
 def recipe_of(source: str, recipes: Mapping[str, Any], num_groups: int, *, align: str, share: float) -> Any:
-    """Return the recipe of a member that begins as another one.
+    """Return the recipe of a member that begins as another one: its training again, in fewer steps.
 
     Args:
         source: name of the member that is converted.
@@ -26,13 +24,12 @@ def recipe_of(source: str, recipes: Mapping[str, Any], num_groups: int, *, align
         align: what is done to the heads of a group first, as strategy.transform.align says it.
         share: of the steps of the source's own training.
     """
-    settings: Any = OmegaConf.load(SETTINGS).uptraining
-    made = OmegaConf.merge(recipes[source], {"seed": settings.seed, "model": {"num_key_value_heads": num_groups}})
+    made = OmegaConf.merge(recipes[source], {"model": {"num_key_value_heads": num_groups}})
     made.start = {"member": source, "num_groups": num_groups, "align": align}
-    *_, last = made.mix.values()
-    steps = made.optimiser.steps = round(share * made.optimiser.steps)
-    made.optimiser.rate = {round(at * steps): value for at, value in settings.rate.items()}
-    made.lengths, made.mix = {round(at * steps): value for at, value in settings.lengths.items()}, {steps: last}
+    made.seed += 1  # other rows than those that the first training began with
+    made.optimiser.steps = round(share * made.optimiser.steps)
+    for schedule, of in (("rate", made.optimiser), ("lengths", made), ("mix", made)):
+        of[schedule] = {round(share * at): value for at, value in of[schedule].items()}
     return made
 
 
