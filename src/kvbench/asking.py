@@ -34,7 +34,7 @@ def ask_likelihood(bench: Bench) -> None:
     quality, is_random = bench.job.quality, bench.loaded.weights == "random"
     if "baseline" not in bench.arms or quality.text_windows == 0:
         return
-    if bench.job.matched is not None:
+    if bench.job.matched is not None or bench.arms["strategy"].view.is_untrained:
         _ask_alone(bench)
         return
     context = bench.job.workload.runs()[-1].prompt_tokens if is_random else quality.context_tokens
@@ -61,7 +61,7 @@ def ask_likelihood(bench: Bench) -> None:
 
 
 def _ask_alone(bench: Bench) -> None:
-    """Ask two networks each for its own tokens of held-out text; random weights have nothing to say.
+    """Ask two networks each for its own tokens of held-out text; what was never trained has nothing to say.
 
     Losses are compared where the tokens are the same.
     """
@@ -70,7 +70,7 @@ def _ask_alone(bench: Bench) -> None:
     asked = {
         name: bench.sources[name].windows(quality.text_windows, length)
         for name in bench.arms
-        if bench.on[name].weights != "random"
+        if bench.on[name].weights != "random" and not bench.arms[name].view.is_untrained
     }
     for name, windows in asked.items():
         arm = bench.arms[name]
@@ -99,7 +99,7 @@ def ask_recall(bench: Bench) -> None:
     quality, workload = bench.job.quality, bench.job.workload
     aware = isinstance(workload, Recall) and workload.question_in_cache
     for name, arm in bench.arms.items():
-        for task, mine in _samples(bench, name).items():
+        for task, mine in {} if arm.view.is_untrained else _samples(bench, name).items():
             bench.measured.rows[name][f"recall_{task}"] = recall(
                 arm,
                 mine,
@@ -117,7 +117,7 @@ def write_text(bench: Bench) -> None:
         return
     for name, arm in bench.arms.items():
         tokenizer = bench.on[name].tokenizer
-        if tokenizer is None:
+        if tokenizer is None or arm.view.is_untrained:
             continue
         bench.report("generate", 0.0)
         prompt = bench.ids(run, name)[:, : run.prompt_tokens]

@@ -62,12 +62,13 @@ class Bench:
         return Arm(name=name, model=model, view=view, strategy=strategy, engine=self.engine)
 
     def _network(self, name: str) -> Row:
-        """Return which other model an arm runs on, if it does."""
-        if name == "baseline" or self.job.matched is None:
-            return {}
-        loaded = self.on[name]
-        said = {"network": f"{self.job.matched.name} ({loaded.weights}, {loaded.revision})"}
-        return {**said, "fidelity": "structure_only"} if loaded.weights == "random" else said
+        """Return which other model an arm runs on, if it does, and whether it is one that was never trained."""
+        said, loaded, is_other = dict[str, object](), self.on[name], name != "baseline" and self.job.matched is not None
+        if is_other:
+            assert self.job.matched is not None
+            said["network"] = f"{self.job.matched.name} ({loaded.weights}, {loaded.revision})"
+        is_random = is_other and loaded.weights == "random"
+        return {**said, "fidelity": "structure_only"} if is_random or self.arms[name].view.is_untrained else said
 
     def _prepare_strategy(self) -> str | None:
         """Make the strategy's arm, or return why there is none."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from kvbench.cache.codecs.dense import Dense
 from kvbench.cache.kv_cache import KVCache
 from kvbench.cache.placement.tiers import Traffic
 from kvbench.engines.arm import Arm
@@ -49,6 +51,7 @@ def held(arm: Arm, cache: KVCache, run: RunShape) -> Row:
         "kv_predicted_bytes": arm.strategy.allocated_bytes(arm.view, run),
         "bits_per_element": 8 * cache.used_bytes() / max(1, cache.numbers_held()),
         **cache.shares(),
+        **_compressed(cache),
         "kernel": arm.strategy.kernel_on(arm.view.device, arm.view.dtype),
         "page_utilisation": cache.page_utilisation(),
         "host_bytes": cache.bytes_on("host"),
@@ -61,6 +64,26 @@ def held(arm: Arm, cache: KVCache, run: RunShape) -> Row:
         "entries_held_min": int(entries.min()),
         "entries_held_max": int(entries.max()),
     }
+
+
+def _compressed(cache: KVCache) -> Row:
+    """Return how many times fewer bytes of a prompt there are than in the full cache; nothing where all are kept."""
+    if not cache.contexts:
+        return {}
+    full = full_prompt_bytes(cache)
+    return {
+        "stored_ratio": full / cache.encoding_bytes,
+        "runtime_ratio": full / sum(t.nbytes for layer in cache.contexts for t in layer.tensors()),
+    }
+
+
+def full_prompt_bytes(cache: KVCache) -> int:
+    """Return the bytes that the prompt would take in the full cache of the same layers."""
+    like = cache.layers[0].plan
+    layers = [replace(shape, part="all") for shape in cache.view.layers if shape.part == "new"]
+    run = replace(cache.run, new_tokens=0)
+    plans = (replace(like, shape=shape, codec=Dense()) for shape in layers)
+    return sum(plan.allocated_bytes(run, cache.view.dtype) for plan in plans)
 
 
 def moved(arm: Arm, cache: KVCache, before: Traffic, steps: int) -> Row:

@@ -17,7 +17,7 @@ import pydoc_data.topics
 import random
 import sysconfig
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from kvbench.workloads.recall import RecallTasks
 RECIPE = TINY / "recipe.yaml"
 EVERY = 100  # steps between checkpoints
 OF_ATTENTION = ("num_attention_heads", "max_position_embeddings", "rope_theta")  # of no use to the others
-_IGNORE = -100
+IGNORE = -100
 
 
 def members() -> dict[str, Any]:
@@ -139,7 +139,7 @@ class Mixture:
         segment = words[torch.tensor([self.rng.randrange(len(words)) for _ in range(period)])]
         ids = torch.cat([torch.tensor(self.tasks.prefix), segment.repeat(length // period + 1)])[:length]
         targets = ids.clone()
-        targets[: period + len(self.tasks.prefix) + 1] = _IGNORE
+        targets[: period + len(self.tasks.prefix) + 1] = IGNORE
         return ids, targets
 
     def _key_value(self, length: int) -> tuple[Tensor, Tensor]:
@@ -161,7 +161,7 @@ class Mixture:
 
 def _answers_only(sample: Sample) -> tuple[Tensor, Tensor]:
     ids = torch.tensor(sample.ids)
-    targets = torch.full_like(ids, _IGNORE)
+    targets = torch.full_like(ids, IGNORE)
     for span in sample.spans:
         if span.kind == "answer":
             targets[span.start : span.stop] = ids[span.start : span.stop]
@@ -200,17 +200,44 @@ def decays(name: str, weight: Tensor) -> bool:
 
 
 def train(recipe: Any, mixture: Mixture, vocab_size: int, out: Path, device: str = "cpu") -> Iterator[dict[str, float]]:
-    """Train, leave a checkpoint every so many steps and yield a log entry for it; resume from the last one."""
+    """Train a model as `optimised` does, and leave it in the folder."""
     torch.manual_seed(recipe.seed)
-    out.mkdir(parents=True, exist_ok=True)
     model = network(recipe.model, vocab_size)  # drawn on the CPU, so that all devices begin with the same
     if "start" in recipe:
         model.load_state_dict(converted(recipe.start))
     torch.nn.Module.to(model, device)  # transformers wraps it in something untyped
     model.set_attn_implementation("sdpa")
+
+    def losses(step: int, length: int) -> tuple[Tensor, Tensor]:
+        batch = mixture.batch(recipe.optimiser.tokens_per_step // length, length, until(step, recipe.mix))
+        return _losses(model, *(rows.to(device) for rows in batch), is_low=recipe.precision == "bfloat16")
+
+    yield from optimised(recipe, model, losses, mixture.rng, out, device)
+    model.bfloat16().save_pretrained(out / "model")
+
+
+def optimised(
+    recipe: Any,
+    model: torch.nn.Module,
+    losses: Callable[[int, int], tuple[Tensor, Tensor]],
+    rng: random.Random,
+    out: Path,
+    device: str,
+) -> Iterator[dict[str, float]]:
+    """Train, leave a checkpoint every so many steps and yield a log entry for it; resume from the last one.
+
+    Args:
+        recipe: of which the optimiser and the lengths are read here.
+        model: what is trained of a network, or all of it.
+        losses: returns those of text and of tasks, of a step and its sequences' length.
+        rng: what rows are drawn with.
+        out: folder of the checkpoint.
+        device: as torch calls it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
     matrices = [p for name, p in model.named_parameters() if decays(name, p)]
     others = [p for name, p in model.named_parameters() if not decays(name, p)]
-    settings, is_low = recipe.optimiser, recipe.precision == "bfloat16"
+    settings = recipe.optimiser
     optimiser = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
         betas=tuple(settings.betas),
@@ -220,13 +247,12 @@ def train(recipe: Any, mixture: Mixture, vocab_size: int, out: Path, device: str
         state = torch.load(checkpoint, map_location=device, weights_only=False)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
-        mixture.rng.setstate(state["rng"])
+        rng.setstate(state["rng"])
         first, before = state["step"], state["seconds"]
     started = time.perf_counter()
     for step in range(first, settings.steps):
         length = until(step, recipe.lengths)
-        batch = mixture.batch(settings.tokens_per_step // length, length, until(step, recipe.mix))
-        text, task = _losses(model, *(rows.to(device) for rows in batch), is_low=is_low)
+        text, task = losses(step, length)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, settings.peak_rate, settings.rate)
         torch.autograd.backward((text, task))
@@ -235,7 +261,7 @@ def train(recipe: Any, mixture: Mixture, vocab_size: int, out: Path, device: str
         optimiser.zero_grad()
         if (step + 1) % EVERY == 0 or step + 1 == settings.steps:
             seconds = before + time.perf_counter() - started
-            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "rng": mixture.rng.getstate()}
+            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "rng": rng.getstate()}
             partial = checkpoint.with_suffix(".partial")
             torch.save(state | {"step": step + 1, "seconds": seconds}, partial)
             partial.replace(checkpoint)
@@ -246,7 +272,6 @@ def train(recipe: Any, mixture: Mixture, vocab_size: int, out: Path, device: str
                 "task_nats": round(task.item(), 4),
                 "seconds": round(seconds, 1),
             }
-    model.bfloat16().save_pretrained(out / "model")
 
 
 @torch.enable_grad()  # which a measurement in the same process turns off
@@ -256,14 +281,15 @@ def _losses(
     """Return the loss of the rows of text and of the others."""
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=is_low):
         logits = model(ids, use_cache=False).logits.float()
-    return _loss(logits[is_text], targets[is_text]), _loss(logits[~is_text], targets[~is_text])
+    return loss_of(logits[is_text], targets[is_text]), loss_of(logits[~is_text], targets[~is_text])
 
 
-def _loss(logits: Tensor, targets: Tensor) -> Tensor:
+def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean loss of the targets that count; 0 where there is none."""
     if targets.numel() == 0:
         return logits.sum()
     return torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten(), ignore_index=_IGNORE
+        logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten(), ignore_index=IGNORE
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 SpanKind = Literal["context", "question", "answer"]
 Phase = Literal["prefill", "decode"]
+Part = Literal["all", "prompt", "new"]
 Saving = Literal["physical", "packed", "offloaded", "none"]
 Fidelity = Literal["exact", "lossy_training_free", "uptrained", "trained", "structure_only"]
 
@@ -123,6 +124,7 @@ class LayerShape:
         donor: layer before it whose entries it reads, having none of its own; None where it stores what it reads.
         states: what a recurrent layer keeps, which has no heads; none for attention.
         values_are_keys: whether a value is its key, so that keys are all that is stored.
+        part: of which tokens it keeps anything: of all, of the prompt's alone, or of those behind the prompt alone.
     """
 
     query_heads: int
@@ -138,6 +140,7 @@ class LayerShape:
     donor: int | None = None
     states: tuple[StateShape, ...] = ()
     values_are_keys: bool = False
+    part: Part = "all"
 
     @property
     def state_bytes(self) -> int:
@@ -208,6 +211,7 @@ class ModelView:
         has_learned_positions: whether a position is a row of a table (GPT-2) rather than a rotation.
         norms: those that begin attention and feed-forward parts, in order; empty where they cannot be told.
         asked: how the command line asks for the model, for messages; "" if it was not loaded by name.
+        is_untrained: whether parts of it that matter were added and never trained, so that what it says means nothing.
     """
 
     layers: tuple[LayerShape, ...]
@@ -218,6 +222,12 @@ class ModelView:
     has_learned_positions: bool
     norms: tuple[Norm, ...] = ()
     asked: str = ""
+    is_untrained: bool = False
+
+    @property
+    def keeps_context(self) -> bool:
+        """Whether some layers keep nothing but what is made of the prompt, which the others forget."""
+        return any(layer.part == "prompt" for layer in self.layers)
 
     @property
     def is_recurrent(self) -> bool:
@@ -251,3 +261,9 @@ class RunShape:
     def padding(self) -> tuple[int, ...]:
         """Columns of padding on the left of each row."""
         return tuple(self.prompt_tokens - length for length in self.prompt_lengths)
+
+    def of(self, part: Part) -> RunShape:
+        """Return how long the sequences are to a layer that keeps this part of them."""
+        if part == "new":
+            return replace(self, prompt_lengths=(0,) * self.batch_size)
+        return self if part == "all" else replace(self, new_tokens=0)

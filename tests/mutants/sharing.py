@@ -21,10 +21,11 @@ from tests.support import sharing
 forward = SharingAttention.forward
 
 
-def of_this_pass_alone(self: BorrowingLayer, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def of_this_pass_alone(self: CacheLayer, query: Tensor, scale: float) -> Tensor:
     """Attend to the newest entry and nothing before it."""
-    share = query.shape[1] // key.shape[1]
-    return value.repeat_interleave(share, dim=1)
+    slots = self.stores[0][1].slots
+    value = slots.values.read(slots.filled)[:, :, -1:]
+    return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
 
 
 def kept(self: SharingAttention, *arguments: Any, **keywords: Any) -> Any:
@@ -56,7 +57,7 @@ def with_a_copy(self: BorrowingLayer) -> tuple[Tensor, ...]:
 MUTANTS = (
     Mutant(
         name="only the newest entry is read",
-        patches=((BorrowingLayer, "_through_stores", of_this_pass_alone),),
+        patches=((CacheLayer, "look", of_this_pass_alone),),
         killed_by=(
             partial(sharing.shared_entries_are_those_of_the_donor, "llama_gqa"),
             partial(sharing.packed_entries_are_read_by_all, "llama_gqa"),

@@ -67,7 +67,7 @@ def test_bytes_are_what_was_said(name: str, model: str) -> None:
     generic.bytes_are_what_was_said(name, model, (24, 17))
 
 
-@those("llama_gqa")
+@those("llama_gqa", forgets=False)
 def test_the_budget_is_used_exactly_at_every_step(name: str, model: str) -> None:
     for overrides in generic.triggers(name, model):
         generic.budget_is_used_exactly(name, model, overrides)
@@ -111,7 +111,7 @@ def test_a_cache_of_unknown_length_equals_one_of_known_length(name: str) -> None
     checks.restore_is_exact(name, "llama_mha", new=None, snapshots=(0,))
 
 
-@those("llama_gqa")
+@those("llama_gqa", forgets=False)
 def test_protected_entries_are_always_held(name: str, model: str) -> None:
     generic.protected_entries_stay(name, model)
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -22,6 +23,7 @@ from kvbench.models.view import view_of
 from kvbench.strategies.position.policies import Rank
 from kvbench.strategies.selection.key_norm import KeyNorm
 from kvbench.strategies.selection.recency import Recency
+from kvbench.strategies.transform.crossing import FILE
 from kvbench.strategies.trigger import Every
 from tests.support.checks import BUDGET, PROMPT, uniform
 from tests.support.drive import drive
@@ -47,6 +49,14 @@ def changed(name: str, part: str, **settings: object) -> Callable[[], object]:
 def changed_quantiser(**settings: Any) -> Callable[[], object]:
     """Return what changes a quantiser in Python."""
     return lambda: replace(composed("kivi2").codec.key_quantiser, **settings)  # type: ignore[attr-defined]
+
+
+def other_blocks() -> None:
+    """Take blocks that were trained for another model."""
+    with TemporaryDirectory() as folder:
+        said = {"weights": "of another", "blocks": "1", "width": "9"}
+        save_file({"nothing": torch.zeros(1)}, Path(folder) / FILE, metadata=said)
+        composed("arch_alt_10x", f"transform.weights='{folder}'").prepare(model("llama_gqa"))
 
 
 def uncompiled() -> None:
@@ -670,6 +680,34 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
     "latents elsewhere": (
         lambda: composed("offload").build(view_of(composed("mla").prepare(model("llama_gqa"))), uniform()),
         r"a value of this model is its key and all heads share it; use strategy/placement=device",
+    ),
+    "a prompt that grows": (
+        asked("arch_alt_10x", "transform.compression=0.5"),
+        r"compression must be at least 1; got 0",
+    ),
+    "another way to compress": (
+        changed("arch_alt_10x", "transform", mode="both"),
+        r"transform\.mode must be auto, kv or hidden; got 'both'",
+    ),
+    "windows that forget": (
+        lambda: composed("arch_alt_10x").prepare(model("mistral")),
+        r"transform=xc needs layers that keep keys and values of their own and see everything",
+    ),
+    "blocks that are not there": (
+        asked("arch_alt_10x", "transform.weights=nowhere"),
+        r"transform\.weights=nowhere holds no blocks \(.*\)\. Make them with: kvbench train family=xc10",
+    ),
+    "blocks of another model": (
+        other_blocks,
+        r"holds blocks with weights=of another, width=9, and here weights=\w+, width=6 are needed\. .* kvbench train",
+    ),
+    "a context of which entries leave": (
+        lambda: composed("h2o").build(view_of(composed("arch_alt_10x").prepare(model("llama_gqa"))), uniform()),
+        r"of a prompt this model keeps what blocks read, whole and in every step; use strategy/budget=all",
+    ),
+    "a context that nobody asks": (
+        lambda: composed("think").build(view_of(composed("arch_alt_10x").prepare(model("llama_gqa"))), uniform()),
+        r"of a prompt this model keeps what blocks read.*; use strategy/codec=dense, int8 or kivi4",
     ),
     "no token": (asked("yoco", "transform.window=0"), r"transform\.window must be at least 1; got 0"),
     "windows of its own": (

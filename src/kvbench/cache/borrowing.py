@@ -9,7 +9,7 @@ from torch import Tensor
 from kvbench.cache.layer import CacheLayer
 from kvbench.cache.plan import LayerPlan
 from kvbench.cache.store import positions
-from kvbench.kernels.attend import attend_causal, attend_one, attend_prompt
+from kvbench.kernels.attend import attend_causal, attend_prompt
 from kvbench.types import RunShape, Step
 
 
@@ -57,7 +57,7 @@ class BorrowingLayer(CacheLayer):
         if whole:
             return attend_prompt(query, key, value, scale, position=at[:, None], query_position=asking, window=0)
         if tokens == 1 and step.phase == "decode":
-            return self._through_stores(query, key, value, scale)
+            return self.donor.look(query, scale)
         if not self.plan.codec.is_exact:
             raise ValueError(
                 "layers that share keys and values read a prompt at once where strategy/codec packs it; set "
@@ -68,14 +68,6 @@ class BorrowingLayer(CacheLayer):
         keys, values = slots.keys.read(slots.filled), slots.values.read(slots.filled)
         position = slots.position.narrow(2, 0, slots.filled)
         return attend_prompt(query, keys, values, scale, position=position, query_position=asking, window=0)
-
-    def _through_stores(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        out = query.new_empty(*query.shape[:3], value.shape[3])
-        share = query.shape[1] // key.shape[1]
-        for region, store in self.donor.stores:
-            mine = region.rows, slice(region.heads.start * share, region.heads.stop * share)
-            out[mine] = attend_one(query[mine], store.slots.tiles(), scale, with_weights=False)[0]
-        return out
 
     def held_positions(self) -> Tensor:
         """Return the positions the donor holds [B, 1 or G, m], ascending, -1 for none; syncs with the device."""

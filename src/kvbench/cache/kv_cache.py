@@ -12,6 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache
 
 from kvbench.cache.barrier import Barrier
 from kvbench.cache.borrowing import BorrowingLayer
+from kvbench.cache.context import ContextLayer, ForgettingLayer
 from kvbench.cache.layer import CacheLayer
 from kvbench.cache.pair import Meeting
 from kvbench.cache.placement.mover import mover_of
@@ -66,12 +67,16 @@ class KVCache(Cache):
                 layers.append(BorrowingLayer(plan, run, self.padding, empty, layers[plan.shape.donor]))
             elif plan.shape.states:
                 layers.append(StateLayer(plan, run, self.padding, empty))
+            elif plan.shape.part != "all":
+                kind = ContextLayer if plan.shape.part == "prompt" else ForgettingLayer
+                layers.append(kind(plan, run, self.padding, empty))
             else:
                 layers.append(CacheLayer(plan, run, self.padding, empty, barrier, meetings.get(plan.index), self.mover))
         super().__init__(layers=layers)  # type: ignore[arg-type]
         self.view = view
         self.run = run
         self._step: Step | None = None
+        self.encoding_bytes = 0  # of what layers that keep the prompt's context were made of
         plan = plans[0]
         self._rank: Tensor | None = None  # where new tokens are read once entries have left [B, 1]: learned positions
         self._dropped: Tensor | None = None  # entries whose place the kept ones took [B, 1]
@@ -102,6 +107,28 @@ class KVCache(Cache):
             yield from repetitions(repeater, tokens)
 
     @property
+    def contexts(self) -> list[ContextLayer]:
+        """The layers that keep what is made of the prompt and nothing else."""
+        return [layer for layer in self.layers if isinstance(layer, ContextLayer)]
+
+    def keep_context(self, encoding: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Keep what blocks have made of the tokens of this pass, if it reads the prompt.
+
+        Args:
+            encoding: of the tokens [B, T, width], which is not kept.
+            pairs: per block, keys [B, G, T, D], not rotated, and values of the encoding.
+        """
+        step = self._step_of(self.contexts[0])
+        self.encoding_bytes += encoding.nbytes
+        for layer, (key, value) in zip(self.contexts, pairs, strict=True):
+            layer.read(key, value, is_last=step.is_last_chunk)
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether this pass reads the prompt."""
+        return self._step_of(self.layers[-1]).phase == "prefill"
+
+    @property
     def _repeater(self) -> Repeater | None:
         found = (layer.plan.repeater for layer in self.layers)
         return next((each for each in found if each is not None), None)
@@ -112,6 +139,8 @@ class KVCache(Cache):
         if self._step is not None and self._step.phase == "repeat":
             return repeated_positions(self._step, tokens, self.run, self.view.device).clamp(min=0)
         at = torch.arange(seen, seen + tokens, device=self.view.device).expand(self.run.batch_size, -1)
+        if self.contexts and seen >= self.run.prompt_tokens:  # the prompt is forgotten
+            return at - self.run.prompt_tokens
         if self.padding is not None:
             at = at - self.padding[:, 0]
         if self._rank is not None and seen >= self.run.prompt_tokens:

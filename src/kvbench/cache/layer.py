@@ -19,7 +19,7 @@ from kvbench.cache.repeat import repeated_positions
 from kvbench.cache.slots import Slots
 from kvbench.cache.store import Store, positions
 from kvbench.cache.views import PromptView, Scored
-from kvbench.kernels.attend import attend_causal, attend_prompt
+from kvbench.kernels.attend import attend_causal, attend_one, attend_prompt
 from kvbench.types import RunShape, Step
 
 
@@ -129,6 +129,15 @@ class CacheLayer:
             queries = slice(heads.start * share, heads.stop * share)
             take_in = store.decode if query.shape[2] == 1 else store.append
             out[rows, queries] = take_in(query[rows, queries], key[rows, heads], value[rows, heads], scale)
+        return out
+
+    def look(self, query: Tensor, scale: float) -> Tensor:
+        """Attend with one query per row and head [B, H, 1, D] to everything held, and store nothing."""
+        out = query.new_empty(*query.shape[:3], self.plan.shape.value_dim)
+        share = self.plan.shape.query_heads // self.plan.shape.kv_heads
+        for region, store in self.stores:
+            mine = region.rows, slice(region.heads.start * share, region.heads.stop * share)
+            out[mine] = attend_one(query[mine], store.slots.tiles(), scale, with_weights=False)[0]
         return out
 
     # -- the prompt ---------------------------------------------------------------------------------------------

@@ -113,7 +113,8 @@ class LayerPlan:
     @property
     def stays(self) -> bool:
         """Whether all of the prompt stays as it was read, where it was read."""
-        return self.pair is None and self._has_entries and not self.compresses and self.codec.is_exact
+        is_kept = self.pair is None and self.shape.part != "new" and self._has_entries
+        return is_kept and not self.compresses and self.codec.is_exact
 
     @property
     def one_by_one(self) -> bool:
@@ -326,6 +327,7 @@ class LayerPlan:
         """Return the bytes held once the prompt is read, over all regions."""
         if not self._has_entries:
             return run.batch_size * self.shape.state_bytes
+        run = run.of(self.shape.part)
         return self.codec.fixed_bytes + sum(
             region.plan._rooms_bytes(region.plan.capacity(region.run) + self.slack, region.run, dtype)
             + region.plan.fixed_bytes(region.run, dtype)
@@ -349,6 +351,11 @@ class LayerPlan:
         """Return the bytes of occupied slots after so many columns, over all regions."""
         if not self._has_entries:
             return run.batch_size * self.shape.state_bytes
+        if self.shape.part == "new":
+            tokens_seen = max(0, tokens_seen - run.prompt_tokens)
+        elif self.shape.part == "prompt":
+            tokens_seen = min(tokens_seen, run.prompt_tokens)
+        run = run.of(self.shape.part)
         total = self.codec.fixed_bytes
         for region in self.regions(run):
             decoded = max(0, tokens_seen - run.prompt_tokens)

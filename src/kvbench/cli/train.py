@@ -1,4 +1,4 @@
-"""`kvbench train`: train one of the embedded models by its recipe, and say in a card what it can do."""
+"""`kvbench train`: train an embedded model, or blocks for one, by a recipe, and say in a card what it can do."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from kvbench import train, train_crossings
 from kvbench.configuration.errors import ConfigError, hint
+from kvbench.crossing_card import write_card as write_crossing_card
 from kvbench.model_card import write_card
 from kvbench.models.spec import FAMILY
-from kvbench.train import members, run
 from kvbench.uptraining import recipe_of
 
 _USAGE = "kvbench train takes family=, out=, threads= and device="
@@ -37,20 +38,25 @@ def main(settings: Sequence[str]) -> None:
         raise ConfigError(
             f"{_USAGE}, once each, and from=, align= and share= together; got {' '.join(settings) or 'nothing'}."
         )
-    name, threads, recipes = given["family"], given.get("threads", "2"), members()
-    if name not in recipes:
-        raise ConfigError(f"family={name} has no recipe. {hint(name, list(recipes), label='Families')}")
+    name, threads, recipes = given["family"], given.get("threads", "2"), train.members()
+    known = [*recipes, *train_crossings.members()]
+    if name not in known:
+        raise ConfigError(f"family={name} has no recipe. {hint(name, known, label='Families')}")
     if not threads.isdecimal() or int(threads) < 1:
         raise ConfigError(f"threads={threads} must be a number of at least 1.")
     device = given.get("device", "cpu")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise ConfigError(f"device={device} is not there to train on; set device=cpu (or cuda).")
-    recipe, default = recipes[name], name
+    recipe, default = recipes.get(name), name
     if _CONVERTS & given.keys():
         recipe, default = _uptraining(given, recipes)
     out = Path(given.get("out") or f"runs/family/{default}")
+    if recipe is None:
+        train_crossings.run(name, out, int(threads), device)
+        write_crossing_card(out)
+        return
     _check_same(recipe, out)
-    run(recipe, out, int(threads), device)
+    train.run(recipe, out, int(threads), device)
     write_card(out)
 
 

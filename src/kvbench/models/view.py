@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from kvbench.models.crossing import crossings_of, with_context
 from kvbench.models.norms import norms_of
 from kvbench.types import LayerShape, ModelView, Projection, Sizes
 
@@ -42,7 +43,7 @@ def view_of(model: nn.Module) -> ModelView:
         )
         for index, window in enumerate(windows_of(config))
     )
-    return ModelView(
+    view = ModelView(
         layers=tuple(_as_stored(model, index, layer) for index, layer in enumerate(layers)),
         sizes=_sizes(model, config),
         dtype=parameter.dtype,
@@ -51,6 +52,10 @@ def view_of(model: nn.Module) -> ModelView:
         has_learned_positions=all(layer.rotary is None for layer in layers),
         norms=norms_of(model),
     )
+    crossings = crossings_of(model)
+    if crossings is None:
+        return view
+    return replace(with_context(view, len(crossings.blocks)), is_untrained=not crossings.is_trained)
 
 
 def weights_bytes(model: nn.Module) -> int:

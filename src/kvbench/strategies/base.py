@@ -22,6 +22,7 @@ from kvbench.strategies.evicted.tiers import Tiers
 from kvbench.strategies.layout.paged import Paged
 from kvbench.strategies.legality import (
     check_composition,
+    refused_with_contexts,
     refused_with_donors,
     refused_with_latents,
     refused_with_states,
@@ -32,6 +33,7 @@ from kvbench.strategies.position.policies import Position
 from kvbench.strategies.selection.recency import Recency
 from kvbench.strategies.selection.selector import Protected
 from kvbench.strategies.transform.base import Transform
+from kvbench.strategies.transform.crossing import Crossed
 from kvbench.strategies.transform.matched import Matched
 from kvbench.strategies.trigger import Trigger
 from kvbench.types import Fidelity, ModelView, RunShape, Saving
@@ -194,6 +196,8 @@ class CacheStrategy:
         reason = reason or self.transform.unsupported(view) or self.codec.unsupported(view)
         if any(layer.donor is not None for layer in view.layers):
             reason = reason or refused_with_donors(self)
+        if view.keeps_context:
+            reason = reason or refused_with_contexts(self, view)
         if any(layer.values_are_keys for layer in view.layers):
             reason = reason or refused_with_latents(self, view)
         reason = reason or self.placement.lacks(view, run)
@@ -265,7 +269,7 @@ class CacheStrategy:
 
     @property
     def _is_trained(self) -> bool:
-        return isinstance(self.transform, Matched)
+        return isinstance(self.transform, Matched | Crossed)
 
     @property
     def data_dependent(self) -> bool:

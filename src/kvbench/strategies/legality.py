@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from kvbench.cache.codecs.base import QueryDriven
 from kvbench.cache.codecs.packed import PackedFormat
 from kvbench.calibrated import NeedsCalibration
 from kvbench.strategies.budget.base import ChoosyBudget
@@ -229,6 +230,19 @@ def refused_with_donors(made: CacheStrategy) -> str | None:
         "placement=device": made.placement.is_elsewhere,
     }
     return _unless_changed("layers of this model share keys and values, which one of them keeps", parts)
+
+
+def refused_with_contexts(made: CacheStrategy, view: ModelView) -> str | None:
+    """Return why a strategy cannot serve a model that forgets its prompt but for what blocks make of it, or None."""
+    codecs = (made.codec.of_layer(view, at) for at in range(len(view.layers)))
+    parts = {
+        "budget=all": made.budget.limits,
+        "codec=dense, int8 or kivi4": any(isinstance(codec.key_format, QueryDriven) for codec in codecs),
+        "reader=all": not made.reader.reads_all,
+        "layout=separate": made.layout.merges,
+        "placement=device": made.placement.is_elsewhere,
+    }
+    return _unless_changed("of a prompt this model keeps what blocks read, whole and in every step", parts)
 
 
 def refused_with_states(made: CacheStrategy) -> str | None:

@@ -20,6 +20,7 @@ class Setting:
         any_loop: whether a loop that knows nothing of kvbench can read its prompt.
         turns_keys: whether it refuses models whose keys are not rotated.
         waits: whether a decode step waits for the host now and then.
+        forgets: whether layers hold nothing of the prompt.
         like: a method of the same parts with other numbers, whose generic oracles serve this one as well; "" for none.
     """
 
@@ -33,4 +34,5 @@ class Setting:
     any_loop: bool = True
     turns_keys: bool = False
     waits: bool = False
+    forgets: bool = False
     like: str = ""

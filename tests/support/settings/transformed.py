@@ -13,7 +13,12 @@ _GROUPED = Setting(overrides=("transform.num_groups=1",), has_budget=False)
 
 _AS_SMOOTHQUANT = replace(_SMOOTH, like="smoothquant")
 
+_CROSSED = Setting(has_budget=False, merges=True, moves_positions=True, forgets=True)
+
 SETTINGS: dict[str, Setting] = {
+    "arch_alt_10x": _CROSSED,
+    "arch_alt_20x": replace(_CROSSED, like="arch_alt_10x"),
+    "architecture_alteration": replace(_CROSSED, like="arch_alt_10x"),
     "cla": Setting(has_budget=False, turns_keys=True),
     "gqa": _GROUPED,
     "mla": Setting(has_budget=False),

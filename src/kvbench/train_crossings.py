@@ -1,0 +1,197 @@
+"""Training of the blocks that read a context which the model itself has encoded and forgotten.
+
+    kvbench train family=xc10 out=runs/family/xc10
+
+The model is frozen; of the context only the blocks see anything.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kvbench.calibrated import fingerprint
+from kvbench.configuration import build_group, compose, resolved
+from kvbench.kernels.rotary import turn
+from kvbench.models.crossing import Crossings
+from kvbench.models.load import Loaded, load
+from kvbench.models.spec import FAMILY
+from kvbench.strategies.transform.crossing import FILE, SEED, Crossed, with_crossings
+from kvbench.train import IGNORE, loss_of, optimised, read_corpus, until
+from kvbench.types import Sample
+from kvbench.workloads.recall import RecallTasks
+
+RECIPE = FAMILY / "crossing.yaml"
+MOST_PAIRS = 32
+
+
+def members() -> dict[str, Any]:
+    """Return the recipe of every set of blocks that is trained here, by name."""
+    recipe: Any = OmegaConf.load(RECIPE)
+    own = recipe.pop("members")
+    return {name: OmegaConf.merge(recipe, {"transform": changes}) for name, changes in own.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What one block reads of contexts that are all as long.
+
+    Args:
+        key: [B, G, T, D], rotated.
+        value: [B, G, T, D_v].
+        rotary: inverse frequencies, or None.
+    """
+
+    key: Tensor
+    value: Tensor
+    rotary: Tensor | None
+
+    @staticmethod
+    def of(pair: tuple[Tensor, Tensor], rotary: Tensor | None) -> Read:
+        """Return what is read of keys, not rotated, and values."""
+        key, value = pair
+        return Read(key=_rotated(key, 0, rotary), value=value, rotary=rotary)
+
+    def cross(self, query: Tensor, scale: float) -> Tensor:
+        """Return the attention [B, H, t, D_v] of the first tokens behind the context; queries not rotated."""
+        query = _rotated(query, self.key.shape[2], self.rotary)
+        return nn.functional.scaled_dot_product_attention(query, self.key, self.value, scale=scale, enable_gqa=True)
+
+
+def _rotated(rows: Tensor, start: int, rotary: Tensor | None) -> Tensor:
+    if rotary is None:
+        return rows
+    at = torch.arange(start, start + rows.shape[2], device=rows.device)
+    return turn(rows, at.expand(len(rows), 1, -1), rotary)
+
+
+class Contexts:
+    """Contexts and what is said behind them: text that goes on, a part of the context, questions and their answers.
+
+    Args:
+        tokens: of the text.
+        tasks: of recall.
+        behind: tokens behind a context.
+        seed: of every choice.
+    """
+
+    def __init__(self, tokens: Tensor, tasks: RecallTasks, behind: int, seed: int) -> None:
+        self.tokens, self.tasks, self.behind = tokens, tasks, behind
+        self.rng = random.Random(seed)
+
+    def batch(self, rows: int, context: int, shares: Mapping[str, float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return contexts [rows, context], ids and targets behind them, and which rows are text [rows]."""
+        chosen = self.rng.choices(list(shares), list(shares.values()), k=rows)
+        made = [getattr(self, f"_{kind}")(context) for kind in chosen]
+        ids, targets = (torch.stack(column) for column in zip(*made, strict=True))
+        is_text = torch.tensor([kind == "text" for kind in chosen])
+        return ids[:, :context], ids[:, context:], targets[:, context:], is_text
+
+    def _text(self, context: int) -> tuple[Tensor, Tensor]:
+        length, prefix = context + self.behind, torch.tensor(self.tasks.prefix)
+        start = self.rng.randrange(len(self.tokens) - length)
+        ids = torch.cat([prefix, self.tokens[start : start + length - len(prefix)]])
+        return ids, ids
+
+    def _copy(self, context: int) -> tuple[Tensor, Tensor]:
+        """Return a context of random words, and a part of it that is said again."""
+        words, prefix = self.tasks.keys + self.tasks.values, list(self.tasks.prefix)
+        ids = torch.tensor(prefix + self.rng.choices(words, k=context - len(prefix)))
+        start = self.rng.randrange(context - self.behind + 1)
+        again = torch.cat([ids, ids[start : start + self.behind]])
+        return again, again
+
+    def _key_value(self, context: int) -> tuple[Tensor, Tensor]:
+        most = min(MOST_PAIRS, (context - 8) // (len(self.tasks.pair_mark) + 2))
+        pairs = self.rng.choice([count for count in (2, 4, 8, 16, MOST_PAIRS) if count <= most])
+        questions = min(pairs, self.behind // (len(self.tasks.question_mark) + 2))
+        return self._filled(self.tasks.key_value(self.rng, context_tokens=context, pairs=pairs, questions=questions))
+
+    def _passkey(self, context: int) -> tuple[Tensor, Tensor]:
+        return self._filled(self.tasks.passkey(self.rng, context_tokens=context))
+
+    def _filled(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """Return ids with something behind them that does not count, and targets."""
+        length = sample.spans[0].stop + self.behind
+        ids = torch.zeros(length, dtype=torch.long)
+        ids[: len(sample.ids)] = torch.tensor(sample.ids)
+        targets = torch.full_like(ids, IGNORE)
+        for span in sample.spans:
+            if span.kind == "answer":
+                targets[span.start : span.stop] = ids[span.start : span.stop]
+        return ids, targets
+
+
+def losses_of(model: Any, crossings: Crossings, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the loss of what is said behind contexts that blocks alone have read: of text, and of answers.
+
+    Args:
+        model: with the blocks.
+        crossings: the blocks.
+        batch: of `Contexts`.
+    """
+    contexts, ids, targets, is_text = batch
+    with torch.no_grad():
+        hidden = model.base_model(contexts, use_cache=False).last_hidden_state
+    with torch.enable_grad():
+        readers = [Read.of(pair, crossings.shape.rotary) for pair in crossings.pairs(crossings.encoder(hidden))]
+        logits = model(ids, use_cache=False, readers=readers).logits
+        return loss_of(logits[is_text], targets[is_text]), loss_of(logits[~is_text], targets[~is_text])
+
+
+def run(name: str, out: Path, threads: int, device: str) -> None:
+    """Train blocks by their recipe and leave them, the recipe and a log in a folder.
+
+    Args:
+        name: of the recipe.
+        out: folder; a run that was interrupted goes on from what it left there.
+        threads: of the CPU.
+        device: as torch calls it.
+    """
+    torch.set_num_threads(threads)
+    recipe = members()[name]
+    out.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(recipe, out / "recipe.yaml")
+    base = base_of(recipe, device)
+    corpus = read_corpus(recipe.data.held_out_every, list(recipe.data.skip_folders))
+    text = "\n\n".join(corpus.train.values())
+    tokens = torch.tensor(base.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)  # type: ignore[misc]
+    tasks = RecallTasks.build(base.tokenizer, tokens.tolist())  # type: ignore[arg-type]
+    contexts = Contexts(tokens, tasks, recipe.behind, recipe.seed)
+    with (out / "log.jsonl").open("a") as log:
+        for entry in train(recipe, base, contexts, out, device):
+            print(json.dumps(entry), file=log, flush=True)
+
+
+def base_of(recipe: Any, device: str) -> Loaded:
+    """Return the model that blocks are trained for."""
+    spec = build_group(resolved(compose([f"model={recipe.base}"]))["model"], "model")
+    return load(replace(spec, device=device, dtype="float32"), seed=0, attention="sdpa")
+
+
+def train(recipe: Any, base: Loaded, contexts: Contexts, out: Path, device: str = "cpu") -> Iterator[dict[str, float]]:
+    """Train blocks, and leave them in the folder; resume from the last checkpoint."""
+    asked = Crossed(**recipe.transform, weights="")
+    crossings = Crossings(base.view, *asked.sizes(base.view))
+    crossings.draw(SEED)
+    crossings.to(device)
+    model = with_crossings(base.model, base.view, crossings)
+
+    def losses(step: int, length: int) -> tuple[Tensor, Tensor]:
+        rows = recipe.optimiser.tokens_per_step // (length + recipe.behind)
+        return losses_of(model, crossings, contexts.batch(rows, length, until(step, recipe.mix)))
+
+    yield from optimised(recipe, crossings, losses, contexts.rng, out, device)
+    blocks, width = asked.sizes(base.view)
+    said = {"weights": str(fingerprint(base.view)), "blocks": str(blocks), "width": str(width), "model": recipe.base}
+    kept = {name: weight.bfloat16().cpu() for name, weight in crossings.state_dict().items()}
+    save_file(kept, out / FILE, metadata=said)

@@ -1,0 +1,114 @@
+"""What must hold for the training of blocks that read contexts."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from transformers import LlamaForCausalLM
+
+from kvbench import train, train_crossings
+from kvbench.models.load import Loaded
+from kvbench.models.view import view_of
+from kvbench.strategies.transform.crossing import Crossed
+from kvbench.train_crossings import Contexts
+from tests.support.family import VOCABULARY, few_tokens, recipes
+
+CONTEXT, BEHIND, STEPS = 48, 32, 6
+
+
+def contexts(seed: int = 3) -> Contexts:
+    """Return contexts over little text."""
+    mixture = few_tokens(seed)
+    return Contexts(mixture.tokens, mixture.tasks, BEHIND, seed)
+
+
+def base() -> Loaded:
+    """Return a small model that nobody has trained."""
+    torch.manual_seed(5)
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
+    model: Any = train.network(OmegaConf.merge(recipes()["gqa"].model, sizes), VOCABULARY)
+    assert isinstance(model, LlamaForCausalLM)
+    model.model.embed_tokens.weight.data.mul_(20)  # the head's as well, which nobody trains
+    model.eval().requires_grad_(False).set_attn_implementation("sdpa")
+    return Loaded(model=model, tokenizer=None, view=view_of(model), weights="random", revision="seed-5")
+
+
+def small(steps: int = STEPS) -> Any:
+    """Return a recipe that takes a second."""
+    recipe: Any = train_crossings.members()["xc10"]
+    recipe.optimiser = {
+        **recipe.optimiser,
+        "steps": steps,
+        "tokens_per_step": 640,
+        "peak_rate": 1e-2,
+        "rate": {0: 1.0, steps: 1.0},
+    }
+    recipe.lengths, recipe.mix = {steps: CONTEXT}, {steps: {"text": 0.5, "copy": 0.5}}
+    return recipe
+
+
+def trained(out: Path, given: Loaded, recipe: Any, most: int | None = None) -> list[dict[str, float]]:
+    """Train, or go on, with a checkpoint every other step, up to so many log entries, and return these."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "EVERY", 2)
+        patch.setattr(time, "perf_counter", itertools.count().__next__)
+        return list(itertools.islice(train_crossings.train(recipe, given, contexts(), out), most))
+
+
+def what_is_asked_stands_in_the_context() -> None:
+    """Parts that are said again, answers and digits are those of the context, and what is text goes on behind it."""
+    made, tasks = contexts(), contexts().tasks
+    for kind in ("text", "copy", "key_value", "passkey"):
+        read, ids, targets, is_text = made.batch(4, CONTEXT, {kind: 1.0})
+        assert (read.shape, ids.shape, targets.shape) == ((4, CONTEXT), (4, BEHIND), (4, BEHIND))
+        assert is_text.tolist() == [kind == "text"] * 4
+        for row in range(4):
+            context, behind = " ".join(map(str, read[row].tolist())), ids[row].tolist()
+            asked = [at for at in range(BEHIND) if targets[row, at] >= 0]
+            assert all(targets[row, at] == behind[at] for at in asked)
+            if kind == "copy":
+                assert " ".join(map(str, behind)) in context
+                assert asked == list(range(BEHIND))
+            elif kind == "key_value":
+                pairs = [" ".join(map(str, (*tasks.pair_mark, *behind[at - 1 : at + 1]))) for at in asked]
+                assert pairs
+                assert all(pair in context for pair in pairs)
+            elif kind == "passkey":
+                assert " ".join(str(behind[at]) for at in asked) in context
+            else:
+                text = " ".join(map(str, made.tokens.tolist()))
+                assert f"{context} {' '.join(map(str, behind))}".removeprefix(f"{tasks.prefix[0]} ") in text
+
+
+def training_goes_on_exactly() -> None:
+    """A run that was interrupted twice ends with the blocks and the losses of one that was not."""
+    given, recipe = base(), small()
+    with TemporaryDirectory() as whole, TemporaryDirectory() as parts:
+        want = trained(Path(whole), given, recipe)
+        got = [*trained(Path(parts), given, recipe, 1), *trained(Path(parts), given, recipe)]
+        assert got == want
+        assert [entry["step"] for entry in want] == [2, 4, 6]
+        ends = [torch.load(Path(out) / "checkpoint.pt", weights_only=False)["model"] for out in (whole, parts)]
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+
+
+def training_lowers_the_loss_of_a_frozen_model() -> None:
+    """Thirty steps lower the loss of text by half a nat, change nothing of the model, and leave blocks for it."""
+    given = base()
+    before = {name: weight.clone() for name, weight in given.model.state_dict().items()}
+    with TemporaryDirectory() as folder:
+        entries = trained(Path(folder), given, small(30))
+        assert entries[-1]["text_nats"] < entries[0]["text_nats"] - 0.5, entries
+        made = Crossed(compression=10, mode="auto", weights=folder).prepare(given.model)
+        assert not view_of(made).is_untrained
+        with pytest.raises(ValueError, match="kvbench train family=xc10"):
+            Crossed(compression=20, mode="auto", weights=folder).prepare(given.model)
+    after = given.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
