@@ -393,3 +393,12 @@ def test_data_that_random_weights_do_not_have_is_pointed_out() -> None:
 def test_pretrained_weights_are_named_with_their_revision() -> None:
     text = shown(frame([row("h2o", weights="pretrained", model_revision="11c5a3d")]))
     assert "weights       pretrained (11c5a3d)" in text
+
+
+def test_how_much_of_a_prompt_is_left_is_said() -> None:
+    some = row("arch_alt_10x", stored_ratio=10.118, runtime_ratio=4.0, fidelity="trained")
+    text = shown(frame([some, baseline()]))
+    assert "arch_alt_10x 25%: of the prompt 10.1x fewer bytes to store and 4.0x fewer to read\n" in text
+    untrained = shown(frame([{**some, "fidelity": "structure_only"}, baseline()]), width=200)
+    assert "4.0x fewer to read; its blocks were never trained: quality does not exist" in untrained
+    assert "fewer bytes to store" not in shown(frame([FASTER, baseline()]))

@@ -92,12 +92,12 @@ class Crossings(nn.Module):
         self.handed = Handed()
 
     def draw(self, seed: int) -> None:
-        """Draw weights at random, but for those that add to hidden states: a block begins by adding nothing."""
+        """Draw weights at random, but for those of queries and outputs: a block reads all alike, and adds nothing."""
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
             if weight.ndim < 2:
                 nn.init.ones_(weight)
-            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            elif name.endswith(("q_proj.weight", "o_proj.weight", "down_proj.weight")):
                 nn.init.zeros_(weight)
             else:
                 nn.init.normal_(weight, std=weight.shape[1] ** -0.5, generator=generator)

@@ -41,6 +41,12 @@ def of_rows(named: Named) -> Iterator[RenderableType]:
     for row, name in named:
         if row["network"]:
             yield _note("network", f"{name} ran on {row['network']}: {_what_counts(row)}")
+        if row["stored_ratio"]:
+            stored, read = row["stored_ratio"], row["runtime_ratio"]
+            is_random = row["fidelity"] == "structure_only"
+            lacks = "; its blocks were never trained: quality does not exist" if is_random else ""
+            said = f"of the prompt {stored:.1f}x fewer bytes to store and {read:.1f}x fewer to read"
+            yield _note("context", f"{name}: {said}{lacks}")
     away = [row for row in rows if elsewhere.away(row)]
     for title, text in elsewhere.notes(away) if away else ():
         yield _note(title, text)
