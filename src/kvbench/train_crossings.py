@@ -75,7 +75,7 @@ def _rotated(rows: Tensor, start: int, rotary: Tensor | None) -> Tensor:
 
 
 class Contexts:
-    """Contexts and what is said behind them: text that goes on, a part of the context, questions and their answers.
+    """Contexts and what is said behind them: text that goes on, pairs of words of it, questions and answers.
 
     Args:
         tokens: of the text.
@@ -102,13 +102,17 @@ class Contexts:
         ids = torch.cat([prefix, self.tokens[start : start + length - len(prefix)]])
         return ids, ids
 
-    def _copy(self, context: int) -> tuple[Tensor, Tensor]:
-        """Return a context of random words, and a part of it that is said again."""
+    def _pair(self, context: int) -> tuple[Tensor, Tensor]:
+        """Return a context of random words, and some of them again, each with the one behind it, which counts."""
         words, prefix = self.tasks.keys + self.tasks.values, list(self.tasks.prefix)
-        ids = torch.tensor(prefix + self.rng.choices(words, k=context - len(prefix)))
-        start = self.rng.randrange(context - self.behind + 1)
-        again = torch.cat([ids, ids[start : start + self.behind]])
-        return again, again
+        ids = torch.tensor(prefix + self.rng.sample(words, context - len(prefix)))
+        asked = self.rng.sample(range(len(prefix), context - 1), min(self.behind // 2, context - len(prefix) - 1))
+        at = torch.tensor(asked)
+        again = torch.zeros(self.behind, dtype=torch.long)
+        again[: 2 * len(at)] = torch.stack([ids[at], ids[at + 1]], dim=1).flatten()
+        targets = torch.full_like(again, IGNORE)
+        targets[1 : 2 * len(at) : 2] = ids[at + 1]
+        return torch.cat([ids, again]), torch.cat([torch.full_like(ids, IGNORE), targets])
 
     def _key_value(self, context: int) -> tuple[Tensor, Tensor]:
         most = min(MOST_PAIRS, (context - 8) // (len(self.tasks.pair_mark) + 2))

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kvbench import train_crossings
+from kvbench import train, train_crossings
+from kvbench.crossing_card import answer_nats
+from kvbench.engines.arm import Arm
 from kvbench.models.crossing import Crossings
 from kvbench.train_crossings import Contexts
+from kvbench.types import Sample
 from tests.mutants.core_mutant import Mutant
 from tests.support import crossing_training
 
-batch, optimised, losses_of = Contexts.batch, train_crossings.optimised, train_crossings.losses_of
+batch, optimised, losses_of = Contexts.batch, train.optimised, train_crossings.losses_of
 
 
 def of_others(self: Contexts, rows: int, context: int, shares: Mapping[str, float]) -> tuple[Tensor, ...]:
@@ -27,6 +30,11 @@ def of_others(self: Contexts, rows: int, context: int, shares: Mapping[str, floa
 def drawn_anew(recipe: Any, model: Any, losses: Any, rng: random.Random, out: Any, device: str) -> Any:
     """Go on with other rows."""
     return optimised(recipe, model, losses, random.Random(0), out, device)
+
+
+def early(arm: Arm, samples: Sequence[Sample], contexts: Sequence[Sample]) -> float:
+    """Read the contexts of the samples, whatever is asked for."""
+    return answer_nats(arm, samples, samples)
 
 
 def detached(model: Any, crossings: Crossings, given: Any) -> tuple[Tensor, Tensor]:
@@ -46,6 +54,11 @@ MUTANTS = (
         name="what rows are drawn with is forgotten",
         patches=((train_crossings, "optimised", drawn_anew),),
         killed_by=(crossing_training.training_goes_on_exactly,),
+    ),
+    Mutant(
+        name="contexts are always the samples' own",
+        patches=((crossing_training, "answer_nats", early),),
+        killed_by=(crossing_training.answers_are_scored_behind_their_context,),
     ),
     Mutant(
         name="nothing is learnt",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,14 +12,20 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from kvbench import train, train_crossings
+from kvbench.api import strategy
+from kvbench.crossing_card import answer_nats, arms_of
 from kvbench.models.load import Loaded
+from kvbench.models.spec import FAMILY
 from kvbench.models.view import view_of
-from kvbench.strategies.transform.crossing import Crossed
+from kvbench.strategies.transform.crossing import FILE, Crossed
 from kvbench.train_crossings import Contexts
+from kvbench.workloads.recall import RecallTasks, draw
 from tests.support.family import VOCABULARY, few_tokens, recipes
+from tests.support.models import attention
 
 CONTEXT, BEHIND, STEPS = 48, 32, 6
 
@@ -50,7 +57,7 @@ def small(steps: int = STEPS) -> Any:
         "peak_rate": 1e-2,
         "rate": {0: 1.0, steps: 1.0},
     }
-    recipe.lengths, recipe.mix = {steps: CONTEXT}, {steps: {"text": 0.5, "copy": 0.5}}
+    recipe.lengths, recipe.mix = {steps: CONTEXT}, {steps: {"text": 0.5, "pair": 0.5}}
     return recipe
 
 
@@ -63,9 +70,9 @@ def trained(out: Path, given: Loaded, recipe: Any, most: int | None = None) -> l
 
 
 def what_is_asked_stands_in_the_context() -> None:
-    """Parts that are said again, answers and digits are those of the context, and what is text goes on behind it."""
+    """Words behind others, answers and digits are those of the context, and what is text goes on behind it."""
     made, tasks = contexts(), contexts().tasks
-    for kind in ("text", "copy", "key_value", "passkey"):
+    for kind in ("text", "pair", "key_value", "passkey"):
         read, ids, targets, is_text = made.batch(4, CONTEXT, {kind: 1.0})
         assert (read.shape, ids.shape, targets.shape) == ((4, CONTEXT), (4, BEHIND), (4, BEHIND))
         assert is_text.tolist() == [kind == "text"] * 4
@@ -73,9 +80,9 @@ def what_is_asked_stands_in_the_context() -> None:
             context, behind = " ".join(map(str, read[row].tolist())), ids[row].tolist()
             asked = [at for at in range(BEHIND) if targets[row, at] >= 0]
             assert all(targets[row, at] == behind[at] for at in asked)
-            if kind == "copy":
-                assert " ".join(map(str, behind)) in context
-                assert asked == list(range(BEHIND))
+            if kind == "pair":
+                assert asked == list(range(1, BEHIND, 2))
+                assert all(" ".join(map(str, behind[at - 1 : at + 1])) in context for at in asked)
             elif kind == "key_value":
                 pairs = [" ".join(map(str, (*tasks.pair_mark, *behind[at - 1 : at + 1]))) for at in asked]
                 assert pairs
@@ -112,3 +119,47 @@ def training_lowers_the_loss_of_a_frozen_model() -> None:
             Crossed(compression=20, mode="auto", weights=folder).prepare(given.model)
     after = given.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def answers_are_scored_behind_their_context() -> None:
+    """The loss of answers is that of the whole text at once; without a context it is that of the question alone."""
+    given, tasks = base(), contexts().tasks
+    samples = draw(tasks, "key_value", 3, CONTEXT, 4, seed=1, question_in_cache=False)
+    arms = arms_of(given, strategy("arch_alt_10x"))
+    texts = torch.tensor([sample.ids for sample in samples])
+    with attention(given.model, "sdpa") as stock, torch.no_grad():  # type: ignore[arg-type]
+        want = [_answers(stock(rows, use_cache=False).logits, rows) for rows in (texts, texts[:, CONTEXT:])]
+    with attention(given.model, "kvbench"), torch.no_grad():  # type: ignore[arg-type]
+        others = [*samples[1:], samples[0]]
+        got = [answer_nats(arms[name], samples, samples) for name in ("full cache", "no context", "blocks")]
+        moved = answer_nats(arms["full cache"], samples, others)
+    assert got == pytest.approx([*want, want[1]], abs=1e-4)
+    assert abs(moved - want[0]) > 1e-3
+
+
+def _answers(logits: Tensor, rows: Tensor) -> float:
+    return torch.nn.functional.cross_entropy(logits[:, -2], rows[:, -1]).item()
+
+
+def shipped() -> list[str]:
+    """Return the blocks that come with kvbench."""
+    return sorted({card.parent.name for card in FAMILY.glob("*/card.json")} & train_crossings.members().keys())
+
+
+def what_is_shipped_is_what_its_card_says(member: str) -> None:
+    """Blocks are found for the embedded model, and answers behind a context they read are nearer than without it."""
+    folder, recipe = FAMILY / member, train_crossings.members()[member]
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    assert card["steps"] == recipe.optimiser.steps
+    assert (folder / FILE).stat().st_size < 6_000_000
+    given = train_crossings.base_of(recipe, "cpu")
+    assert given.tokenizer is not None
+    tasks = RecallTasks.build(given.tokenizer, contexts().tokens.tolist())
+    samples = draw(tasks, "passkey", 16, 64, 8, seed=0, question_in_cache=False)
+    with attention(given.model, "kvbench"), torch.no_grad():  # type: ignore[arg-type]
+        arms = arms_of(given, strategy("arch_alt_10x", transform=dict(recipe.transform)))
+        assert not arms["blocks"].view.is_untrained
+        got = {name: answer_nats(arm, samples, samples) for name, arm in arms.items()}
+    said = card["tasks"]["passkey"]["64"]["answer_nats"]
+    assert got["blocks"] == pytest.approx(said["blocks"], abs=0.5)
+    assert got["blocks"] < got["no context"]
