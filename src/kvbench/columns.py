@@ -70,14 +70,11 @@ def _compressed(cache: KVCache) -> Row:
     """Return how many times fewer bytes of a prompt there are than in the full cache; nothing where all are kept."""
     if not cache.contexts:
         return {}
-    full = full_prompt_bytes(cache)
-    return {
-        "stored_ratio": full / cache.encoding_bytes,
-        "runtime_ratio": full / sum(t.nbytes for layer in cache.contexts for t in layer.tensors()),
-    }
+    full = _full_prompt_bytes(cache)
+    return {"stored_ratio": full / cache.encoding_bytes, "runtime_ratio": full / cache.context_bytes()}
 
 
-def full_prompt_bytes(cache: KVCache) -> int:
+def _full_prompt_bytes(cache: KVCache) -> int:
     """Return the bytes that the prompt would take in the full cache of the same layers."""
     like = cache.layers[0].plan
     layers = [replace(shape, part="all") for shape in cache.view.layers if shape.part == "new"]

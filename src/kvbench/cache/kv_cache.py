@@ -76,7 +76,8 @@ class KVCache(Cache):
         self.view = view
         self.run = run
         self._step: Step | None = None
-        self.encoding_bytes = 0  # of what layers that keep the prompt's context were made of
+        self.contexts = [layer for layer in layers if isinstance(layer, ContextLayer)]
+        self.encoding_bytes = 0  # of what these were made of
         plan = plans[0]
         self._rank: Tensor | None = None  # where new tokens are read once entries have left [B, 1]: learned positions
         self._dropped: Tensor | None = None  # entries whose place the kept ones took [B, 1]
@@ -105,11 +106,6 @@ class KVCache(Cache):
         repeater = self._repeater
         if repeater is not None:
             yield from repetitions(repeater, tokens)
-
-    @property
-    def contexts(self) -> list[ContextLayer]:
-        """The layers that keep what is made of the prompt and nothing else."""
-        return [layer for layer in self.layers if isinstance(layer, ContextLayer)]
 
     def keep_context(self, encoding: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Keep what blocks have made of the tokens of this pass, if it reads the prompt.
@@ -233,9 +229,11 @@ class KVCache(Cache):
 
     def allocated_bytes(self) -> int:
         """Return the bytes of every storage on the device: payload, metadata, working rows, buffers."""
-        storages = [t.untyped_storage() for t in self.tensors() if t.numel() > 0]
-        held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-        return held - self.bytes_on("host")
+        return _storage_bytes(self.tensors()) - self.bytes_on("host")
+
+    def context_bytes(self) -> int:
+        """Return the bytes of every storage of the layers that keep what is made of the prompt and nothing else."""
+        return _storage_bytes([t for layer in self.contexts for t in layer.tensors()])
 
     def bytes_on(self, tier: Literal["host", "disk"]) -> int:
         """Return the bytes that lie elsewhere than on the device."""
@@ -320,6 +318,11 @@ class KVCache(Cache):
         """Go back to a snapshot, in the same storage."""
         for layer, mine in zip(self.layers, snapshot, strict=True):
             layer.restore(mine)
+
+
+def _storage_bytes(tensors: Sequence[Tensor]) -> int:
+    storages = [t.untyped_storage() for t in tensors if t.numel() > 0]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def attention(
