@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kvbench.types import LayerShape, ModelView
 
 EPSILON = 1e-5  # of norms
+SPREAD = 0.02  # of random weights; larger keys make attention so peaked at once that nothing is learnt
 
 
 class Reader(Protocol):
@@ -92,15 +93,15 @@ class Crossings(nn.Module):
         self.handed = Handed()
 
     def draw(self, seed: int) -> None:
-        """Draw weights at random, but for those of queries and outputs: a block reads all alike, and adds nothing."""
+        """Draw weights at random, but for those of outputs: a block begins by adding nothing."""
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
             if weight.ndim < 2:
                 nn.init.ones_(weight)
-            elif name.endswith(("q_proj.weight", "o_proj.weight", "down_proj.weight")):
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
                 nn.init.zeros_(weight)
             else:
-                nn.init.normal_(weight, std=weight.shape[1] ** -0.5, generator=generator)
+                nn.init.normal_(weight, std=SPREAD, generator=generator)
 
     def pairs(self, encoding: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return keys and values of every block."""
