@@ -103,10 +103,15 @@ class Contexts:
         return ids, ids
 
     def _pair(self, context: int) -> tuple[Tensor, Tensor]:
-        """Return a context of random words, and some of them again, each with the one behind it, which counts."""
-        words, prefix = self.tasks.keys + self.tasks.values, list(self.tasks.prefix)
-        ids = torch.tensor(prefix + self.rng.sample(words, context - len(prefix)))
-        asked = self.rng.sample(range(len(prefix), context - 1), min(self.behind // 2, context - len(prefix) - 1))
+        """Return random words behind text, and some of them again, each with the one behind it, which counts.
+
+        There is text where a context is longer than all words.
+        """
+        words = self.tasks.keys + self.tasks.values
+        count = min(len(words), context - len(self.tasks.prefix))
+        text = self._text(context)[0][: context - count]
+        ids = torch.cat([text, torch.tensor(self.rng.sample(words, count))])
+        asked = self.rng.sample(range(context - count, context - 1), min(self.behind // 2, count - 1))
         at = torch.tensor(asked)
         again = torch.zeros(self.behind, dtype=torch.long)
         again[: 2 * len(at)] = torch.stack([ids[at], ids[at + 1]], dim=1).flatten()

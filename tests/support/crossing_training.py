@@ -72,6 +72,7 @@ def trained(out: Path, given: Loaded, recipe: Any, most: int | None = None) -> l
 def what_is_asked_stands_in_the_context() -> None:
     """Words behind others, answers and digits are those of the context, and what is text goes on behind it."""
     made, tasks = contexts(), contexts().tasks
+    assert made.batch(1, 1200, {"pair": 1.0})[0].shape == (1, 1200), "longer than all words"
     for kind in ("text", "pair", "key_value", "passkey"):
         read, ids, targets, is_text = made.batch(4, CONTEXT, {kind: 1.0})
         assert (read.shape, ids.shape, targets.shape) == ((4, CONTEXT), (4, BEHIND), (4, BEHIND))
