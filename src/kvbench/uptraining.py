@@ -24,7 +24,7 @@ def recipe_of(source: str, recipes: Mapping[str, Any], num_groups: int, *, align
         align: what is done to the heads of a group first, as strategy.transform.align says it.
         share: of the steps of the source's own training.
     """
-    made = OmegaConf.merge(recipes[source], {"model": {"num_key_value_heads": num_groups}})
+    made: Any = OmegaConf.merge(recipes[source], {"model": {"num_key_value_heads": num_groups}})
     made.start = {"member": source, "num_groups": num_groups, "align": align}
     made.seed += 1  # other rows than those that the first training began with
     made.optimiser.steps = round(share * made.optimiser.steps)
