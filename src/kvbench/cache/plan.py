@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -337,7 +338,8 @@ class LayerPlan:
 
     def _rooms_bytes(self, slots: int, run: RunShape, dtype: torch.dtype) -> int:
         """Return the bytes of so many slots of every row."""
-        return sum(self.room_bytes(slots, run, dtype, unused) for unused in self.unused(run))
+        alike = Counter(self.unused(run) if self.pages is not None else (0,) * run.batch_size)
+        return sum(count * self.room_bytes(slots, run, dtype, unused) for unused, count in alike.items())
 
     def _reading_bytes(self, run: RunShape, dtype: torch.dtype) -> int:
         """Return the bytes of what stands beside the slots: bounds of pages, what has left, the prompt of a pair."""
