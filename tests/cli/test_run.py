@@ -185,7 +185,7 @@ def test_a_composition_can_be_looked_at(fake: FakeRunner, capsys: pytest.Capture
     assert main(["strategy=h2o", "--cfg", "job"]) == 0
     assert "recent_share: 0.5" in capsys.readouterr().out
     assert main(["--help"]) == 0
-    assert "strategy: adakv, attention_sink, baseline, " in capsys.readouterr().out
+    assert "strategy: adakv, arch_alt_10x, arch_alt_20x, " in capsys.readouterr().out
     assert fake.asked == []
 
 

@@ -25,7 +25,7 @@ from tests.mutants import configuration as mutants
     [
         (
             "strategy=h2oo",
-            "strategy=h2oo: there is no such choice. Did you mean strategy=h2o? Choices: adakv, attention_sink,",
+            "strategy=h2oo: there is no such choice. Did you mean strategy=h2o? Choices: adakv, arch_alt_10x,",
         ),
         ("strategy/codec=dens", "strategy/codec=dens: there is no such choice. Did you mean strategy/codec=dense?"),
         ("stratgy=h2o", "the configuration has no 'stratgy'. Did you mean strategy?"),
@@ -41,7 +41,7 @@ from tests.mutants import configuration as mutants
         ("strategy.codec=dense", "To choose one write strategy/codec=dense, with a slash."),
         ("+strategy=h2o", "strategy is chosen already, leave out the +."),
         ("strategy=h2o,snapkv", "strategy=h2o,snapkv holds several values: add -m to run every one"),
-        ("strategy=5", "strategy=5: strategy is chosen by name. Choices: adakv, attention_sink,"),
+        ("strategy=5", "strategy=5: strategy is chosen by name. Choices: adakv, arch_alt_10x,"),
         ("strategy", "'strategy' cannot be read, write key=value"),
         ("workload.prompt_tokens=[1,", "'workload.prompt_tokens=[1,' cannot be read, write key=value"),
         ("+experiment=frist_look", "Did you mean experiment=first_look?"),
