@@ -11,6 +11,7 @@ are paired, of one GQA over MHA: all conversions have the same shapes.
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,24 +19,19 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
-from transformers import PreTrainedTokenizerFast
 
 import kvbench
 from benchmarks.tables import keep
 from kvbench import train
 from kvbench.cache.kv_cache import ATTENTION
 from kvbench.configuration import build_group, compose, resolved
-from kvbench.engines.arm import Arm
-from kvbench.engines.eager import Eager
 from kvbench.job import Row
-from kvbench.model_card import LENGTHS, recalled, text_loss
+from kvbench.model_card import LENGTHS, write_card
 from kvbench.models.load import load
-from kvbench.models.spec import FAMILY, TINY
+from kvbench.models.spec import FAMILY
 from kvbench.types import RunShape
 from kvbench.uptraining import recipe_of
-from kvbench.workloads.recall import RecallTasks
 
 BASE, MEMBER = "mha", "gqa"
 SHARES = (0.0, 0.05, 0.1)
@@ -63,6 +59,11 @@ class Variant:
     align: str = ""
     share: float = 0.0
 
+    @property
+    def card(self) -> Path:
+        """What was measured of it once it was trained."""
+        return (self.folder.parent if self.align else self.folder) / "card.json"
+
 
 def variants(trained: Path) -> list[Variant]:
     """Return what is compared; GQA from scratch where it is shipped."""
@@ -79,39 +80,32 @@ def variants(trained: Path) -> list[Variant]:
 
 def train_missing(variant: Variant, threads: int) -> None:
     """Train what is not there."""
-    if not variant.align or variant.folder.is_dir():
+    if variant.card.is_file():
         return
     recipes = train.members()
     groups = recipes[MEMBER].model.num_key_value_heads
     recipe = recipe_of(BASE, recipes, groups, align=variant.align, share=variant.share)
     print(f"{variant.label}: {recipe.optimiser.steps} steps", flush=True)
     train.run(recipe, variant.folder.parent, threads, "cpu")
+    write_card(variant.folder.parent)
 
 
-@torch.no_grad()
-def measured(variant: Variant, samples: int) -> Row:
-    """Return what a variant loses, recalls and holds."""
+def measured(variant: Variant) -> Row:
+    """Return what a variant loses and recalls by its card, and what it holds."""
     spec = build_group(resolved(compose([]))["model"], "model")
-    spec = replace(spec, path=str(variant.folder), device="cpu")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(TINY)
-    text = (TINY / "held_out.txt").read_text(encoding="utf-8")
-    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    tasks = RecallTasks.build(tokenizer, ids)
-    stock = load(spec, seed=0, attention="sdpa").model
-    loaded, full = load(spec, seed=0, attention=ATTENTION), kvbench.strategy("baseline")
-    arm = Arm(name="full", model=loaded.model, view=loaded.view, strategy=full, engine=Eager(prefill_chunk=0))
-    recipe = train.members()[BASE].optimiser
+    view = load(replace(spec, path=str(variant.folder), device="cpu"), seed=0, attention=ATTENTION).view
+    card = json.loads(variant.card.read_text(encoding="utf-8"))
     return {
         "variant": variant.label,
         "align": variant.align,
         "share": variant.share,
-        "tokens_after": round(variant.share * recipe.steps) * recipe.tokens_per_step,
-        "parameters": sum(p.numel() for p in stock.parameters()),
-        "kv_bytes": full.used_bytes(loaded.view, RunShape(prompt_lengths=(LONG,), new_tokens=1), LONG),
-        "held_out_nats": text_loss(stock, ids, tasks.prefix, LONG),
-        "recall_samples": samples,
+        "tokens_after": card["tokens_seen"] if variant.align else 0,
+        "parameters": card["parameters"],
+        "kv_bytes": kvbench.strategy("baseline").used_bytes(view, RunShape(prompt_lengths=(LONG,), new_tokens=1), LONG),
+        "held_out_nats": card["held_out_nats"][str(LONG)],
+        "recall_samples": card["recall_samples"],
         **{
-            f"recall_{task}_{tokens}": recalled(arm, tasks, task, tokens, samples)
+            f"recall_{task}_{tokens}": card["recall"][f"{task}, full"][str(tokens)]
             for task in ("key_value", "passkey")
             for tokens in LENGTHS
         },
@@ -194,7 +188,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--trained", type=Path, default=Path("runs/uptraining"), help="folder of what is trained")
-    parser.add_argument("--samples", type=int, default=256, help="recall samples of each task and length")
     parser.add_argument("--threads", type=int, default=1, help="of the training")
     parser.add_argument("--variants", nargs="*", default=None, help="labels of some of the rows")
     parser.add_argument("--time", action="store_true", help="only time what is there")
@@ -209,7 +202,7 @@ def main() -> None:
         for variant in every:
             if arguments.variants is None or variant.label in arguments.variants:
                 train_missing(variant, arguments.threads)
-                row = {**measured(variant, arguments.samples), **dict.fromkeys(TIMES, float("nan"))}
+                row = {**measured(variant), **dict.fromkeys(TIMES, float("nan"))}
                 keep(pd.DataFrame([row]).assign(commit=commit.strip()), file, by=["variant"])
                 print(f"{variant.label:20s} {row['held_out_nats']:.4f} nats", flush=True)
     order = {variant.label: at for at, variant in enumerate(every)}
