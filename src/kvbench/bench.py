@@ -63,11 +63,9 @@ class Bench:
 
     def _network(self, name: str) -> Row:
         """Return which other model an arm runs on, if it does, and whether it is one that was never trained."""
-        said, loaded, is_other = dict[str, object](), self.on[name], name != "baseline" and self.job.matched is not None
-        if is_other:
-            assert self.job.matched is not None
-            said["network"] = f"{self.job.matched.name} ({loaded.weights}, {loaded.revision})"
-        is_random = is_other and loaded.weights == "random"
+        other, loaded = None if name == "baseline" else self.job.matched, self.on[name]
+        said: Row = {} if other is None else {"network": f"{other.name} ({loaded.weights}, {loaded.revision})"}
+        is_random = other is not None and loaded.weights == "random"
         return {**said, "fidelity": "structure_only"} if is_random or self.arms[name].view.is_untrained else said
 
     def _prepare_strategy(self) -> str | None:

@@ -92,7 +92,7 @@ def _context() -> Any:
 def _run(sender: Connection, function: str, arguments: tuple[Any, ...]) -> None:
     import torch
 
-    gc.freeze()  # what was imported stays, and looking for garbage there takes a quarter of a second
+    gc.freeze()  # what was imported stays, and is not looked through for garbage
 
     def report(stage: str, share: float) -> None:
         sender.send(("progress", stage, share))

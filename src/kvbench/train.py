@@ -151,15 +151,16 @@ class Mixture:
             pairs //= 2
             questions = min(questions, pairs)
             context = length - questions * (len(self.tasks.question_mark) + 2)
-        return _answers_only(self.tasks.key_value(self.rng, context_tokens=context, pairs=pairs, questions=questions))
+        return answers_only(self.tasks.key_value(self.rng, context_tokens=context, pairs=pairs, questions=questions))
 
     def _passkey(self, length: int) -> tuple[Tensor, Tensor]:
         answer = sum(len(self.tasks.digits[0]) for _ in range(5))
         context = length - len(self.tasks.passkey_lead) - answer
-        return _answers_only(self.tasks.passkey(self.rng, context_tokens=context))
+        return answers_only(self.tasks.passkey(self.rng, context_tokens=context))
 
 
-def _answers_only(sample: Sample) -> tuple[Tensor, Tensor]:
+def answers_only(sample: Sample) -> tuple[Tensor, Tensor]:
+    """Return ids, and targets of which the answers alone count."""
     ids = torch.tensor(sample.ids)
     targets = torch.full_like(ids, IGNORE)
     for span in sample.spans:

@@ -26,7 +26,7 @@ from kvbench.models.crossing import Crossings
 from kvbench.models.load import Loaded, load
 from kvbench.models.spec import FAMILY
 from kvbench.strategies.transform.crossing import FILE, SEED, Crossed, with_crossings
-from kvbench.train import IGNORE, loss_of, optimised, read_corpus, until
+from kvbench.train import IGNORE, answers_only, loss_of, optimised, read_corpus, until
 from kvbench.types import Sample
 from kvbench.workloads.recall import RecallTasks
 
@@ -130,14 +130,9 @@ class Contexts:
 
     def _filled(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """Return ids with something behind them that does not count, and targets."""
-        length = sample.spans[0].stop + self.behind
-        ids = torch.zeros(length, dtype=torch.long)
-        ids[: len(sample.ids)] = torch.tensor(sample.ids)
-        targets = torch.full_like(ids, IGNORE)
-        for span in sample.spans:
-            if span.kind == "answer":
-                targets[span.start : span.stop] = ids[span.start : span.stop]
-        return ids, targets
+        ids, targets = answers_only(sample)
+        behind = (0, sample.spans[0].stop + self.behind - len(ids))
+        return nn.functional.pad(ids, behind), nn.functional.pad(targets, behind, value=IGNORE)
 
 
 def losses_of(model: Any, crossings: Crossings, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,12 @@ def test_bytes_in_pages_are_the_closed_form(size: int) -> None:
     paging.bytes_in_pages_are_the_closed_form(size)
 
 
+@pytest.mark.parametrize("name", ["h2o", "snapkv"])
+@pytest.mark.parametrize("size", [4, 16])
+def test_bytes_asked_for_are_not_exceeded(name: str, size: int) -> None:
+    paging.bytes_asked_for_are_not_exceeded(name, size)
+
+
 def test_pages_are_taken_when_they_are_needed() -> None:
     paging.pages_are_taken_when_they_are_needed()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -10,11 +11,13 @@ from torch import Tensor
 from kvbench.cache import page_table, plan
 from kvbench.cache.page_table import PageTable
 from kvbench.cache.paged import Numbers, PagedPayload
+from kvbench.cache.plan import LayerPlan
+from kvbench.types import RunShape
 from tests.mutants.core_mutant import Mutant
 from tests.support import paging
 
 reserve, write, give_back, num_pages = PageTable.reserve, PagedPayload.write, PageTable.give_back, page_table.num_pages
-grow, restore = PagedPayload.grow, PagedPayload.restore
+grow, room_bytes = PagedPayload.grow, LayerPlan.room_bytes
 
 
 def all_at_once(self: PageTable, stop: int) -> None:
@@ -37,6 +40,11 @@ def a_slot_late(self: PagedPayload, start: int, entries: Tensor, position: Tenso
 def for_padding_too(size: int, slots: int, unused: tuple[int, ...]) -> int:
     """Count a page for every column."""
     return num_pages(size, slots, (0,) * len(unused))
+
+
+def in_a_row(self: LayerPlan, slots: int, run: RunShape, dtype: torch.dtype, unused: int = 0) -> int:
+    """Count slots as if they lay one behind the other."""
+    return room_bytes(replace(self, pages=None), slots, run, dtype, unused)
 
 
 def never(self: PageTable, taken: int) -> None:
@@ -85,6 +93,11 @@ MUTANTS = (
         name="padding takes pages",
         patches=((page_table, "num_pages", for_padding_too),),
         killed_by=(partial(paging.bytes_in_pages_are_the_closed_form, 4),),
+    ),
+    Mutant(
+        name="budgets know nothing of pages",
+        patches=((LayerPlan, "room_bytes", in_a_row),),
+        killed_by=(partial(paging.bytes_asked_for_are_not_exceeded, "snapkv", 16),),
     ),
     Mutant(
         name="pages are not given back",

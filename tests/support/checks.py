@@ -14,6 +14,7 @@ from torch import Tensor
 from kvbench.cache import plan
 from kvbench.cache.kv_cache import KVCache
 from kvbench.models.view import view_of
+from kvbench.strategies.base import CacheStrategy
 from kvbench.types import DECODE, RunShape
 from tests.support import reference
 from tests.support.drive import Driven, drive, padded, positions
@@ -24,6 +25,22 @@ from tests.support.strategies import every, rules, strategy
 PROMPT, NEW, BUDGET = 24, 12, 12
 FEW = 6  # new tokens where one more shows nothing more
 EXACT = 1e-10  # float64: what reordering sums can do to logits of size 1, with room to spare
+
+
+def drive_rows(
+    made: CacheStrategy,
+    model_name: str,
+    lengths: Sequence[int],
+    *,
+    new: int | None = NEW,
+    chunks: Sequence[int] = (),
+    steps: Sequence[int] = (),
+    dtype: torch.dtype = torch.float64,
+) -> Driven:
+    """Run a prompt of each length, and NEW tokens behind it, through a cache that was told of `new`."""
+    text = padded([ids(50 + row, 1, length + NEW)[0] for row, length in enumerate(lengths)])
+    run = RunShape(prompt_lengths=tuple(lengths), new_tokens=new)
+    return drive(model(model_name, dtype), made, text, run, chunks=chunks, steps=steps)
 
 
 def uniform(prompt: int = PROMPT, new: int | None = NEW, rows: int = 1) -> RunShape:

@@ -14,8 +14,8 @@ from kvbench.cache.placement.tiers import Traffic
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
 from kvbench.types import ModelView, RunShape
-from tests.support.checks import BUDGET, NEW, PROMPT, assert_close, uniform
-from tests.support.drive import Driven, drive, padded
+from tests.support.checks import BUDGET, NEW, PROMPT, assert_close, drive_rows, uniform
+from tests.support.drive import Driven, drive
 from tests.support.models import ids, model
 from tests.support.placement import KIVI
 from tests.support.storage import storages_are_exact_and_reported
@@ -36,20 +36,6 @@ def resident(name: str, codec: str, *overrides: str) -> CacheStrategy:
     return strategy(name, f"strategy/codec={codec}", *overrides, *small, tokens=BUDGET)
 
 
-def _driven(
-    made: CacheStrategy,
-    model_name: str,
-    lengths: Sequence[int],
-    *,
-    new: int | None = NEW,
-    chunks: Sequence[int] = (),
-    steps: Sequence[int] = (),
-) -> Driven:
-    text = padded([ids(50 + row, 1, length + NEW)[0] for row, length in enumerate(lengths)])
-    run = RunShape(prompt_lengths=tuple(lengths), new_tokens=new)
-    return drive(model(model_name), made, text, run, chunks=chunks, steps=steps)
-
-
 def same_as_resident(
     model_name: str,
     *overrides: str,
@@ -60,8 +46,8 @@ def same_as_resident(
     steps: Sequence[int] = (),
 ) -> None:
     """Logits are those of the cache on the device, but for rounding, and only queries and answers moved for them."""
-    want = _driven(resident(name, codec), model_name, lengths, chunks=chunks)
-    got = _driven(divided(*overrides, name=name, codec=codec), model_name, lengths, chunks=chunks, steps=steps)
+    want = drive_rows(resident(name, codec), model_name, lengths, chunks=chunks)
+    got = drive_rows(divided(*overrides, name=name, codec=codec), model_name, lengths, chunks=chunks, steps=steps)
     _assert_same(got, want, lengths)
 
 
@@ -90,8 +76,8 @@ def grown_equals_resident(*overrides: str, codec: str = "dense", lengths: Sequen
     """The same where room is made again and again, and the parts are divided anew."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "GROW_LEAST", 4)
-        want = _driven(resident("baseline", codec), "llama_gqa", lengths, new=None)
-        got = _driven(divided(*overrides, codec=codec), "llama_gqa", lengths, new=None)
+        want = drive_rows(resident("baseline", codec), "llama_gqa", lengths, new=None)
+        got = drive_rows(divided(*overrides, codec=codec), "llama_gqa", lengths, new=None)
     slots = got.cache.layers[0].stores[0][1].slots
     assert slots.capacity > PROMPT + 4, "room was not made twice: this proves nothing"
     _assert_same(got, want, lengths)

@@ -16,7 +16,7 @@ from kvbench.cache.page_table import PageTable
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
 from kvbench.types import RunShape
-from tests.support.checks import BUDGET, NEW, PROMPT, assert_close, assert_same_held, uniform
+from tests.support.checks import BUDGET, NEW, PROMPT, assert_close, assert_same_held, drive_rows, uniform
 from tests.support.drive import Driven, drive, padded
 from tests.support.models import LAYERS, WIDTH, attention, ids, model
 from tests.support.storage import storages_are_exact_and_reported
@@ -48,8 +48,8 @@ def in_disorder(seed: int) -> Iterator[None]:
         grow(self, capacity)
         random.Random(seed).shuffle(self.free)
 
-    def filled(self: paged.PagedPayload, heads: int, like: Tensor) -> None:
-        allocate(self, heads, like)
+    def filled(self: paged.PagedPayload, like: Tensor) -> None:
+        allocate(self, like)
         for room in self.kept:
             as_bytes(room).fill_(255 if room.dtype.itemsize == 1 else torch.nan)
 
@@ -62,20 +62,6 @@ def in_disorder(seed: int) -> Iterator[None]:
 def in_pages(name: str, size: int, *overrides: str) -> CacheStrategy:
     """Return a method whose slots lie in pages of so many."""
     return strategy(name, *overrides, "strategy/layout=paged", f"layout.page_tokens={size}", tokens=BUDGET)
-
-
-def _driven(
-    made: CacheStrategy,
-    model_name: str,
-    lengths: Sequence[int],
-    *,
-    new: int | None = NEW,
-    chunks: Sequence[int] = (),
-    steps: Sequence[int] = (),
-) -> Driven:
-    text = padded([ids(60 + row, 1, length + NEW)[0] for row, length in enumerate(lengths)])
-    run = RunShape(prompt_lengths=tuple(lengths), new_tokens=new)
-    return drive(model(model_name), made, text, run, chunks=chunks, steps=steps)
 
 
 def _same(want: Driven, got: Driven, lengths: Sequence[int]) -> None:
@@ -96,17 +82,17 @@ def pages_equal_slots_in_a_row(
     steps: Sequence[int] = (),
 ) -> None:
     """Logits, and what is held, are those of slots one behind the other."""
-    want = _driven(strategy(name, *overrides, tokens=BUDGET), model_name, lengths, chunks=chunks, steps=steps)
+    want = drive_rows(strategy(name, *overrides, tokens=BUDGET), model_name, lengths, chunks=chunks, steps=steps)
     with in_disorder(size):
         made = in_pages(name, size, *overrides)
-        got = _driven(made, model_name, lengths, new=new, chunks=chunks, steps=steps)
+        got = drive_rows(made, model_name, lengths, new=new, chunks=chunks, steps=steps)
     _same(want, got, lengths)
 
 
 def bytes_in_pages_are_the_closed_form(size: int) -> None:
     """Storages, and what is said of them, are whole pages for each row's own tokens, and a table."""
     made, run = in_pages("baseline", size), RunShape(prompt_lengths=RAGGED, new_tokens=NEW)
-    cache = _driven(made, "llama_gqa", RAGGED).cache
+    cache = drive_rows(made, "llama_gqa", RAGGED).cache
     columns = -(-(max(RAGGED) + NEW) // size)
     pages = sum(columns - (max(RAGGED) - length) // size for length in RAGGED)
     beside = len(RAGGED) * (columns * INDEX + (max(RAGGED) + NEW) * POSITION)
@@ -115,6 +101,15 @@ def bytes_in_pages_are_the_closed_form(size: int) -> None:
     storages_are_exact_and_reported(cache)
     held = sum(length + NEW for length in RAGGED)
     assert cache.page_utilisation() == pytest.approx(held / (pages * size))
+
+
+def bytes_asked_for_are_not_exceeded(name: str, size: int, amount: int = 40_000) -> None:
+    """A budget in bytes counts whole pages, and one more of them would not fit."""
+    made = in_pages(name, size, "budget.unit=bytes", f"budget.amount={amount}")
+    rows = (40, 40)
+    cache = drive_rows(made, "llama_gqa", rows).cache
+    page = LAYERS * len(rows) * size * (2 * KV_HEADS * WIDTH * 8 + 3 * POSITION)  # position and score beside an entry
+    assert amount - page <= cache.allocated_bytes() <= amount
 
 
 def pages_are_taken_when_they_are_needed(size: int = 4) -> None:

@@ -24,8 +24,8 @@ from kvbench.columns import waited
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
 from kvbench.types import DECODE, ModelView, Projection, RunShape
-from tests.support.checks import NEW, PROMPT, assert_close, uniform
-from tests.support.drive import Driven, drive, padded
+from tests.support.checks import NEW, PROMPT, assert_close, drive_rows, uniform
+from tests.support.drive import drive
 from tests.support.models import WIDTH, attention, ids, model
 from tests.support.strategies import composed
 
@@ -45,19 +45,6 @@ def resident(codec: str, name: str = "baseline", *overrides: str) -> CacheStrate
     return placed("device", *overrides, codec=codec, name=name)
 
 
-def _driven(
-    made: CacheStrategy,
-    model_name: str,
-    lengths: Sequence[int],
-    chunks: Sequence[int] = (),
-    dtype: torch.dtype = torch.float64,
-) -> Driven:
-    text = padded([ids(40 + row, 1, length + NEW)[0] for row, length in enumerate(lengths)])
-    return drive(
-        model(model_name, dtype), made, text, RunShape(prompt_lengths=tuple(lengths), new_tokens=NEW), chunks=chunks
-    )
-
-
 def same_as_resident(
     model_name: str,
     placement: str,
@@ -68,8 +55,8 @@ def same_as_resident(
     dtype: torch.dtype = torch.float64,
 ) -> None:
     """Logits are those of the cache on the device, bit by bit."""
-    want = _driven(resident(codec), model_name, lengths, chunks, dtype)
-    got = _driven(placed(placement, *overrides, codec=codec), model_name, lengths, chunks, dtype)
+    want = drive_rows(resident(codec), model_name, lengths, chunks=chunks, dtype=dtype)
+    got = drive_rows(placed(placement, *overrides, codec=codec), model_name, lengths, chunks=chunks, dtype=dtype)
     moved = got.cache.traffic()
     assert moved.up + moved.read > 0, "nothing came from elsewhere"
     assert torch.equal(got.logits, want.logits)
@@ -78,8 +65,8 @@ def same_as_resident(
 def survivors_same_as_resident(model_name: str, placement: str, *overrides: str, codec: str = "dense") -> None:
     """The same of what SnapKV leaves."""
     limited = ("scorer.window=4", "scorer.kernel=3", "budget.unit=tokens", "budget.amount=12")
-    want = _driven(resident(codec, "snapkv", *limited), model_name, (PROMPT,))
-    got = _driven(placed(placement, *limited, *overrides, codec=codec, name="snapkv"), model_name, (PROMPT,))
+    want = drive_rows(resident(codec, "snapkv", *limited), model_name, (PROMPT,))
+    got = drive_rows(placed(placement, *limited, *overrides, codec=codec, name="snapkv"), model_name, (PROMPT,))
     assert got.cache.bytes_on("host") + got.cache.bytes_on("disk") > 0
     assert torch.equal(got.logits, want.logits)
 
@@ -88,9 +75,9 @@ def made_again_equals_the_full_cache(
     model_name: str, amount: str, *overrides: str, lengths: Sequence[int] = (PROMPT,), chunks: Sequence[int] = ()
 ) -> None:
     """Logits of rows whose first keys and values are made again are those of the full cache, but for rounding."""
-    want = _driven(resident("dense"), model_name, lengths, chunks)
+    want = drive_rows(resident("dense"), model_name, lengths, chunks=chunks)
     made = placed("recompute", f"placement.recompute={amount}", *overrides)
-    got = _driven(made, model_name, lengths, chunks)
+    got = drive_rows(made, model_name, lengths, chunks=chunks)
     assert got.cache.traffic().recomputed > 0
     for row, length in enumerate(lengths):
         assert_close(got.logits[row, PROMPT - length :], want.logits[row, PROMPT - length :])
@@ -156,9 +143,9 @@ def bytes_lie_where_they_were_said_to(placement: str, *overrides: str, codec: st
 def nothing_packed_is_nothing_elsewhere(placement: str, *overrides: str) -> None:
     """Where all entries are among the latest, which stay, nothing lies elsewhere, and bytes are still those said."""
     latest = ("codec.residual=64", *overrides)
-    want = _driven(resident("kivi4", "baseline", "codec.residual=64"), "llama_gqa", (PROMPT, PROMPT))
+    want = drive_rows(resident("kivi4", "baseline", "codec.residual=64"), "llama_gqa", (PROMPT, PROMPT))
     made = placed(placement, *latest, codec="kivi4")
-    got = _driven(made, "llama_gqa", (PROMPT, PROMPT))
+    got = drive_rows(made, "llama_gqa", (PROMPT, PROMPT))
     assert torch.equal(got.logits, want.logits)
     assert got.cache.bytes_on("host") == got.cache.bytes_on("disk") == 0
     assert got.cache.allocated_bytes() == made.allocated_bytes(view_of(model("llama_gqa")), uniform(rows=2))
@@ -218,7 +205,7 @@ def a_full_disk_says_where(folder: Path) -> None:
 
 def files_have_no_name_and_are_closed(folder: Path) -> None:
     """Nothing is seen in the folder while a cache lives, and no file is open once it is gone."""
-    cache = _driven(placed("disk", f"placement.folder={folder}"), "llama_gqa", (PROMPT,)).cache
+    cache = drive_rows(placed("disk", f"placement.folder={folder}"), "llama_gqa", (PROMPT,)).cache
     assert cache.bytes_on("disk") > 0
     assert list(folder.iterdir()) == []
     assert open_files(folder)

@@ -306,9 +306,9 @@ class KVCache(Cache):
     def page_utilisation(self) -> float | None:
         """Return which share of the slots of all pages taken holds entries; None where there are no pages."""
         stores = [store for layer in self.layers for _, store in layer.stores]
-        paged = [(store.slots.table, store.occupied()) for store in stores]
-        taken = sum(table.slots_taken for table, _ in paged if table is not None)
-        return sum(sum(held) for table, held in paged if table is not None) / taken if taken else None
+        paged = [(store, table) for store in stores if (table := store.slots.table) is not None]
+        taken = sum(table.slots_taken for _, table in paged)
+        return sum(sum(store.occupied()) for store, _ in paged) / taken if taken else None
 
     def snapshot(self) -> list[Any]:
         """Return what `restore` needs to go back to this point."""

@@ -23,18 +23,17 @@ class PageTable:
 
     def __init__(self, size: int, capacity: int, unused: Sequence[int], device: torch.device) -> None:
         self.size, self.capacity, self.unused = size, 0, tuple(unused)
+        self.first = max(unused)  # slot from which on all rows have pages
         self.taken = 0  # pages of a row for which one was taken wherever it is needed
         self.free: list[int] = []  # the last one is taken next
-        self.index = torch.empty(
-            (len(unused), 0), dtype=torch.int32, device=device
-        )  # [B, n], EMPTY where there is none
+        self.index = torch.empty((len(unused), 0), dtype=torch.int32, device=device)  # [B, n], EMPTY where none is
         self.num_pages = 0
         self.grow(capacity)
 
     @property
     def has_gaps(self) -> bool:
         """Whether some rows have no first page."""
-        return max(self.unused) >= self.size
+        return self.first >= self.size
 
     @property
     def slots_taken(self) -> int:

@@ -73,7 +73,7 @@ class PagedPayload:
     def __init__(self, packing: Packing, kernel: Kernel, like: Tensor, table: PageTable) -> None:
         self.packing, self.kernel, self.table = packing, kernel, table
         self.dtype, self.dim = like.dtype, like.shape[3]
-        self._allocate(like.shape[1], like)
+        self._allocate(like)
 
     @classmethod
     def of(cls, how: Format, like: Tensor, table: PageTable, kernel: Kernel) -> PagedPayload:
@@ -82,10 +82,10 @@ class PagedPayload:
         assert packing is not None, "refused before"
         return cls(packing, _kernel_of(how, like) or kernel, like, table)
 
-    def _allocate(self, heads: int, like: Tensor) -> None:
+    def _allocate(self, like: Tensor) -> None:
         """Make room for the table's pages."""
         pages = self.table.num_pages
-        sizes = [(pages, *each.rows(heads, self.table.size)) for each in self.packing.kept(self.dim)]
+        sizes = [(pages, *each.rows(like.shape[1], self.table.size)) for each in self.packing.kept(self.dim)]
         dtypes = [each.dtype for each in self.packing.kept(self.dim)]
         self.kept = [like.new_zeros(size, dtype=dtype) for size, dtype in zip(sizes, dtypes, strict=True)]
         run = self.packing.run(self.kept, self.dim, self.kernel)
@@ -102,7 +102,7 @@ class PagedPayload:
         stop, size = start + entries.shape[2], self.table.size
         self.table.reserve(stop)
         for room, rows in self._encoded(entries):
-            if stop == start + 1 and start >= max(self.table.unused):
+            if stop == start + 1 and start >= self.table.first:
                 room.select(2, start % size)[self.table.index[:, start // size]] = rows[:, :, 0]
                 continue
             slot = torch.arange(start, stop, device=rows.device)
@@ -147,7 +147,7 @@ class PagedPayload:
         if self.table.capacity < capacity:
             self.table.grow(capacity)
         before = self.kept
-        self._allocate(before[0].shape[1], before[0])
+        self._allocate(before[0])
         for room, rows in zip(self.kept, before, strict=True):
             as_bytes(room)[: len(rows)] = as_bytes(rows)
 

@@ -141,7 +141,6 @@ class CacheStrategy:
                 paging=_paging_of(plan, pagings[plan.index]),
                 pair=pairs.get(plan.index),
                 counts=counts.get(plan.index),
-                pages=self.layout if isinstance(self.layout, Paged) else None,
             )
             for plan in plans
         ]
@@ -161,6 +160,7 @@ class CacheStrategy:
             by_rank=self.position.by_rank and budget is not None,
             rerotates=self.position.rerotates and budget is not None,
             clamps=self.position.clamps and budget is not None,
+            pages=self._pages,
         )
 
     def _window_plan(self, view: ModelView, index: int, run: RunShape) -> LayerPlan:
@@ -174,7 +174,12 @@ class CacheStrategy:
             evicted=Drop(),
             period=1,
             by_rank=False,
+            pages=self._pages,
         )
+
+    @property
+    def _pages(self) -> Paged | None:
+        return self.layout if isinstance(self.layout, Paged) else None
 
     def allocated_bytes(self, view: ModelView, run: RunShape) -> int:
         """Return the bytes held on the device once the prompt is read: every storage, metadata included."""

@@ -199,7 +199,7 @@ def _compiled(source: Path, numbers: Mapping[str, int]) -> Path:
 
 
 def _standard(program: str) -> list[str]:
-    """Return what makes GCC take the standard headers as it has read them before, two thirds of each compilation."""
+    """Return what makes GCC take the standard headers as it has read them before."""
     if "clang" in Path(program).resolve().name:  # refuses what another version of it has read
         return []
     header = _place([STANDARD], program, []).with_suffix(".h")

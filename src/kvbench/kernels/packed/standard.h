@@ -1,5 +1,4 @@
-// What the sources here use of the compiler's own headers, which take two thirds of the time it needs: native.py compiles
-// this once for all forms of rows.
+// What the sources here use of the compiler's own headers: native.py compiles this once for all forms of rows.
 #pragma once
 
 #include <cmath>

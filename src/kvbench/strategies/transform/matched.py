@@ -24,7 +24,7 @@ class Matched(Transform):
     kind: str
 
     def changed(self, model: nn.Module, view: ModelView) -> nn.Module:
-        """Return the model itself, where it may be: `unsupported` never says so."""
+        """Return the model itself; never called, as `unsupported` has refused it."""
         return model
 
     def unsupported(self, view: ModelView) -> str | None:
