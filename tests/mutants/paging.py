@@ -10,14 +10,14 @@ from torch import Tensor
 
 from kvbench.cache import page_table, plan
 from kvbench.cache.page_table import PageTable
-from kvbench.cache.paged import Numbers, PagedPayload
+from kvbench.cache.paged import Numbers, PagedPayload, PagedRoom
 from kvbench.cache.plan import LayerPlan
 from kvbench.types import RunShape
 from tests.mutants.core_mutant import Mutant
 from tests.support import paging
 
 reserve, write, give_back, num_pages = PageTable.reserve, PagedPayload.write, PageTable.give_back, page_table.num_pages
-grow, room_bytes = PagedPayload.grow, LayerPlan.room_bytes
+grow, room_bytes = PagedRoom.grow, LayerPlan.room_bytes
 
 
 def all_at_once(self: PageTable, stop: int) -> None:
@@ -51,9 +51,9 @@ def never(self: PageTable, taken: int) -> None:
     """Keep what was taken."""
 
 
-def anew(self: PagedPayload, capacity: int, used: int) -> None:
+def anew(self: PagedRoom, pages: int) -> None:
     """Forget what lay in the pages before."""
-    grow(self, capacity, used)
+    grow(self, pages)
     for room in self.kept:
         room.zero_()
 
@@ -106,7 +106,7 @@ MUTANTS = (
     ),
     Mutant(
         name="what lay in pages is lost when more come",
-        patches=((PagedPayload, "grow", anew),),
+        patches=((PagedRoom, "grow", anew),),
         killed_by=(paging.a_growing_cache_keeps_its_pages,),
     ),
     Mutant(

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvbench.cache import paged, plan
+from kvbench.cache import plan
 from kvbench.cache.codecs.base import as_bytes
-from kvbench.cache.page_table import PageTable
+from kvbench.cache.page_table import PagePool
+from kvbench.cache.paged import PagedRoom
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
 from kvbench.types import RunShape
@@ -42,20 +43,20 @@ COMPOSED = (  # with what else entries in pages go
 @contextmanager
 def in_disorder(seed: int) -> Iterator[None]:
     """Hand out free pages in any order, and fill them with what is no number."""
-    grow, allocate = PageTable.grow, paged.PagedPayload._allocate
+    grow, allocate = PagePool.grow, PagedRoom._allocate
 
-    def shuffled(self: PageTable, capacity: int) -> None:
-        grow(self, capacity)
+    def shuffled(self: PagePool, pages: int) -> None:
+        grow(self, pages)
         random.Random(seed).shuffle(self.free)
 
-    def filled(self: paged.PagedPayload, like: Tensor) -> None:
-        allocate(self, like)
+    def filled(self: PagedRoom, like: Tensor, pages: int) -> None:
+        allocate(self, like, pages)
         for room in self.kept:
             as_bytes(room).fill_(255 if room.dtype.itemsize == 1 else torch.nan)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PageTable, "grow", shuffled)
-        patch.setattr(paged.PagedPayload, "_allocate", filled)
+        patch.setattr(PagePool, "grow", shuffled)
+        patch.setattr(PagedRoom, "_allocate", filled)
         yield
 
 

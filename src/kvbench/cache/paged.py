@@ -60,37 +60,79 @@ def _kernel_of(how: Format, like: Tensor) -> Kernel | None:
     return how.rule.kernel_on(like.device, like.dtype) if isinstance(how, PackedFormat) else None
 
 
-class PagedPayload:
-    """Pages [n, G, size] of what is kept of entries, and the table that says whose they are.
+class PagedRoom:
+    """Pages [n, G, size] of what is kept of entries, whoever they belong to.
 
     Args:
-        packing: how an entry is packed.
-        kernel: what reads entries.
+        how: how entries are written.
         like: an example of entries [B, G, T, D].
-        table: of the layer's keys and values.
+        pages: how many there are.
+        size: entries of a page.
+        kernel: what reads entries that are kept as the model made them; codes are read by their codec's.
     """
 
-    def __init__(self, packing: Packing, kernel: Kernel, like: Tensor, table: PageTable) -> None:
-        self.packing, self.kernel, self.table = packing, kernel, table
-        self.dtype, self.dim = like.dtype, like.shape[3]
-        self._allocate(like)
-
-    @classmethod
-    def of(cls, how: Format, like: Tensor, table: PageTable, kernel: Kernel) -> PagedPayload:
-        """Return room for entries that are written so; codes are read by their codec's kernel."""
+    def __init__(self, how: Format, like: Tensor, pages: int, size: int, kernel: Kernel) -> None:
         packing = packing_of(how, like.dtype)
         assert packing is not None, "refused before"
-        return cls(packing, _kernel_of(how, like) or kernel, like, table)
+        self.packing, self.kernel, self.size = packing, _kernel_of(how, like) or kernel, size
+        self.dtype, self.heads, self.dim = like.dtype, like.shape[1], like.shape[3]
+        self._allocate(like, pages)
 
-    def _allocate(self, like: Tensor) -> None:
-        """Make room for the table's pages."""
-        pages = self.table.num_pages
-        sizes = [(pages, *each.rows(like.shape[1], self.table.size)) for each in self.packing.kept(self.dim)]
-        dtypes = [each.dtype for each in self.packing.kept(self.dim)]
-        self.kept = [like.new_zeros(size, dtype=dtype) for size, dtype in zip(sizes, dtypes, strict=True)]
-        run = self.packing.run(self.kept, self.dim, self.kernel)
+    def _allocate(self, like: Tensor, pages: int) -> None:
+        """Make room for so many pages."""
+        kept = self.packing.kept(self.dim)
+        self.kept = [like.new_zeros((pages, *one.rows(self.heads, self.size)), dtype=one.dtype) for one in kept]
+        self.run = self._run_of(self.kept)
+        self._in_a_row = [room.view(1, 1, -1, room.shape[3]) for room in self.kept]  # each is packed alone
+        self._run_in_a_row = self._run_of(self._in_a_row)
+
+    def _run_of(self, kept: Sequence[Tensor]) -> Packed:
+        run = self.packing.run(kept, self.dim, self.kernel)
         assert isinstance(run, Packed)
-        self.run = replace(run, table=self.table.index)
+        return run
+
+    def grow(self, pages: int) -> None:
+        """Have so many pages; those there are keep their numbers."""
+        before = self.kept
+        self._allocate(before[0], pages)
+        for room, rows in zip(self.kept, before, strict=True):
+            as_bytes(room)[: len(rows)] = as_bytes(rows)
+
+    def store(self, page: Tensor, slot: Tensor, entries: Tensor) -> None:
+        """Store entries [1, G, N, D], each at a slot of a page [1 or G, N]."""
+        head = torch.arange(self.heads, device=page.device)[:, None]
+        row = (page.long() * self.heads + head) * self.size + slot
+        entries = entries.reshape(1, 1, -1, self.dim)
+        self.packing.write(self._in_a_row, self._run_in_a_row, row.reshape(1, 1, -1), entries)
+
+    def copy(self, source: int, target: int, slots: int) -> None:
+        """Copy the first so many slots of a page to another."""
+        for room in map(as_bytes, self.kept):
+            room[target, :, :slots] = room[source, :, :slots]
+
+    def through(self, index: Tensor) -> Packed:
+        """Return the entries of rows whose pages are in a table [B, n], as attention reads them."""
+        return replace(self.run, table=index)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return everything held."""
+        return (*self.kept, *self.packing.tensors())
+
+
+class PagedPayload:
+    """Pages of entries, and the table that says whose they are.
+
+    Args:
+        how: how entries are written.
+        like: an example of entries [B, G, T, D].
+        table: of the layer's keys and values.
+        kernel: as of PagedRoom.
+    """
+
+    def __init__(self, how: Format, like: Tensor, table: PageTable, kernel: Kernel) -> None:
+        self.table = table
+        self.room = PagedRoom(how, like, table.pool.num_pages, table.size, kernel)
+        self.run = self.room.through(table.index)
 
     @property
     def capacity(self) -> int:
@@ -99,44 +141,35 @@ class PagedPayload:
 
     def write(self, start: int, entries: Tensor, position: Tensor | int | None = None) -> None:
         """Store entries [B, G, T, D] at slots start .. start + T; those of a page that is not needed go nowhere."""
-        stop, size = start + entries.shape[2], self.table.size
-        self.table.reserve(stop)
-        for room, rows in self._encoded(entries):
-            if stop == start + 1 and start >= self.table.first:
-                room.select(2, start % size)[self.table.index[:, start // size]] = rows[:, :, 0]
-                continue
-            slot = torch.arange(start, stop, device=rows.device)
-            page = self.table.index[:, slot // size]
-            by_token, slot = rows.transpose(1, 2), (slot % size).expand_as(page)
-            if self.table.has_gaps:
-                is_there = page >= 0
-                page, slot, by_token = page[is_there], slot[is_there], by_token[is_there]
-            room[page, :, slot] = by_token
+        tokens = entries.shape[2]
+        self.table.reserve(start + tokens)
+        slot = torch.arange(start, start + tokens, device=entries.device)
+        page = self.table.pages_of(slot).flatten()
+        slot, by_head = slot.repeat(len(entries)), entries.transpose(0, 1).flatten(1, 2)
+        if start < self.table.first:
+            is_there = page >= 0
+            page, slot, by_head = page[is_there], slot[is_there], by_head[:, is_there]
+        self.room.store(page[None], slot[None] % self.table.size, by_head[None])
 
     def scatter(self, slot: Tensor, entry: Tensor, position: Tensor | int | None = None) -> None:
         """Store one entry [B, G, 1, D] per row and head at its own slot [B, 1 or G], or k of them at [B, 1 or G, k]."""
         self.table.reserve(self.capacity)
-        at = (slot[:, :, None] if slot.dim() == 2 else slot).expand(entry.shape[:3])
-        page = self.table.index.long().gather(1, (at // self.table.size).flatten(1)).view(at.shape)
-        head = torch.arange(at.shape[1], device=at.device)[:, None]
-        for room, rows in self._encoded(entry):
-            room[page, head, at % self.table.size] = rows
-
-    def _encoded(self, entries: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return what is kept of entries, each beside the room for it."""
-        packed = (rows for rows in self.packing.encode(entries) if rows is not None)
-        return [(as_bytes(room), as_bytes(rows)) for room, rows in zip(self.kept, packed, strict=True)]
+        at = slot[:, :, None] if slot.dim() == 2 else slot
+        page = self.table.pages_of(at.flatten(1)).view(at.shape)
+        page, slot, by_head = (each.transpose(0, 1).flatten(1, 2) for each in (page, at % self.table.size, entry))
+        self.room.store(page, slot, by_head[None])
 
     def settle(self, position: Tensor) -> None:
         """Do nothing: entries are packed when they are written."""
 
     def entries(self, stop: int, position: Tensor | None = None) -> Rows:
         """Return the entries of slots 0 .. stop, where they lie."""
-        return Rows([First(self.run, stop)], self.dtype)
+        return Rows([First(self.run, stop)], self.room.dtype)
 
     def read(self, stop: int, position: Tensor | None = None) -> Tensor:
         """Return a copy of slots 0 .. stop as numbers [B, G, stop, D]; 0 where there is no page."""
-        return self.run.dense(0, stop, torch.promote_types(self.dtype, torch.float32)).to(self.dtype)
+        dtype = self.room.dtype
+        return self.run.dense(0, stop, torch.promote_types(dtype, torch.float32)).to(dtype)
 
     def unused_bytes(self) -> int:
         """Return 0: entries need what the closed form says."""
@@ -146,14 +179,12 @@ class PagedPayload:
         """Have room for `capacity` slots; pages keep their numbers."""
         if self.table.capacity < capacity:
             self.table.grow(capacity)
-        before = self.kept
-        self._allocate(before[0])
-        for room, rows in zip(self.kept, before, strict=True):
-            as_bytes(room)[: len(rows)] = as_bytes(rows)
+        self.room.grow(self.table.pool.num_pages)
+        self.run = self.room.through(self.table.index)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return everything held, the table included, which keys and values share."""
-        return (*self.kept, self.table.index, *self.packing.tensors())
+        return (*self.room.tensors(), self.table.index)
 
     def snapshot(self) -> int:
         """Return how many pages of a row are taken."""

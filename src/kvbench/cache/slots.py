@@ -52,7 +52,7 @@ class Slots:
         batch = key.shape[0]
 
         def room(how: Format, like: Tensor) -> Payload:
-            return how.empty(like, capacity) if paged is None else PagedPayload.of(how, like, *paged)
+            return how.empty(like, capacity) if paged is None else PagedPayload(how, like, *paged)
 
         self.keys: Payload = room(codec.key_format, key)
         self.values: Payload = Same(self.keys) if values_are_keys else room(codec.value_format, value)
