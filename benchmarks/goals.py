@@ -29,7 +29,7 @@ from transformers import DynamicCache
 
 from kvbench import children
 from kvbench.bench import Bench
-from kvbench.cache.kv_cache import ATTENTION
+from kvbench.cache.doors import ATTENTION
 from kvbench.cache.plan import grown
 from kvbench.columns import above
 from kvbench.configuration import build_group, check, compose, resolved

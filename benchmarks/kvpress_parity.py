@@ -24,7 +24,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from kvbench.cache.kv_cache import ATTENTION
+from kvbench.cache.doors import ATTENTION
 from kvbench.configuration import build_group, compose, resolved
 from kvbench.engines.arm import DecodeArm
 from kvbench.engines.eager import Eager

@@ -25,7 +25,7 @@ from transformers import QuantizedCache
 from benchmarks.budget_curve import NOT_METHODS
 from benchmarks.goals import BLOCK, Desk, Dynamic, Goal, _peak, goal, job_for
 from benchmarks.tables import keep
-from kvbench.cache.kv_cache import ATTENTION
+from kvbench.cache.doors import ATTENTION
 from kvbench.configuration import build_group, compose, resolved
 from kvbench.engines.arm import Arm, DecodeArm
 from kvbench.measure.paired import garbage_kept

@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 import kvbench
 from benchmarks.tables import keep
 from kvbench import train
-from kvbench.cache.kv_cache import ATTENTION
+from kvbench.cache.doors import ATTENTION
 from kvbench.configuration import build_group, compose, resolved
 from kvbench.job import Row
 from kvbench.model_card import LENGTHS, write_card

@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from kvbench.api import strategy
-from kvbench.cache.kv_cache import ATTENTION
+from kvbench.cache.doors import ATTENTION
 from kvbench.engines.arm import Arm
 from kvbench.engines.eager import Eager
 from kvbench.models.crossing import crossings_of

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from kvbench.api import strategy
-from kvbench.cache.kv_cache import ATTENTION
+from kvbench.cache.doors import ATTENTION
 from kvbench.configuration import build_group, compose, resolved
 from kvbench.engines.arm import Arm
 from kvbench.engines.eager import Eager

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kvbench.cache.kv_cache import ATTENTION, KVCache
+from kvbench.cache.doors import ATTENTION
+from kvbench.cache.kv_cache import KVCache
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
 from kvbench.types import DECODE, RunShape

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kvbench.api import strategy
-from kvbench.cache.kv_cache import ATTENTION
+from kvbench.cache.doors import ATTENTION
 from kvbench.engines.arm import Arm, DecodeArm
 from kvbench.engines.eager import Eager
 from kvbench.measure.clock import clock_for

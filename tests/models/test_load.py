@@ -10,7 +10,7 @@ import torch
 
 from kvbench.api import strategy
 from kvbench.bench import PROBE_TOLERANCE, through_cache
-from kvbench.cache.kv_cache import ATTENTION
+from kvbench.cache.doors import ATTENTION
 from kvbench.engines.arm import Arm
 from kvbench.engines.eager import Eager
 from kvbench.models.load import Loaded, ModelError, load, origin_of, probe, skeleton

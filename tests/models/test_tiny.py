@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kvbench.api import strategy
-from kvbench.cache.kv_cache import ATTENTION
+from kvbench.cache.doors import ATTENTION
 from kvbench.configuration import build_group, compose, resolved
 from kvbench.engines.arm import Arm
 from kvbench.engines.eager import Eager

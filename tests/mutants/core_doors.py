@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from kvbench.cache import store as store_module
-from kvbench.cache.kv_cache import Handle, KVCache
+from kvbench.cache.doors import Handle
+from kvbench.cache.kv_cache import KVCache
 from kvbench.cache.layer import CacheLayer
 from kvbench.cache.slots import Slots
 from kvbench.cache.store import Store

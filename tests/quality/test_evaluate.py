@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kvbench.api import strategy
-from kvbench.cache.kv_cache import ATTENTION
+from kvbench.cache.doors import ATTENTION
 from kvbench.engines.arm import Arm
 from kvbench.engines.eager import Eager
 from kvbench.models.load import Loaded, load

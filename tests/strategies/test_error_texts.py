@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 import kvbench
-from kvbench.cache.kv_cache import KVCache, attention
+from kvbench.cache.doors import attention
+from kvbench.cache.kv_cache import KVCache
 from kvbench.engines.eager import Eager
 from kvbench.models.view import view_of
 from kvbench.strategies.budget.base import Uniform

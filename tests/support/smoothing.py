@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kvbench.bench import Bench, source_of
-from kvbench.cache.kv_cache import ATTENTION
+from kvbench.cache.doors import ATTENTION
 from kvbench.columns import weights_read
 from kvbench.configuration import check, compose
 from kvbench.engines.arm import Arm

@@ -1,18 +1,17 @@
-"""The two doors into transformers: a cache whose `update` returns handles, and an attention function that uses them."""
+"""A cache of one batch, from its prompt on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, Cache
+from torch import Tensor
 
 from kvbench.cache.barrier import Barrier
 from kvbench.cache.borrowing import BorrowingLayer
 from kvbench.cache.context import ContextLayer, ForgettingLayer
+from kvbench.cache.doors import Door, Handle, storage_bytes
 from kvbench.cache.layer import CacheLayer
 from kvbench.cache.pair import Meeting
 from kvbench.cache.placement.mover import mover_of
@@ -23,21 +22,8 @@ from kvbench.cache.repeat import repeated_positions, repetitions
 from kvbench.cache.state import StateLayer
 from kvbench.types import DECODE, PREFILL, PREFILL_CHUNK, ModelView, RunShape, Step
 
-ATTENTION = "kvbench"  # name of the attention function models are switched to
-_UNDERSTOOD = {"position_ids", "use_cache", "sliding_window", "is_causal", "output_attentions"}
 
-
-@dataclass(frozen=True, slots=True)
-class Handle:
-    """What a model carries from the cache to the attention function in place of keys and values."""
-
-    layer: CacheLayer
-    key: Tensor
-    value: Tensor
-    step: Step
-
-
-class KVCache(Cache):
+class KVCache(Door):
     """A cache that counts tokens seen apart from entries held.
 
     The engine calls `begin` before every forward pass. Where nobody does (transformers' own `generate`), the first
@@ -179,61 +165,15 @@ class KVCache(Cache):
         """Return the tokens seen, padding included."""
         return self.layers[layer_idx].seen
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """Return the columns a padding mask has; each layer makes its own mask of what it holds."""
-        return self.layers[layer_idx].seen + query_length, 0
-
-    def get_query_offset(self, layer_idx: int = 0) -> int:
-        """Return the position of the first new token."""
-        return self.layers[layer_idx].seen
-
-    @property
-    def is_compileable(self) -> bool:
-        """Whether transformers may compile around it."""
-        return False
-
-    @property
-    def is_sliding(self) -> list[bool]:
-        """No layer needs a mask of transformers'."""
-        return [False] * len(self.layers)
-
-    is_linear = is_dummy = is_sliding
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Refuse: eviction cannot be undone."""
-        self._refuse()
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Refuse: rows cannot change places."""
-        self._refuse()
-
-    def reset(self) -> None:
-        """Refuse: a new sequence needs a new cache."""
-        self._refuse()
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Refuse: rows cannot be repeated."""
-        self._refuse()
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Refuse: rows cannot be chosen."""
-        self._refuse()
-
-    def _refuse(self) -> None:
-        raise ValueError(
-            "a kvbench cache serves one batch from its prompt on: no beam search, no assisted decoding, no reuse. "
-            "Build a new cache, or use strategy=transformers."
-        )
-
     # -- what others ask ----------------------------------------------------------------------------------------
 
     def allocated_bytes(self) -> int:
         """Return the bytes of every storage on the device: payload, metadata, working rows, buffers."""
-        return _storage_bytes(self.tensors()) - self.bytes_on("host")
+        return storage_bytes(self.tensors()) - self.bytes_on("host")
 
     def context_bytes(self) -> int:
         """Return the bytes of every storage of the layers that keep what is made of the prompt and nothing else."""
-        return _storage_bytes([t for layer in self.contexts for t in layer.tensors()])
+        return storage_bytes([t for layer in self.contexts for t in layer.tensors()])
 
     def bytes_on(self, tier: Literal["host", "disk"]) -> int:
         """Return the bytes that lie elsewhere than on the device."""
@@ -318,46 +258,3 @@ class KVCache(Cache):
         """Go back to a snapshot, in the same storage."""
         for layer, mine in zip(self.layers, snapshot, strict=True):
             layer.restore(mine)
-
-
-def _storage_bytes(tensors: Sequence[Tensor]) -> int:
-    storages = [t.untyped_storage() for t in tensors if t.numel() > 0]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
-def attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Handle | Tensor,
-    value: Handle | Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **keywords: Any,
-) -> tuple[Tensor, None]:
-    """Attend through the handle: the function that models switched to "kvbench" call.
-
-    Raises:
-        ValueError: without a kvbench cache, or for an attention feature that is not implemented.
-    """
-    if not isinstance(key, Handle):
-        raise ValueError("attention 'kvbench' needs a cache made by a kvbench strategy as past_key_values")
-    unknown = {name for name, given in keywords.items() if given is not None} - _UNDERSTOOD
-    if unknown:
-        raise ValueError(f"attention keywords {sorted(unknown)} are not implemented; use strategy=transformers")
-    window = keywords.get("sliding_window") or 0
-    if window != key.layer.plan.shape.window:
-        raise ValueError(f"layer {key.layer.plan.index} says window {window}, planned {key.layer.plan.shape.window}")
-    if attention_mask is not None and key.layer.padding is None:
-        raise ValueError("padded prompts need their lengths: build the cache with RunShape.prompt_lengths per row")
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    out = key.layer.attend(query, key.key, key.value, scale, key.step)
-    return out.transpose(1, 2).contiguous(), None
-
-
-def _padding_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    return None if attention_mask is None or bool(attention_mask.all()) else attention_mask
-
-
-AttentionInterface.register(ATTENTION, attention)
-AttentionMaskInterface.register(ATTENTION, _padding_mask)
