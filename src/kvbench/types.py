@@ -267,3 +267,25 @@ class RunShape:
         if part == "new":
             return replace(self, prompt_lengths=(0,) * self.batch_size)
         return self if part == "all" else replace(self, new_tokens=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One prompt that arrives while others run, and how much is generated after it.
+
+    Args:
+        number: its index in the list.
+        arrival_s: seconds after the start, or after the end of the request that it follows.
+        prompt: token ids [T]; where it follows another request, only what comes after that one's prompt and what was
+            generated after it.
+        new_tokens: tokens to generate greedily.
+        group: which leaf of the tree of prefixes it belongs to, or which conversation.
+        follows: number of the request whose end it waits for, or None.
+    """
+
+    number: int
+    arrival_s: float
+    prompt: tuple[int, ...]
+    new_tokens: int
+    group: int = 0
+    follows: int | None = None

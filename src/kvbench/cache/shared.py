@@ -1,0 +1,275 @@
+"""A cache of many sequences, in pages of one pool that they may share; a pass reads tokens of some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvbench.cache.codecs.kernel import chosen_kernel
+from kvbench.cache.doors import Door, Handle, storage_bytes
+from kvbench.cache.page_table import PagePool
+from kvbench.cache.paged import PagedRoom
+from kvbench.cache.plan import LayerPlan
+from kvbench.kernels.attend import EMPTY, Tile, attend_causal, attend_one, attend_prompt
+from kvbench.kernels.packed import First, Rows
+from kvbench.types import DECODE, ModelView, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Tokens of one sequence that a pass reads.
+
+    Args:
+        pages: that the sequence's slots lie in, those of the new tokens included.
+        start: tokens of the sequence whose entries are there.
+        tokens: that are new.
+    """
+
+    pages: Sequence[int]
+    start: int
+    tokens: int
+
+    @property
+    def stop(self) -> int:
+        """Tokens of the sequence once they are read."""
+        return self.start + self.tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy:
+    """First slots of a page that are copied to another, once the new tokens of a pass are stored.
+
+    Args:
+        source: page that is not this sequence's alone.
+        target: page that is.
+        slots: how many.
+    """
+
+    source: int
+    target: int
+    slots: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Long:
+    """Several tokens of a sequence, as layers are told of them.
+
+    Args:
+        at: their columns in the pass.
+        index: pages of the sequence [1, n].
+        position: of all its entries [1, 1, stop].
+    """
+
+    at: slice
+    index: Tensor
+    position: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pass:
+    """What a pass reads, as layers are told of it.
+
+    Args:
+        page: of each new token [1, T].
+        slot: in that page [1, T].
+        position: of each new token [1, T].
+        copies: pages to copy, in this order.
+        single: columns of the sequences with one new token [R].
+        index: their pages [R, n], EMPTY behind the last one.
+        visible: their entries [R, 1, m].
+        long: the others.
+    """
+
+    page: Tensor
+    slot: Tensor
+    position: Tensor
+    copies: Sequence[Copy]
+    single: Tensor
+    index: Tensor
+    visible: Tensor
+    long: Sequence[_Long]
+
+
+class SharedLayer:
+    """Keys and values of one layer, in pages that belong to whoever is given them.
+
+    Args:
+        plan: what to do; every entry stays, and is written alone.
+        pages: how many there are.
+        view: of the model.
+        donor: layer whose entries this one reads, having none of its own.
+    """
+
+    padding: Tensor | None = None
+
+    def __init__(self, plan: LayerPlan, pages: int, view: ModelView, donor: SharedLayer | None) -> None:
+        assert plan.pages is not None
+        self.plan, self.is_donated = plan, donor is not None
+        self.now: _Pass | None = None
+        self.keys: PagedRoom
+        self.values: PagedRoom
+        if donor is not None:
+            self.keys, self.values = donor.keys, donor.values
+            return
+        shape, size = plan.shape, plan.pages.page_tokens
+        kernel = chosen_kernel(plan.pages.kernel, view.device, view.dtype)
+        key, value = (
+            torch.empty((1, shape.kv_heads, 0, dim), dtype=view.dtype, device=view.device)
+            for dim in (shape.key_dim, shape.value_dim)
+        )
+        self.keys = PagedRoom(plan.codec.key_format, key, pages, size, kernel)
+        self.values = self.keys
+        if not shape.values_are_keys:
+            self.values = PagedRoom(plan.codec.value_format, value, pages, size, kernel)
+
+    @property
+    def rooms(self) -> Sequence[PagedRoom]:
+        """Where entries lie, if they are this layer's own."""
+        return () if self.is_donated else (self.keys,) if self.values is self.keys else (self.keys, self.values)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, step: Step) -> Tensor:
+        """Store the new entries of all sequences, copy what some of them go on from, and attend to each one's own.
+
+        Args:
+            query: [1, H, T, D], the sequences one behind the other.
+            key: [1, G, T, D].
+            value: [1, G, T, D_v].
+            scale: factor of the logits.
+            step: without meaning here.
+
+        Returns:
+            The output [1, H, T, D_v].
+        """
+        now = self.now
+        assert now is not None
+        for room, entries in zip(self.rooms, (key, value), strict=False):
+            room.store(now.page, now.slot, entries)
+            for copy in now.copies:
+                room.copy(copy.source, copy.target, copy.slots)
+        out = query.new_empty((*query.shape[:3], self.plan.shape.value_dim))
+        if len(now.single) > 0:
+            rows = query[0].index_select(1, now.single).transpose(0, 1)[:, :, None]
+            last = now.visible.shape[2]
+            keys, values = (
+                Rows([First(room.through(now.index), last)], query.dtype) for room in (self.keys, self.values)
+            )
+            found, _ = attend_one(rows, [Tile(keys, values, visible=now.visible)], scale, with_weights=False)
+            out[0].index_copy_(1, now.single, found[:, :, 0].transpose(0, 1))
+        for long in now.long:
+            out[:, :, long.at] = self._attend(long, query, key, value, scale)
+        return out
+
+    def _attend(self, long: _Long, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Attend with several tokens of a sequence to all of its entries, as they are kept."""
+        mine, length = query[:, :, long.at], long.position.shape[2]
+        new = mine.shape[2]
+        if new == length and self.plan.codec.is_exact:
+            return attend_causal(mine, key[:, :, long.at], value[:, :, long.at], scale)
+        wide = torch.promote_types(query.dtype, torch.float32) if not self.plan.codec.is_exact else query.dtype
+        keys, values = (
+            room.through(long.index).dense(0, length, wide).to(query.dtype) for room in (self.keys, self.values)
+        )
+        if new == length:
+            return attend_causal(mine, keys, values, scale)
+        at = long.position[:, 0, length - new :]
+        return attend_prompt(mine, keys, values, scale, position=long.position, query_position=at, window=0)
+
+
+class SharedCache(Door):
+    """Entries of many sequences; who may write to which page is for whoever hands them out to say.
+
+    Args:
+        plans: one per layer; `CacheStrategy.cannot_share` says which will not do.
+        view: of the model.
+        pool: of pages, whose number stays.
+    """
+
+    layers: list[SharedLayer]  # type: ignore[assignment]
+
+    def __init__(self, plans: Sequence[LayerPlan], view: ModelView, pool: PagePool) -> None:
+        pages = plans[0].pages
+        assert pages is not None
+        self.view, self.pool, self.page_tokens = view, pool, pages.page_tokens
+        layers: list[SharedLayer] = []
+        for plan in plans:
+            donor = None if plan.shape.donor is None else layers[plan.shape.donor]
+            layers.append(SharedLayer(plan, pool.num_pages, view, donor))
+        super().__init__(layers=layers)  # type: ignore[arg-type]
+        self._now: _Pass | None = None
+
+    def begin(self, pieces: Sequence[Piece], copies: Sequence[Copy] = ()) -> None:
+        """Say what the next pass reads, the pieces one behind the other."""
+        size, device = self.page_tokens, self.view.device
+        at = [range(piece.start, piece.stop) for piece in pieces]
+        starts = _starts([piece.tokens for piece in pieces])
+        page = [piece.pages[p // size] for piece, mine in zip(pieces, at, strict=True) for p in mine]
+        position = torch.tensor([p for mine in at for p in mine], device=device)
+        alone = [index for index, piece in enumerate(pieces) if piece.tokens == 1]
+        stops = [pieces[index].stop for index in alone]
+        most = max(stops, default=0)
+        columns = -(-most // size)
+        table = [[*pieces[index].pages[:columns]] for index in alone]
+        table = [pages + [EMPTY] * (columns - len(pages)) for pages in table]
+        until = torch.tensor(stops, device=device)[:, None, None]
+        self._now = _Pass(
+            page=torch.tensor(page, device=device)[None],
+            slot=(position % size)[None],
+            position=position[None],
+            copies=copies,
+            single=torch.tensor([starts[index] for index in alone], dtype=torch.int64, device=device),
+            index=torch.tensor(table, dtype=torch.int32, device=device).view(len(alone), columns),
+            visible=torch.arange(most, device=device) < until,
+            long=[
+                _Long(
+                    at=slice(start, start + piece.tokens),
+                    index=torch.tensor([piece.pages[: -(-piece.stop // size)]], dtype=torch.int32, device=device),
+                    position=torch.arange(piece.stop, dtype=torch.int32, device=device)[None, None],
+                )
+                for piece, start in zip(pieces, starts, strict=True)
+                if piece.tokens > 1
+            ],
+        )
+        for layer in self.layers:
+            layer.now = self._now
+
+    @property
+    def position_ids(self) -> Tensor:
+        """Positions [1, T] of the tokens of this pass."""
+        assert self._now is not None
+        return self._now.position
+
+    def update(  # type: ignore[override]
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
+    ) -> tuple[Handle, Handle]:
+        """Return handles; nothing is stored before the attention function runs."""
+        handle = Handle(self.layers[layer_idx], key_states, value_states, DECODE)
+        return handle, handle
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return 0: each sequence has a length of its own, which positions say."""
+        return 0
+
+    def tensors(self) -> list[Tensor]:
+        """Return everything held between passes."""
+        return [tensor for layer in self.layers for room in layer.rooms for tensor in room.tensors()]
+
+    def allocated_bytes(self) -> int:
+        """Return the bytes of every storage."""
+        return storage_bytes(self.tensors())
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page of all layers."""
+        rooms = [room for layer in self.layers for room in layer.rooms]
+        return sum(kept[0].nbytes for room in rooms for kept in room.kept)
+
+
+def _starts(lengths: Sequence[int]) -> list[int]:
+    """Return where each of so many runs begins, one behind the other."""
+    starts = [0]
+    for length in lengths:
+        starts.append(starts[-1] + length)
+    return starts[:-1]
