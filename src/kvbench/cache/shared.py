@@ -10,7 +10,6 @@ from torch import Tensor
 
 from kvbench.cache.codecs.kernel import chosen_kernel
 from kvbench.cache.doors import Door, Handle, storage_bytes
-from kvbench.cache.page_table import PagePool
 from kvbench.cache.paged import PagedRoom
 from kvbench.cache.plan import LayerPlan
 from kvbench.kernels.attend import EMPTY, Tile, attend_causal, attend_one, attend_prompt
@@ -184,19 +183,19 @@ class SharedCache(Door):
     Args:
         plans: one per layer; `CacheStrategy.cannot_share` says which will not do.
         view: of the model.
-        pool: of pages, whose number stays.
+        num_pages: how many there are.
     """
 
     layers: list[SharedLayer]  # type: ignore[assignment]
 
-    def __init__(self, plans: Sequence[LayerPlan], view: ModelView, pool: PagePool) -> None:
+    def __init__(self, plans: Sequence[LayerPlan], view: ModelView, num_pages: int) -> None:
         pages = plans[0].pages
         assert pages is not None
-        self.view, self.pool, self.page_tokens = view, pool, pages.page_tokens
+        self.view, self.num_pages, self.page_tokens = view, num_pages, pages.page_tokens
         layers: list[SharedLayer] = []
         for plan in plans:
             donor = None if plan.shape.donor is None else layers[plan.shape.donor]
-            layers.append(SharedLayer(plan, pool.num_pages, view, donor))
+            layers.append(SharedLayer(plan, num_pages, view, donor))
         super().__init__(layers=layers)  # type: ignore[arg-type]
         self._now: _Pass | None = None
 

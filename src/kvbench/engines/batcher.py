@@ -154,7 +154,7 @@ class Serving:
         now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.model, self.cache, self.engine, self.scheduler = model, cache, engine, scheduler
-        self.pool, self.size = cache.pool, cache.page_tokens
+        self.pool, self.size = PagePool(cache.num_pages), cache.page_tokens
         self.tree = PrefixTree(self.pool, self.size) if scheduler.reuses else None
         self.served = {each.number: Served(request=each, arrival_s=each.arrival_s) for each in requests}
         first = (each for each in requests if each.follows is None)

@@ -22,6 +22,7 @@ from kvbench.strategies.evicted.tiers import Tiers
 from kvbench.strategies.layout.paged import Paged
 from kvbench.strategies.legality import (
     check_composition,
+    refused_to_share,
     refused_with_contexts,
     refused_with_donors,
     refused_with_latents,
@@ -240,6 +241,10 @@ class CacheStrategy:
                     f"tokens; the shortest has {min(run.prompt_lengths)}"
                 )
         return None
+
+    def cannot_share(self, view: ModelView) -> str | None:
+        """Return why sequences of this model cannot share entries, nor a pool of pages, or None."""
+        return refused_to_share(self, view)
 
     def cannot_change(self, view: ModelView) -> str | None:
         """Return why the network of a model cannot be changed so, or None."""

@@ -232,6 +232,21 @@ def refused_with_donors(made: CacheStrategy) -> str | None:
     return _unless_changed("layers of this model share keys and values, which one of them keeps", parts)
 
 
+def refused_to_share(made: CacheStrategy, view: ModelView) -> str | None:
+    """Return why sequences cannot share entries, nor the pool of pages that these lie in, or None."""
+    parts = {
+        "layout=paged": not isinstance(made.layout, Paged),
+        "budget=all": made.budget.limits,
+    }
+    reason = _unless_changed("requests under way share one pool of pages, in which all entries stay", parts)
+    if reason is None and (view.is_recurrent or view.keeps_context or any(layer.window for layer in view.layers)):
+        return (
+            "requests under way share one pool of pages, and layers of this model keep states, windows or what is made "
+            "of the prompt; choose a model= whose layers keep every entry"
+        )
+    return reason
+
+
 def refused_with_contexts(made: CacheStrategy, view: ModelView) -> str | None:
     """Return why a strategy cannot serve a model that forgets its prompt but for what blocks make of it, or None."""
     codecs = (made.codec.of_layer(view, at) for at in range(len(view.layers)))
