@@ -28,6 +28,7 @@ from kvbench.results.load import load
 from kvbench.strategies.base import CacheStrategy
 from kvbench.strategies.black_box import BlackBox
 from kvbench.strategies.transform.matched import Matched
+from kvbench.workloads.requests import Requests
 
 Progress = Callable[[str, float], None]
 
@@ -107,6 +108,11 @@ def run(config: DictConfig, checked: Checked, *, names: Names, progress: Progres
 
 def job_of(checked: Checked) -> Job:
     """Return what the measuring processes are told."""
+    if isinstance(checked.workload, Requests):
+        raise ValueError(
+            "workload=requests needs engine=batcher, which takes requests in as they arrive; other engines run one "
+            "batch from its first token to its last, such as that of workload=decode."
+        )
     if isinstance(checked.strategy, BlackBox) != isinstance(checked.engine, Stock):
         raise ValueError(
             "engine=transformers brings its own cache, which strategy=transformers or strategy=hf_* names: the two go "

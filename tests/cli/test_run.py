@@ -84,7 +84,7 @@ def test_the_command_line_wins_over_an_experiment_and_its_rows(fake: FakeRunner)
 
 def test_a_sweep_is_every_combination_wherever_the_flag_stands(fake: FakeRunner) -> None:
     assert main(["strategy=h2o,snapkv", "-m", "workload.prompt_tokens=256,512", "workload=text", "workload.path="]) == 0
-    prompts = [checked.workload.prompt_tokens for checked, _ in fake.asked]
+    prompts = [checked.workload.prompt_tokens for checked, _ in fake.asked]  # type: ignore[union-attr]
     assert fake.strategies == ["h2o", "h2o", "snapkv", "snapkv"]
     assert prompts == [256, 512, 256, 512]
     assert len({checked.sweep for checked, _ in fake.asked}) == 1
@@ -115,7 +115,7 @@ def test_the_check_of_rows_catches_a_sweeper_that_gives_up(fake: FakeRunner) -> 
 
 
 def too_long(checked: Checked) -> Exception | None:
-    return ValueError("too long") if checked.workload.prompt_tokens == 512 else None
+    return ValueError("too long") if checked.workload.prompt_tokens == 512 else None  # type: ignore[union-attr]
 
 
 def test_a_row_that_the_runner_refuses_is_its_own_error(fake: FakeRunner, capsys: pytest.CaptureFixture[str]) -> None:

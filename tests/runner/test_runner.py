@@ -238,3 +238,9 @@ def test_what_is_too_long_for_the_model_is_refused_before_it_loads(
     with pytest.raises(ValueError, match=message):
         run(tmp_path, "strategy=h2o", *overrides)
     assert not list(tmp_path.rglob("run.parquet"))
+
+
+@pytest.mark.parametrize("overrides", [[], ["strategy=transformers"]])
+def test_requests_are_refused_by_engines_that_run_one_batch(overrides: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"workload=requests needs engine=batcher.*workload=decode"):
+        job_of(check(compose(["workload=requests", *overrides])))

@@ -37,8 +37,8 @@ def main(overrides: Sequence[str], config_dir: str | None, out: str) -> None:
     job = job_of(checked)
     check_lengths(job)
     loaded = load(checked.model, seed=checked.seed, attention="sdpa")
-    run = checked.workload.runs()[-1]
-    ids = torch.tensor(checked.workload.ids(source_of(job, loaded), run)[:1], device=loaded.view.device)
+    run = job.workload.runs()[-1]
+    ids = torch.tensor(job.workload.ids(source_of(job, loaded), run)[:1], device=loaded.view.device)
     held = table(trace(loaded.model, checked.strategy, ids, run.prompt_tokens))
     console = Console()
     for line in drawn(held, ids.shape[1], max(20, console.width - LABEL_WIDTH)):

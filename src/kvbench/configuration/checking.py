@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kvbench.workloads.decode import Decode
     from kvbench.workloads.prefill import Prefill
     from kvbench.workloads.recall import Recall
+    from kvbench.workloads.requests import Requests
     from kvbench.workloads.text import Text
 
 _VALUES: dict[str, object] = {
@@ -56,7 +57,7 @@ class Checked:
 
     model: ModelSpec
     engine: Eager | Stock
-    workload: Decode | Prefill | Text | Recall
+    workload: Decode | Prefill | Text | Recall | Requests
     quality: Quality
     measure: Settings
     sink: Sink
