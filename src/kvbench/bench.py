@@ -11,7 +11,9 @@ from torch import Tensor
 from kvbench.cache.doors import ATTENTION
 from kvbench.columns import facts
 from kvbench.engines.arm import Arm
+from kvbench.engines.batcher import Batcher
 from kvbench.engines.eager import Eager
+from kvbench.engines.stock import Stock
 from kvbench.job import Job, Measured, Row
 from kvbench.measure.environment import available_ram_bytes
 from kvbench.models.load import Loaded, device_of, load, probe, skeleton
@@ -33,8 +35,9 @@ class Bench:
     def __init__(self, job: Job, report: Report) -> None:
         torch.set_num_threads(job.settings.threads)
         torch.set_grad_enabled(False)
-        assert isinstance(job.engine, Eager), "a black box runs alone"
-        self.job, self.report, self.engine = job, report, job.engine
+        assert not isinstance(job.engine, Stock), "a black box runs alone"
+        self.job, self.report = job, report
+        self.engine = job.engine if isinstance(job.engine, Eager) else Eager(prefill_chunk=0)
         report("load", 0.0)
         check_memory(job)
         self.loaded: Loaded = load(job.spec, seed=job.seed, attention=ATTENTION)
@@ -80,6 +83,8 @@ class Bench:
             return str(error)
         reasons = (made.unsupported(arm.view, run) for run in self.job.workload.runs())
         reason = next((reason for reason in reasons if reason is not None), None)
+        if reason is None and isinstance(self.job.engine, Batcher):
+            reason = made.cannot_share(arm.view)
         self.arms |= {"strategy": arm} if reason is None else {}
         return reason
 
@@ -141,9 +146,19 @@ def through_cache(arm: Arm, ids: Tensor) -> Tensor:
     return torch.cat([first.logits, *rest], dim=1)
 
 
-def _memory_bytes(made: CacheStrategy, view: ModelView, run: RunShape, device: torch.device) -> int:
+def _memory_bytes(job: Job, made: CacheStrategy, view: ModelView, device: torch.device) -> int:
     """Return the bytes of a cache in the device's memory, which on a CPU is the host's as well."""
     changed = made.transform.shapes(view)
+    if isinstance(job.engine, Batcher):
+        return (
+            0
+            if made.cannot_share(changed)
+            else made.pool_bytes(changed, job.engine.pages(job.workload.runs()[-1], made.page_tokens))
+        )
+    return max(_batch_bytes(made, changed, run, device) for run in job.workload.runs())
+
+
+def _batch_bytes(made: CacheStrategy, changed: ModelView, run: RunShape, device: torch.device) -> int:
     host = made.bytes_elsewhere(changed, run).host if device.type == "cpu" else 0
     return made.allocated_bytes(changed, run) + host
 
@@ -164,7 +179,7 @@ def check_memory(job: Job) -> None:
         weights += view.sizes.weights_bytes
         for made in strategies:
             if made is not None and made.cannot_change(view) is None:
-                caches += max(_memory_bytes(made, view, shape, device) for shape in shapes)
+                caches += _memory_bytes(job, made, view, device)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_ram_bytes()
     if free is not None and weights + caches > free:
         gib = 2**30

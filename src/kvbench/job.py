@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from kvbench.engines.batcher import Batcher
 from kvbench.engines.eager import Eager
+from kvbench.engines.schedulers import Scheduler, Unscheduled
 from kvbench.engines.stock import Stock
 from kvbench.measure.settings import Settings
 from kvbench.models.spec import ModelSpec
@@ -25,6 +27,7 @@ class Job:
         strategy: the strategy asked for.
         baseline: what it is compared with, or None.
         engine: how tokens get made.
+        scheduler: which of the requests that wait is next.
         workload: what is run.
         quality: what is asked.
         settings: how it is timed.
@@ -35,7 +38,8 @@ class Job:
     spec: ModelSpec
     strategy: CacheStrategy
     baseline: CacheStrategy | None
-    engine: Eager | Stock
+    engine: Eager | Stock | Batcher
+    scheduler: Scheduler | Unscheduled
     workload: Any
     quality: Quality
     settings: Settings
@@ -50,8 +54,9 @@ class Job:
 
 @dataclass(kw_only=True)
 class Measured:
-    """What a measuring process brings back: columns per arm, timed steps, generated texts."""
+    """What a measuring process brings back: columns per arm, timed steps, requests as served, generated texts."""
 
     rows: dict[str, Row]
     steps: list[Row] = field(default_factory=list)
+    requests: list[Row] = field(default_factory=list)
     texts: dict[str, list[str]] = field(default_factory=dict)

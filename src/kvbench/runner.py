@@ -17,6 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from kvbench import children
 from kvbench.configuration import Checked, build_group, compose, resolved
 from kvbench.configuration.errors import hint
+from kvbench.engines.batcher import Batcher
+from kvbench.engines.schedulers import Scheduler
 from kvbench.engines.stock import Stock
 from kvbench.job import Job, Measured, Row
 from kvbench.measure.environment import environment, source_hash
@@ -101,24 +103,27 @@ def run(config: DictConfig, checked: Checked, *, names: Names, progress: Progres
         draft.write_json("env.json", environment(identity["device"]))
         draft.write_json("texts.json", measured.texts)
         rows = [{**identity, **describe(job, arm), **row} for arm, row in measured.rows.items()]
-        place = draft.finish(rows, measured.steps)
+        place = draft.finish(rows, measured.steps, measured.requests)
     warning = checked.sink.mirror(place.folder)
     return Result(rows=load(place.folder), folder=place.folder, is_new=place.is_new, warning=warning)
 
 
 def job_of(checked: Checked) -> Job:
     """Return what the measuring processes are told."""
-    if isinstance(checked.workload, Requests):
+    told = (checked.engine, checked.scheduler, checked.workload)
+    if len({isinstance(part, kind) for part, kind in zip(told, (Batcher, Scheduler, Requests), strict=True)}) > 1:
         raise ValueError(
-            "workload=requests needs engine=batcher, which takes requests in as they arrive; other engines run one "
-            "batch from its first token to its last, such as that of workload=decode."
+            "engine=batcher, workload=requests and a scheduler= such as fcfs or lpm go together: it takes requests in "
+            "as they arrive, and other engines run one batch from its first token to its last. Choose all three, or "
+            "none of them; strategy=scheduling_lpm and its like do."
         )
     if isinstance(checked.strategy, BlackBox) != isinstance(checked.engine, Stock):
         raise ValueError(
             "engine=transformers brings its own cache, which strategy=transformers or strategy=hf_* names: the two go "
             "together and with nothing else. Leave engine= out."
         )
-    baseline = build_group(resolved(compose(["strategy=baseline"]))["strategy"], "strategy")
+    name = "scheduling_fcfs" if isinstance(checked.engine, Batcher) else "baseline"
+    baseline = build_group(resolved(compose([f"strategy={name}"]))["strategy"], "strategy")
     if isinstance(checked.strategy, BlackBox):
         refuse_parts(checked.strategy, baseline)
     return Job(
@@ -126,6 +131,7 @@ def job_of(checked: Checked) -> Job:
         strategy=checked.strategy,
         baseline=baseline if checked.compare == "baseline" else None,
         engine=checked.engine,
+        scheduler=checked.scheduler,
         workload=checked.workload,
         quality=checked.quality,
         settings=checked.measure,
@@ -218,7 +224,7 @@ def describe(job: Job, arm: str) -> Row:
     comparison = "none" if job.baseline is None else "unpaired" if isinstance(job.engine, Stock) else "paired"
     return {
         "arm": arm,
-        **({"strategy": "baseline", "engine": "eager"} if arm == "baseline" else {}),
+        **({"strategy": "baseline", "engine": _engine_of_baseline(job)} if arm == "baseline" else {}),
         "evidence": "measured",
         "comparison": comparison,
         "batch_size": shape.batch_size,
@@ -235,15 +241,21 @@ def describe(job: Job, arm: str) -> Row:
     }
 
 
+def _engine_of_baseline(job: Job) -> str:
+    return "batcher" if isinstance(job.engine, Batcher) else "eager"
+
+
 def measure(job: Job, log: Callable[[str], None], progress: Progress) -> Measured:
     """Run the measuring processes and gather what they bring back; what ends one becomes its row's status."""
     if isinstance(job.engine, Stock):
         return _beside_stock(job, log, progress)
-    timed = _call("time_and_quality", job, log=log, job=job, progress=progress)
+    is_serving = isinstance(job.engine, Batcher)
+    time, weigh = ("serve:serve", "serve:weigh_requests") if is_serving else ("worker:time_and_quality", "worker:weigh")
+    timed = _call(time, job, log=log, job=job, progress=progress)
     if isinstance(timed, Measured):
         for name, row in timed.rows.items():
             if row["status"] == "ok":
-                weighed = _call("weigh", job, name, log=log, job=job, progress=progress)
+                weighed = _call(weigh, job, name, log=log, job=job, progress=progress)
                 row |= weighed.rows["strategy"] if isinstance(weighed, Measured) else weighed
         return timed
     return Measured(rows={"strategy": timed})
@@ -260,10 +272,10 @@ def _beside_stock(job: Job, log: Callable[[str], None], progress: Progress) -> M
     missing = _missing(job)
     found: Measured | Row = {"status": "unavailable", "reason": missing}
     if missing is None:
-        found = _call("stock_reference", job, log=log, job=job, progress=progress)
+        found = _call("worker:stock_reference", job, log=log, job=job, progress=progress)
     out = found if isinstance(found, Measured) else Measured(rows={"strategy": found})
     if out.rows["strategy"]["status"] == "ok":
-        weighed = _call("weigh_stock", job, log=log, job=job, progress=progress)
+        weighed = _call("worker:weigh_stock", job, log=log, job=job, progress=progress)
         out.rows["strategy"] |= weighed.rows["strategy"] if isinstance(weighed, Measured) else weighed
     if job.baseline is None:
         return out
@@ -278,9 +290,7 @@ def _beside_stock(job: Job, log: Callable[[str], None], progress: Progress) -> M
 
 
 def _call(function: str, *arguments: Any, log: Callable[[str], None], job: Job, progress: Progress) -> Measured | Row:
-    outcome = children.call(
-        f"kvbench.worker:{function}", *arguments, timeout_s=job.settings.timeout_s, progress=progress
-    )
+    outcome = children.call(f"kvbench.{function}", *arguments, timeout_s=job.settings.timeout_s, progress=progress)
     if outcome.status == "ok":
         value: Measured = outcome.value
         return value

@@ -35,7 +35,7 @@ def time_prefill(bench: Bench, run: RunShape) -> None:
     arms = {name: PrefillArm(arm, run, ids[name][:, : run.prompt_tokens]) for name, arm in bench.arms.items()}
     settings = replace(_settings(bench, run), cell_seconds=bench.job.settings.cell_seconds / 2)
     with _watched(bench, ids):
-        paired = _paired(bench, arms, 1, settings, "prefill", "median")
+        paired = in_pairs(bench, arms, 1, settings, "prefill", "median")
     _record(bench, paired, phase="prefill", position=0, tokens=run.prompt_tokens * run.batch_size)
     for name in bench.arms:
         bench.measured.rows[name]["ttft_ms"] = latency_of(paired.samples, name).p50_ms
@@ -64,7 +64,7 @@ def time_decode(bench: Bench, run: RunShape) -> None:
     bandwidth = next(one.value for one in found if one.name == "read")
     before = {name: arm.cache.traffic() for name, arm in arms.items()}
     with _watched(bench, ids):
-        paired = _paired(bench, arms, steps, settings, "decode", statistic)
+        paired = in_pairs(bench, arms, steps, settings, "decode", statistic)
     _record(bench, paired, phase="decode", position=run.prompt_tokens, tokens=run.batch_size)
     works = {}
     for name, arm in arms.items():
@@ -158,9 +158,10 @@ def _predict(bench: Bench, works: Mapping[str, Work], found: Sequence[Capability
         row |= prediction_columns(work, works["baseline"], full_ms, machine, row["decode_p50_ms"])
 
 
-def _paired(
+def in_pairs(
     bench: Bench, arms: Mapping[str, Arm], steps: int, settings: Settings, stage: str, statistic: Statistic
 ) -> PairedSamples:
+    """Time arms beside each other, as `measure_paired` does, and report how far that is."""
     return measure_paired(
         arms,
         baseline="baseline" if "baseline" in arms else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kvbench.results import folder
@@ -55,9 +55,9 @@ class NumberedAtTheStart(Draft):
 class NamedAfterTheFirst(Draft):
     """Gives its folder a number but not its rows."""
 
-    def finish(self, rows: Iterable[Record], steps: Iterable[Record]) -> Finished:
+    def finish(self, rows: Iterable[Record], steps: Iterable[Record], requests: Sequence[Record] = ()) -> Finished:
         """Write rows that carry the first run's name."""
-        done = super().finish(rows, steps)
+        done = super().finish(rows, steps, requests)
         for name in (folder.RUN_FILE, folder.STEPS_FILE):
             first = self.place / self.run_id / name
             shutil.copy(first, done.folder / name) if done.run_id != self.run_id else None

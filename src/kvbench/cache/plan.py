@@ -263,6 +263,17 @@ class LayerPlan:
         table = PageTable(self.pages.page_tokens, self.capacity(run), self.unused(run), like.device)
         return table, chosen_kernel(self.pages.kernel, like.device, like.dtype)
 
+    def pool_bytes(self, pages: int, dtype: torch.dtype) -> int:
+        """Return the bytes of so many pages of this layer."""
+        assert self.pages is not None
+        shape, slots = self.shape, pages * self.pages.page_tokens
+        if shape.donor is not None:
+            return 0
+        payload = self.codec.key_format.allocated_bytes(shape.kv_heads, shape.key_dim, slots, dtype)
+        if not shape.values_are_keys:
+            payload += self.codec.value_format.allocated_bytes(shape.kv_heads, shape.value_dim, slots, dtype)
+        return payload
+
     def room_bytes(self, slots: int, run: RunShape, dtype: torch.dtype, unused: int = 0) -> int:
         """Return the bytes of so many slots of one row, the first of which are unused, over all heads, and metadata."""
         shape, (keys, values) = self.shape, self._formats(run)

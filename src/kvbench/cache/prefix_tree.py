@@ -62,7 +62,7 @@ class PrefixTree:
         """Return the node that the longest prefix with entries ends with; a run that goes on otherwise is split."""
         self._clock += 1
         node = self.root
-        for child, shared in self._walk(tokens):
+        for child, shared in list(self._walk(tokens)):
             node = child if shared == len(child.tokens) else self._split(child, shared)
             node.used = self._clock
         return node

@@ -12,7 +12,9 @@ from kvbench.configuration.building import TARGET, build
 from kvbench.configuration.errors import ConfigError, hint
 
 if TYPE_CHECKING:
+    from kvbench.engines.batcher import Batcher
     from kvbench.engines.eager import Eager
+    from kvbench.engines.schedulers import Scheduler, Unscheduled
     from kvbench.engines.stock import Stock
     from kvbench.measure.settings import Settings
     from kvbench.models.spec import ModelSpec
@@ -42,6 +44,7 @@ class Checked:
     Args:
         model: which model, with which weights, where.
         engine: how tokens get made.
+        scheduler: which of the requests that wait is next.
         workload: what is read and decoded.
         quality: how much quality is measured beside it.
         measure: how long and how carefully time is measured.
@@ -56,7 +59,8 @@ class Checked:
     """
 
     model: ModelSpec
-    engine: Eager | Stock
+    engine: Eager | Stock | Batcher
+    scheduler: Scheduler | Unscheduled
     workload: Decode | Prefill | Text | Recall | Requests
     quality: Quality
     measure: Settings

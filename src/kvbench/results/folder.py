@@ -16,7 +16,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +24,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvbench.results.records import Record, run_table, step_table
+from kvbench.results.records import Record, request_table, run_table, step_table
 
 RUN_FILE = "run.parquet"
 STEPS_FILE = "steps.parquet"
+REQUESTS_FILE = "requests.parquet"
 LOG_FILE = "run.log"
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "env.json"
@@ -131,12 +132,13 @@ class Draft:
         """
         self.write_text(name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
-    def finish(self, rows: Iterable[Record], steps: Iterable[Record]) -> Finished:
+    def finish(self, rows: Iterable[Record], steps: Iterable[Record], requests: Sequence[Record] = ()) -> Finished:
         """Write the tables and give the run its name, unless somebody else was first.
 
         Args:
             rows: one per arm.
             steps: one per timed step.
+            requests: one per request and time it was served.
         """
         rows, steps = list(rows), list(steps)
         for run_id in self._names():
@@ -146,6 +148,8 @@ class Draft:
             with _storing(self.runs):
                 _write(run, self.folder / RUN_FILE)
                 _write(timed, self.folder / STEPS_FILE)
+                if requests:
+                    _write(request_table(requests, run_id=run_id), self.folder / REQUESTS_FILE)
                 if self._rename(self.place / run_id):
                     return Finished(folder=self.folder, run_id=run_id, is_new=True)
         folder = finished(self.runs, sweep=self.sweep, run_id=self.run_id)

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from kvbench.results import elsewhere
+from kvbench.results import elsewhere, serving
 from kvbench.results.cells import Row, has_quality, label_of, ratio_of
 from kvbench.results.control import no_better_than_random
 
@@ -23,8 +23,10 @@ def legend(rows: Sequence[Row]) -> Iterator[RenderableType]:
     """Yield what the columns are."""
     if any(ratio_of(row) for row in rows):
         what = "the prefill" if all(row["ratio"] is None for row in rows) else "a decode step"
+        what = "serving all requests" if any(row["requests"] for row in rows) else what
         yield _note("ratio", f"time of {what} over the baseline's, below 1 is faster, with its 95% interval")
-        yield _note("ceiling", "the most that the bytes read allow, as a speed-up")
+        if any(row["ceiling"] for row in rows):
+            yield _note("ceiling", "the most that the bytes read allow, as a speed-up")
     if any(row["status"] == "ok" for row in rows):
         loss = "; nats per token above the full cache's loss" if has_quality(rows) else ""
         yield _note("KV, loss" if loss else "KV", f"all storages of the cache on the device{loss}")
@@ -49,6 +51,8 @@ def of_rows(named: Named) -> Iterator[RenderableType]:
             yield _note("context", f"{name}: {said}{lacks}")
     away = [row for row in rows if elsewhere.away(row)]
     for title, text in elsewhere.notes(away) if away else ():
+        yield _note(title, text)
+    for title, text in serving.notes(rows) if any(row["requests"] for row in rows) else ():
         yield _note(title, text)
     if any(row["regime"] == "overhead_bound" for row in rows):
         yield _note("overhead", "all that a step reads fits in the processor's own cache: its speed allows no verdict")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 import pyarrow as pa
 
-from kvbench.results.schema import RUN, RUN_WORDS, SCHEMA_VERSION, STEP_WORDS, STEPS
+from kvbench.results.schema import REQUESTS, RUN, RUN_WORDS, SCHEMA_VERSION, STEP_WORDS, STEPS
 
 Record = Mapping[str, object]
 
@@ -37,6 +37,16 @@ def step_table(records: Iterable[Record], *, run_id: str) -> pa.Table:
         run_id: name of the run's folder.
     """
     return _checked([{**record, "run_id": run_id} for record in records], STEPS, STEP_WORDS)
+
+
+def request_table(records: Iterable[Record], *, run_id: str) -> pa.Table:
+    """Return requests that were served as a table of the schema.
+
+    Args:
+        records: one per request and time it was served.
+        run_id: name of the run's folder.
+    """
+    return _checked([{**record, "run_id": run_id} for record in records], REQUESTS, STEP_WORDS)
 
 
 def to_frame(table: pa.Table) -> pd.DataFrame:

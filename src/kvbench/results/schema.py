@@ -20,7 +20,7 @@ Prediction = Literal["fitted", "modelled", "no_rate"]
 Comparison = Literal["paired", "unpaired", "none"]
 Statistic = Literal["median", "mean"]
 BudgetUnit = Literal["tokens", "ratio", "bytes"]
-Phase = Literal["prefill", "decode"]
+Phase = Literal["prefill", "decode", "serve"]
 TimedArm = Literal["strategy", "baseline", "baseline_again"]
 
 RUN_WORDS: Final[dict[str, tuple[str, ...]]] = {
@@ -145,6 +145,23 @@ _TIME: list[_Column] = [
     ("setup_s", _REAL, "s", "warm-up, compilation included"),
 ]
 
+_SERVING: list[_Column] = [
+    ("requests", _COUNT, "requests", "served; the columns down to same_tokens are empty where there are none"),
+    ("serve_s", _REAL, "s", "from the first arrival to the last token; median"),
+    ("passes", _COUNT, "", "of the model over tokens of several requests"),
+    ("ttft_p99_ms", _REAL, "ms", "99th percentile of ttft over requests, which is from arrival to first token"),
+    ("e2e_p50_ms", _REAL, "ms", "from arrival to last token: median over requests"),
+    ("e2e_p99_ms", _REAL, "ms", "99th percentile"),
+    ("goodput_per_s", _REAL, "requests/s", "requests in time: workload.ttft_target_ms and workload.tpot_target_ms"),
+    ("fairness", _REAL, "share", "Jain's index of requests' times per generated token: 1 where all are alike"),
+    ("max_wait_ms", _REAL, "ms", "longest time from arrival to first pass"),
+    ("sharing", _REAL, "ratio", "tokens of all prompts over those of the tree they make; what is generated left out"),
+    ("prefill_tokens_computed", _COUNT, "tokens", "of prompts that passes read, again where pages were taken away"),
+    ("prefill_tokens_reused", _COUNT, "tokens", "of prompts whose entries were there already"),
+    ("preemptions", _COUNT, "", "how often a request under way lost its pages"),
+    ("same_tokens", _REAL, "share", "requests that got the very tokens that the baseline gave them"),
+]
+
 _MEMORY: list[_Column] = [
     ("weights_bytes", _COUNT, "bytes", "parameters and buffers of the model"),
     ("kv_allocated_bytes", _COUNT, "bytes", "all storages on the device: payload, scales, indices, windows, buffers"),
@@ -218,6 +235,20 @@ _STEP: list[_Column] = [
     ("wall_ns", _COUNT, "ns", "host's clock; only the launching, where there is an event_ms"),
     ("is_clean", _FLAG, "", "whether the block was left alone by other processes"),
 ]
+_REQUEST: list[_Column] = [
+    *_STEP[:5],
+    ("number", _COUNT, "", "of the request"),
+    ("group", _COUNT, "", "leaf of the tree of prefixes that it belongs to, or conversation"),
+    ("arrival_s", _REAL, "s", "by a clock that goes on at once to the next arrival where nothing is under way"),
+    ("admitted_s", _REAL, "s", "when its first pass was chosen"),
+    ("first_token_s", _REAL, "s", "when its first token was there"),
+    ("last_token_s", _REAL, "s", "when its last token was there"),
+    ("prompt_tokens", _COUNT, "tokens", "of its whole prompt, what came before in its conversation included"),
+    ("new_tokens", _COUNT, "tokens", "generated"),
+    ("computed_tokens", _COUNT, "tokens", "of its prompt that passes read, again where its pages were taken away"),
+    ("reused_tokens", _COUNT, "tokens", "of its prompt whose entries were there already"),
+    ("preemptions", _COUNT, "", "how often it lost its pages"),
+]
 _STEP_MEASURES: list[_Column] = [("event_ms", _REAL, "ms", "device's clock; empty where the host's clock tells all")]
 
 
@@ -232,5 +263,6 @@ def _schema(required: list[_Column], nullable: list[_Column]) -> pa.Schema:
     )
 
 
-RUN: Final = _schema(_IDENTITY, [*_ORIGIN, *_WHAT, *_TIME, *_MEMORY, *_QUALITY])
+RUN: Final = _schema(_IDENTITY, [*_ORIGIN, *_WHAT, *_TIME, *_SERVING, *_MEMORY, *_QUALITY])
 STEPS: Final = _schema(_STEP, _STEP_MEASURES)
+REQUESTS: Final = _schema(_REQUEST, [])

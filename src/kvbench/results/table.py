@@ -14,7 +14,7 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
-from kvbench.results import elsewhere, networks, notes
+from kvbench.results import elsewhere, networks, notes, serving
 from kvbench.results.cells import FIELDS, QUALITY, Field, Row, Units, has_quality, label_of, plain, units_of
 
 _KIND = (
@@ -147,6 +147,8 @@ def _tables(group: _Group, console: Console) -> Iterator[RenderableType]:
     if away:
         rows = [row for row, _ in away]
         tables.append(_table(away, elsewhere.columns_of(rows), elsewhere.FIELDS, elsewhere.units_of(rows)))
+    if any(row["requests"] for row in group.rows):
+        tables.append(_table(named, serving.COLUMNS, serving.FIELDS, serving.units_of(group.rows)))
     if any(row["network"] for row in group.rows):
         tables.append(_table(named, networks.COLUMNS, networks.FIELDS, networks.units_of(group.rows)))
     for table in tables:
@@ -224,6 +226,8 @@ def _heading(row: Row) -> Text:
     threads = f", {count} thread{'' if count == 1 else 's'}" if count else ""
     new = "" if row["new_tokens"] is None else f" + {row['new_tokens']:,}"
     what = f"{row['workload']}: {row['prompt_tokens']:,}{new} tokens, batch {row['batch_size']}"
+    if row["requests"]:
+        what = f"{row['requests']} {row['workload']} of at most {row['prompt_tokens']:,}{new} tokens"
     aware = ", question in the cache" if row["query_aware"] else ""
     evidence = "" if row["evidence"] == "measured" else f" | {row['evidence']}, not measured"
     machine = f"{row['dtype'] or ''} on {row['device_name'] or row['device']}{threads}".strip()

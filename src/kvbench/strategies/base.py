@@ -182,6 +182,12 @@ class CacheStrategy:
     def _pages(self) -> Paged | None:
         return self.layout if isinstance(self.layout, Paged) else None
 
+    @property
+    def page_tokens(self) -> int:
+        """Slots of a page of a strategy that `cannot_share` has not refused."""
+        assert self._pages is not None
+        return self._pages.page_tokens
+
     def allocated_bytes(self, view: ModelView, run: RunShape) -> int:
         """Return the bytes held on the device once the prompt is read: every storage, metadata included."""
         return allocated_bytes(self.plans(view, run), run, view.dtype)
@@ -241,6 +247,11 @@ class CacheStrategy:
                     f"tokens; the shortest has {min(run.prompt_lengths)}"
                 )
         return None
+
+    def pool_bytes(self, view: ModelView, pages: int) -> int:
+        """Return the bytes of a pool of so many pages that sequences share."""
+        plans = self.plans(view, RunShape(prompt_lengths=(1,), new_tokens=1))
+        return sum(plan.pool_bytes(pages, view.dtype) for plan in plans)
 
     def cannot_share(self, view: ModelView) -> str | None:
         """Return why sequences of this model cannot share entries, nor a pool of pages, or None."""

@@ -43,6 +43,8 @@ class Requests:
         trace: file of a public trace, "" without.
         length_scale: what its lengths are multiplied by.
         time_scale: what its times are multiplied by.
+        ttft_target_ms: within which a first token is in time, for the goodput.
+        tpot_target_ms: the same of each later token, in the mean.
     """
 
     seed: int
@@ -62,6 +64,8 @@ class Requests:
     trace: str
     length_scale: float
     time_scale: float
+    ttft_target_ms: float
+    tpot_target_ms: float
 
     path = ""
 
@@ -77,9 +81,10 @@ class Requests:
             "own_spread": (0 <= self.own_spread <= 1, "from 0 to 1"),
             "new_spread": (0 <= self.new_spread <= 1, "from 0 to 1"),
             "pause_s": (0 <= self.pause_s < math.inf, "at least 0"),
-            "rate_per_s": (0 < self.rate_per_s < math.inf, "more than 0"),
-            "length_scale": (0 < self.length_scale < math.inf, "more than 0"),
-            "time_scale": (0 < self.time_scale < math.inf, "more than 0"),
+            **{
+                name: (0 < getattr(self, name) < math.inf, "more than 0")
+                for name in ("rate_per_s", "length_scale", "time_scale", "ttft_target_ms", "tpot_target_ms")
+            },
             "order": (self.order in get_args(Order), f"one of {', '.join(get_args(Order))}"),
             "arrival": (self.arrival in get_args(Arrival), f"one of {', '.join(get_args(Arrival))}"),
             "trace": ((self.arrival == "trace") == bool(self.trace), "a file with workload.arrival=trace, else empty"),
