@@ -105,6 +105,11 @@ class PagedRoom:
         entries = entries.reshape(1, 1, -1, self.dim)
         self.packing.write(self._in_a_row, self._run_in_a_row, row.reshape(1, 1, -1), entries)
 
+    def clear(self, pages: Tensor) -> None:
+        """Forget what lay in pages [n]: slots that hold nothing yet are read with a weight of 0."""
+        for room in map(as_bytes, self.kept):
+            room[pages] = 0
+
     def copy(self, source: int, target: int, slots: int) -> None:
         """Copy the first so many slots of a page to another."""
         for room in map(as_bytes, self.kept):

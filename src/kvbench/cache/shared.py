@@ -75,6 +75,7 @@ class _Pass:
         page: of each new token [1, T].
         slot: in that page [1, T].
         position: of each new token [1, T].
+        begun: pages of which this pass fills the first slots alone [n].
         copies: pages to copy, in this order.
         single: columns of the sequences with one new token [R].
         index: their pages [R, n], EMPTY behind the last one.
@@ -85,6 +86,7 @@ class _Pass:
     page: Tensor
     slot: Tensor
     position: Tensor
+    begun: Tensor
     copies: Sequence[Copy]
     single: Tensor
     index: Tensor
@@ -145,6 +147,8 @@ class SharedLayer:
         now = self.now
         assert now is not None
         for room, entries in zip(self.rooms, (key, value), strict=False):
+            if len(now.begun) > 0:
+                room.clear(now.begun)
             room.store(now.page, now.slot, entries)
             for copy in now.copies:
                 room.copy(copy.source, copy.target, copy.slots)
@@ -206,25 +210,31 @@ class SharedCache(Door):
         starts = _starts([piece.tokens for piece in pieces])
         page = [piece.pages[p // size] for piece, mine in zip(pieces, at, strict=True) for p in mine]
         position = torch.tensor([p for mine in at for p in mine], device=device)
-        alone = [index for index, piece in enumerate(pieces) if piece.tokens == 1]
-        stops = [pieces[index].stop for index in alone]
-        most = max(stops, default=0)
+        targets = {copy.target for copy in copies}
+        begun = [
+            piece.pages[piece.stop // size]
+            for piece in pieces
+            if piece.stop % size and (piece.stop % size <= piece.tokens or piece.pages[piece.stop // size] in targets)
+        ]
+        alone = [(piece, start) for piece, start in zip(pieces, starts, strict=True) if piece.tokens == 1]
+        most = max((piece.stop for piece, _ in alone), default=0)
+        tables = [self._pages_of(piece) for piece, _ in alone]
         columns = -(-most // size)
-        table = [[*pieces[index].pages[:columns]] for index in alone]
-        table = [pages + [EMPTY] * (columns - len(pages)) for pages in table]
-        until = torch.tensor(stops, device=device)[:, None, None]
+        table = [[*pages, *[EMPTY] * (columns - len(pages))] for pages in tables]
+        until = torch.tensor([piece.stop for piece, _ in alone], device=device)[:, None, None]
         self._now = _Pass(
             page=torch.tensor(page, device=device)[None],
             slot=(position % size)[None],
             position=position[None],
+            begun=torch.tensor(begun, dtype=torch.int64, device=device),
             copies=copies,
-            single=torch.tensor([starts[index] for index in alone], dtype=torch.int64, device=device),
+            single=torch.tensor([start for _, start in alone], dtype=torch.int64, device=device),
             index=torch.tensor(table, dtype=torch.int32, device=device).view(len(alone), columns),
             visible=torch.arange(most, device=device) < until,
             long=[
                 _Long(
                     at=slice(start, start + piece.tokens),
-                    index=torch.tensor([piece.pages[: -(-piece.stop // size)]], dtype=torch.int32, device=device),
+                    index=torch.tensor([self._pages_of(piece)], dtype=torch.int32, device=device),
                     position=torch.arange(piece.stop, dtype=torch.int32, device=device)[None, None],
                 )
                 for piece, start in zip(pieces, starts, strict=True)
@@ -233,6 +243,10 @@ class SharedCache(Door):
         )
         for layer in self.layers:
             layer.now = self._now
+
+    def _pages_of(self, piece: Piece) -> Sequence[int]:
+        """Return the pages that a sequence's entries lie in once a pass is done."""
+        return piece.pages[: -(-piece.stop // self.page_tokens)]
 
     @property
     def position_ids(self) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -157,14 +158,15 @@ class DepthFirst(Ageing):
         """Return who waits, by the branches of what is kept."""
         assert tree is not None
         ends = [(tree.find(one.tokens), one) for one in waiting]
-        weights: dict[int, float] = {}
+        weights, ages = defaultdict[int, float](float), defaultdict[int, float](float)
         for node, one in ends:
+            ages[id(node)] += self.aged(one)
             for each in node.path():
-                weights[id(each)] = weights.get(id(each), 0.0) + 1 + self.aged(one)
+                weights[id(each)] += 1 + self.aged(one)
 
-        def place(node: Node) -> list[tuple[float, int]]:
-            path = [(-weights[id(each)], each.tokens[0]) for each in node.path()]
-            return [*reversed(path), (math.inf, 0)]  # those that a node is the end of come after its branches
+        def place(node: Node) -> list[tuple[float, float]]:
+            path = [(-weights[id(each)], float(each.tokens[0])) for each in node.path()]
+            return [*reversed(path), (-ages[id(node)], math.inf)]  # of a node's own, only their waiting counts
 
         return [one for _, one in sorted(ends, key=lambda end: place(end[0]))]
 
