@@ -29,6 +29,7 @@ from kvbench.results.folder import finished, open_draft
 from kvbench.results.load import load
 from kvbench.strategies.base import CacheStrategy
 from kvbench.strategies.black_box import BlackBox
+from kvbench.strategies.layout.paged import Paged
 from kvbench.strategies.transform.matched import Matched
 from kvbench.workloads.requests import Requests
 
@@ -170,13 +171,15 @@ def refuse_parts(black_box: BlackBox, full: CacheStrategy) -> None:
 
 def check_lengths(job: Job) -> None:
     """Refuse a workload that is too long for the model, with the numbers."""
+    if isinstance(job.engine, Batcher) and isinstance(job.strategy.layout, Paged):
+        job.engine.pages(job.workload.runs()[-1], job.strategy.page_tokens)
     most = job.spec.max_positions
     for shape in job.workload.runs():
         total = shape.prompt_tokens + (shape.new_tokens or 0)
         if most is not None and total > most:
             raise ValueError(
                 f"{shape.prompt_tokens} prompt tokens and {shape.new_tokens} new ones are {total}, but "
-                f"model={job.spec.name} reads at most {most} positions; lower workload.prompt_tokens or choose another "
+                f"model={job.spec.name} reads at most {most} positions; lower {_lengths_of(job)} or choose another "
                 f"model."
             )
     quality = job.quality.context_tokens + 1 + job.quality.scored_tokens
@@ -185,6 +188,13 @@ def check_lengths(job: Job) -> None:
             f"quality reads windows of {quality} tokens, but model={job.spec.name} reads at most {most} positions; "
             f"lower quality.context_tokens or set quality=none."
         )
+
+
+def _lengths_of(job: Job) -> str:
+    """Return which keys say how long prompts are."""
+    if not isinstance(job.workload, Requests):
+        return "workload.prompt_tokens"
+    return "workload.length_scale" if job.workload.trace else "workload.tree, workload.own_tokens or workload.turns"
 
 
 def identify(config: DictConfig, job: Job, names: Names) -> Row:

@@ -130,7 +130,7 @@ def _compare(bench: Bench, evidence: statistics.Evidence, arms: Mapping[str, Req
     if evidence.ratio is not None:
         row |= interval_columns("ratio", evidence.ratio)
     mine, others = (arms[name].done[-1].served for name in ("strategy", "baseline"))
-    row["same_tokens"] = float(np.mean([mine[number].tokens == others[number].tokens for number in mine]))
+    row["same_share"] = float(np.mean([mine[number].tokens == others[number].tokens for number in mine]))
 
 
 def _columns(job: Job, servings: Sequence[Serving]) -> Row:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kvbench.engines.batcher import Batcher
-from kvbench.engines.schedulers import DepthFirst, FirstCome, Grouped, LongestMatch, Waiting
+from kvbench.engines.schedulers import DepthFirst, Grouped, LongestMatch, Waiting
+from kvbench.types import RunShape
 from tests.mutants.core_mutant import Check, Mutant, each_of, oracles_in, seen_to_fail
 from tests.mutants.serving import MUTANTS
 from tests.support import serving
@@ -69,17 +70,17 @@ def test_nobody_waits_for_ever(scheduler: str) -> None:
 
 
 def test_a_request_that_never_fits_is_refused() -> None:
-    requests = serving.alike(3)
-    with pytest.raises(ValueError, match=r"a request has \d+ tokens in the end.*raise engine.kv_tokens"):
-        serving.serving(requests, FirstCome(reuse=False), kv_tokens=8)
+    run = RunShape(prompt_lengths=(10, 3), new_tokens=6)
+    with pytest.raises(ValueError, match=r"may have 16 tokens.*engine.kv_tokens=15 is 3 whole pages of 4; raise it"):
+        Batcher(pass_tokens=1, max_running=1, kv_tokens=15).pages(run, 4)
 
 
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (lambda: Batcher(pass_tokens=0, max_running=1, kv_tokens=None), "engine.pass_tokens must be at least 1; got 0"),
-        (lambda: Batcher(pass_tokens=1, max_running=0, kv_tokens=None), "engine.max_running must be at least 1; got 0"),
-        (lambda: Batcher(pass_tokens=1, max_running=1, kv_tokens=-4), "engine.kv_tokens must be at least 1; got -4"),
+        (lambda: Batcher(pass_tokens=0, max_running=1, kv_tokens=0), "engine.pass_tokens must be at least 1; got 0"),
+        (lambda: Batcher(pass_tokens=1, max_running=0, kv_tokens=0), "engine.max_running must be at least 1; got 0"),
+        (lambda: Batcher(pass_tokens=1, max_running=1, kv_tokens=-4), "engine.kv_tokens must be at least 0; got -4"),
         (lambda: DepthFirst(ageing_tokens_per_s=-1.0), "scheduler.ageing_tokens_per_s must not be negative; got -1.0"),
         (
             lambda: LongestMatch(ageing_tokens_per_s=0.0, most_ordered=0),
@@ -102,11 +103,9 @@ def test_groups_go_depth_first_from_the_earliest() -> None:
 
 
 def test_pools_have_room_for_all_or_as_much_as_is_said() -> None:
-    from kvbench.types import RunShape
-
     run = RunShape(prompt_lengths=(10, 3), new_tokens=6)
-    assert Batcher(pass_tokens=1, max_running=1, kv_tokens=None).pages(run, 4) == 4 + 1 + 3 + 1
-    assert Batcher(pass_tokens=1, max_running=1, kv_tokens=9).pages(run, 4) == 2
+    assert Batcher(pass_tokens=1, max_running=1, kv_tokens=0).pages(run, 4) == 4 + 1 + 3 + 1
+    assert Batcher(pass_tokens=1, max_running=1, kv_tokens=19).pages(run, 4) == 4
 
 
 @each_of(MUTANTS)

@@ -71,7 +71,7 @@ def check_strange_rows_are_refused(run: Writer, step: Writer) -> None:
         (run, row("h2o", peak_bytes=1.5), "'peak_bytes' must be int64"),
         (run, row("h2o", ttft_ms="long"), "'ttft_ms' must be double"),
         (run, failed("h2o", "timeout", ""), "status 'timeout' must give a reason"),
-        (step, {**timed, "phase": "warmup"}, "'phase' must be one of prefill, decode; got 'warmup'"),
+        (step, {**timed, "phase": "warmup"}, "'phase' must be one of prefill, decode, serve; got 'warmup'"),
         (step, {**timed, "wall_ns": None}, "'wall_ns' must not be empty"),
     ]:
         refusal = ""

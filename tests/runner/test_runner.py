@@ -240,7 +240,18 @@ def test_what_is_too_long_for_the_model_is_refused_before_it_loads(
     assert not list(tmp_path.rglob("run.parquet"))
 
 
-@pytest.mark.parametrize("overrides", [[], ["strategy=transformers"]])
-def test_requests_are_refused_by_engines_that_run_one_batch(overrides: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"workload=requests needs engine=batcher.*workload=decode"):
-        job_of(check(compose(["workload=requests", *overrides])))
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["workload=requests"],
+        ["workload=requests", "strategy=transformers"],
+        ["engine=batcher"],
+        ["scheduler=lpm"],
+        ["strategy=scheduling_lpm", "workload=decode"],
+        ["strategy=scheduling_lpm", "scheduler=none"],
+    ],
+    ids=" ".join,
+)
+def test_batcher_scheduler_and_requests_go_together(overrides: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"engine=batcher, workload=requests and a scheduler= .* Choose all three"):
+        job_of(check(compose(overrides)))

@@ -9,7 +9,18 @@ from importlib.resources.abc import Traversable
 from kvbench.configuration.errors import ConfigError, hint
 
 CONF = "kvbench.conf"
-SHOWN = ("model", "strategy", "workload", "engine", "quality", "experiment", "row", "measure", "sink")  # in this order
+SHOWN = (  # in this order
+    "model",
+    "strategy",
+    "workload",
+    "engine",
+    "scheduler",
+    "quality",
+    "experiment",
+    "row",
+    "measure",
+    "sink",
+)
 
 
 def main(kind: str, *, markdown: bool) -> None:

@@ -17,19 +17,18 @@ class Batcher:
     Args:
         pass_tokens: most tokens that a pass reads, of all requests together.
         max_running: most requests under way at once.
-        kv_tokens: tokens that the pool has room for, whole pages; null for enough for all requests at once.
+        kv_tokens: tokens that the pool has room for, whole pages; 0 for as many as all requests need at once.
     """
 
     pass_tokens: int
     max_running: int
-    kv_tokens: int | None
+    kv_tokens: int
 
     def __post_init__(self) -> None:
         """Refuse numbers with which nothing would ever run."""
-        for name in ("pass_tokens", "max_running", "kv_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"engine.{name} must be at least 1; got {value}.")
+        for name, least in (("pass_tokens", 1), ("max_running", 1), ("kv_tokens", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"engine.{name} must be at least {least}; got {getattr(self, name)}.")
 
     def pages(self, run: RunShape, page_tokens: int) -> int:
         """Return how many pages the pool has.
@@ -37,8 +36,17 @@ class Batcher:
         Args:
             run: a row for each request.
             page_tokens: slots of a page.
+
+        Raises:
+            ValueError: if a request would never fit.
         """
-        if self.kv_tokens is not None:
-            return max(1, self.kv_tokens // page_tokens)
-        new = run.new_tokens or 0
-        return sum(-(-(length + new) // page_tokens) + 1 for length in run.prompt_lengths)  # one more to copy to
+        lengths = [length + (run.new_tokens or 0) for length in run.prompt_lengths]
+        if self.kv_tokens == 0:
+            return sum(-(-length // page_tokens) + 1 for length in lengths)  # one more, to copy to
+        pages = self.kv_tokens // page_tokens
+        if max(lengths) > pages * page_tokens:
+            raise ValueError(
+                f"a request may have {max(lengths)} tokens in the end, and engine.kv_tokens={self.kv_tokens} is "
+                f"{pages} whole pages of {page_tokens}; raise it, or set it to 0 for as many as all requests need."
+            )
+        return pages

@@ -141,12 +141,7 @@ class Serving:
         self.passes: list[Pass] = []
         self._now_s, self._began_s, self._skipped_s = now_s, now_s(), 0.0
         self._copies: list[Copy] = []
-        longest = max(self._length(each) for each in requests)
-        if longest > self.pool.num_pages * self.size:
-            raise ValueError(
-                f"a request has {longest} tokens in the end, and the pool has room for "
-                f"{self.pool.num_pages * self.size}; raise engine.kv_tokens, or set it to null."
-            )
+        assert max(map(self._length, requests)) <= self.pool.num_pages * self.size, "Batcher.pages refuses these"
 
     def run(self, progress: Callable[[float], None] = lambda share: None) -> None:
         """Serve all requests."""

@@ -20,7 +20,8 @@ Prediction = Literal["fitted", "modelled", "no_rate"]
 Comparison = Literal["paired", "unpaired", "none"]
 Statistic = Literal["median", "mean"]
 BudgetUnit = Literal["tokens", "ratio", "bytes"]
-Phase = Literal["prefill", "decode", "serve"]
+Phase = Literal["prefill", "decode"]
+Timed = Literal["prefill", "decode", "serve"]
 TimedArm = Literal["strategy", "baseline", "baseline_again"]
 
 RUN_WORDS: Final[dict[str, tuple[str, ...]]] = {
@@ -37,7 +38,7 @@ RUN_WORDS: Final[dict[str, tuple[str, ...]]] = {
     "statistic": get_args(Statistic),
     "budget_unit": get_args(BudgetUnit),
 }
-STEP_WORDS: Final[dict[str, tuple[str, ...]]] = {"arm": get_args(TimedArm), "phase": get_args(Phase)}
+STEP_WORDS: Final[dict[str, tuple[str, ...]]] = {"arm": get_args(TimedArm), "phase": get_args(Timed)}
 
 _Column = tuple[str, pa.DataType, str, str]
 _WORD, _COUNT, _REAL, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
@@ -146,7 +147,7 @@ _TIME: list[_Column] = [
 ]
 
 _SERVING: list[_Column] = [
-    ("requests", _COUNT, "requests", "served; the columns down to same_tokens are empty where there are none"),
+    ("requests", _COUNT, "requests", "served; the columns down to same_share are empty where there are none"),
     ("serve_s", _REAL, "s", "from the first arrival to the last token; median"),
     ("passes", _COUNT, "", "of the model over tokens of several requests"),
     ("ttft_p99_ms", _REAL, "ms", "99th percentile of ttft over requests, which is from arrival to first token"),
@@ -159,7 +160,7 @@ _SERVING: list[_Column] = [
     ("prefill_tokens_computed", _COUNT, "tokens", "of prompts that passes read, again where pages were taken away"),
     ("prefill_tokens_reused", _COUNT, "tokens", "of prompts whose entries were there already"),
     ("preemptions", _COUNT, "", "how often a request under way lost its pages"),
-    ("same_tokens", _REAL, "share", "requests that got the very tokens that the baseline gave them"),
+    ("same_share", _REAL, "share", "requests that got the very tokens that the baseline gave them"),
 ]
 
 _MEMORY: list[_Column] = [

@@ -36,7 +36,7 @@ def notes(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     yield "served", "all of them; in time: those a second that kept to workload.ttft_target_ms and tpot_target_ms"
     yield "prompts", "tokens that passes read, and those whose entries were there already"
     yield "held", "most that requests under way held at once, and which share of the slots of their pages had entries"
-    if any((row["same_tokens"] or 1) < 1 for row in rows):
+    if any((row["same_share"] or 1) < 1 for row in rows):
         yield "same", "requests that got the baseline's very tokens; where codes are kept, or numbers round, others may"
 
 
@@ -62,5 +62,5 @@ FIELDS: dict[str, Field] = {
     "held": Field(title="held", unit="held", text=amount("kv_used_bytes", "held"), justify="right"),
     "filled": Field(title="filled", unit="%", text=percent("page_utilisation"), justify="right"),
     "preempted": Field(title="preempted", unit="", text=_count("preemptions"), justify="right"),
-    "same": Field(title="same", unit="%", text=percent("same_tokens"), justify="right"),
+    "same": Field(title="same", unit="%", text=percent("same_share"), justify="right"),
 }
