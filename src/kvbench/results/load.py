@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from kvbench.results.folder import RUN_FILE, STEPS_FILE
+from kvbench.results.folder import REQUESTS_FILE, RUN_FILE, STEPS_FILE
 from kvbench.results.records import to_frame
-from kvbench.results.schema import RUN, SCHEMA_VERSION, STEPS
+from kvbench.results.schema import REQUESTS, RUN, SCHEMA_VERSION, STEPS
 
 # what a timed step means depends on these columns of its run
 STEP_CONTEXT = (
@@ -32,14 +32,15 @@ STEP_CONTEXT = (
 )
 
 
-def load(path: str | Path, *, steps: bool = False) -> pd.DataFrame:
-    """Return the runs below a folder, oldest first: one row per arm, or one per timed step.
+def load(path: str | Path, *, steps: bool = False, requests: bool = False) -> pd.DataFrame:
+    """Return the runs below a folder, oldest first: one row per arm, one per timed step, or one per request served.
 
     Drafts, folders without results and other people's files are passed over.
 
     Args:
         path: of a run, a sweep or a whole tree of runs.
         steps: whether to return timed steps, with what describes their run in the columns of STEP_CONTEXT.
+        requests: the same of requests, as often as they were served.
 
     Raises:
         ValueError: if there is nothing, or something written under another version of the schema.
@@ -51,7 +52,9 @@ def load(path: str | Path, *, steps: bool = False) -> pd.DataFrame:
     if not runs.num_rows:
         raise ValueError(f"no finished run below {root}: run something first, or give the folder that runs= named.")
     runs = runs.take(pc.sort_indices(runs, [(name, "ascending") for name in ("created_at", "folder", "arm")]))
-    return to_frame((_steps(runs) if steps else runs).drop_columns("folder"))
+    if steps or requests:
+        runs = _parts(runs, STEPS_FILE, STEPS) if steps else _parts(runs, REQUESTS_FILE, REQUESTS)
+    return to_frame(runs.drop_columns("folder"))
 
 
 def _folders(root: Path) -> list[Path]:
@@ -85,16 +88,17 @@ def _refuse_other_versions(runs: pa.Table) -> None:
         )
 
 
-def _steps(runs: pa.Table) -> pa.Table:
-    files = [Path(folder) / STEPS_FILE for folder in pc.unique(runs["folder"]).to_pylist()]
-    steps = _read([file for file in files if file.is_file()], STEPS)
+def _parts(runs: pa.Table, name: str, schema: pa.Schema) -> pa.Table:
+    files = [Path(folder) / name for folder in pc.unique(runs["folder"]).to_pylist()]
+    steps = _read([file for file in files if file.is_file()], schema)
     arm = pc.replace_substring(steps["arm"], "baseline_again", "baseline")
     place = pc.index_in(
         pc.binary_join_element_wise(steps["folder"], arm, "/"),
         pc.binary_join_element_wise(runs["folder"], runs["arm"], "/").combine_chunks(),
     )
-    for name in STEP_CONTEXT:
-        steps = steps.append_column(RUN.field(name), runs[name].take(place))
+    for column in STEP_CONTEXT:
+        if column not in steps.column_names:
+            steps = steps.append_column(RUN.field(column), runs[column].take(place))
     return steps
 
 

@@ -1,0 +1,117 @@
+"""A run of requests, from overrides to files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import kvbench
+from kvbench.runner import Result
+
+SMALL = [
+    "measure.cell_seconds=0.2",
+    "measure.min_rounds=2",
+    "measure.max_rounds=2",
+    "measure.quiet_seconds=0",
+    "workload.num_requests=8",
+    "workload.tree=[[2,40]]",
+    "workload.own_tokens=9",
+    "workload.new_tokens=4",
+    "sink.wandb.mode=disabled",
+    "model.device=cpu",
+]
+
+
+def run(folder: Path, *overrides: str) -> Result:
+    """Run quickly into a folder."""
+    return kvbench.run([*SMALL, f"runs={folder}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """One finished run, whose requests come one after the other."""
+    rate = ["workload.arrival=poisson", "workload.rate_per_s=40"]
+    return run(tmp_path_factory.mktemp("runs"), "strategy=scheduling_prefix", *rate)
+
+
+def arm(result: Result, name: str) -> pd.Series:
+    """Return the row of one arm."""
+    return result.rows.set_index("arm").loc[name]
+
+
+def test_both_arms_serve_the_same_requests(done: Result) -> None:
+    mine, full = arm(done, "strategy"), arm(done, "baseline")
+    assert (mine["status"], mine["comparison"], full["engine"]) == ("ok", "paired", "batcher")
+    assert mine["same_share"] == 1
+    assert mine["sharing"] == full["sharing"] > 2
+    prompts = kvbench.load(done.folder, requests=True).query("arm == 'baseline' and round == 0")["prompt_tokens"].sum()
+    assert (full["prefill_tokens_computed"], full["prefill_tokens_reused"]) == (prompts, 0)
+    assert mine["prefill_tokens_computed"] == round(prompts / mine["sharing"])
+    assert mine["prefill_tokens_computed"] + mine["prefill_tokens_reused"] == prompts
+
+
+def test_bytes_are_those_of_the_pool(done: Result) -> None:
+    for row in (arm(done, "strategy"), arm(done, "baseline")):
+        assert row["kv_allocated_bytes"] == row["kv_predicted_bytes"]
+        assert 0 < row["kv_used_bytes"] < row["kv_allocated_bytes"] <= row["peak_bytes"]
+        assert 0 < row["page_utilisation"] <= 1
+
+
+def test_columns_can_be_recomputed_from_the_requests(done: Result) -> None:
+    served = kvbench.load(done.folder, requests=True)
+    assert set(served["number"]) == set(range(8))
+    assert (served.groupby(["arm", "round"]).size() == 8).all()
+    served["arm"] = served["arm"].str.removesuffix("_again")
+    assert (served["arrival_s"].sub(served["admitted_s"]) <= 0).all()
+    assert (served["admitted_s"] < served["first_token_s"]).all()
+    assert (served["first_token_s"] <= served["last_token_s"]).all()
+    for name in ("strategy", "baseline"):
+        mine, row = served[served["arm"] == name], arm(done, name)
+        first = 1e3 * (mine["first_token_s"] - mine["arrival_s"])
+        assert row["ttft_ms"] == pytest.approx(first.median())
+        assert row["e2e_p99_ms"] == pytest.approx((1e3 * (mine["last_token_s"] - mine["arrival_s"])).quantile(0.99))
+        spans = mine.groupby(["round", "block"])["last_token_s"].max()
+        assert row["serve_s"] == pytest.approx(spans.median())
+        assert row["tokens_per_s"] == pytest.approx(mine["new_tokens"].sum() / spans.sum())
+
+
+def test_targets_say_what_is_in_time(tmp_path: Path) -> None:
+    late = run(tmp_path, "strategy=scheduling_fcfs", "workload.ttft_target_ms=0.000001")
+    assert arm(late, "strategy")["goodput_per_s"] == 0
+    assert arm(late, "strategy")["tokens_per_s"] > 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["strategy/layout=separate"], "use strategy/layout=paged"),
+        (["strategy/budget=uniform"], "use strategy/budget=all"),
+        (["model=tiny-rwkv"], "choose a model= whose layers keep every entry"),
+    ],
+)
+def test_what_cannot_share_is_unsupported(tmp_path: Path, overrides: list[str], reason: str) -> None:
+    row = arm(run(tmp_path, "strategy=scheduling_lpm", *overrides), "strategy")
+    assert row["status"] == "unsupported"
+    assert reason in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["engine.kv_tokens=40"], r"engine\.kv_tokens=40 is 2 whole pages of 16; raise it"),
+        (["workload.own_tokens=4000"], r"lower workload\.tree, workload\.own_tokens or workload\.turns"),
+    ],
+)
+def test_what_never_fits_is_refused_before_it_loads(tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, "strategy=scheduling_lpm", *overrides)
+    assert not list(tmp_path.rglob("run.parquet"))
+
+
+def test_less_memory_takes_pages_away_and_changes_no_token(tmp_path: Path) -> None:
+    row = arm(run(tmp_path, "strategy=prefix_cache", "engine.kv_tokens=96", "strategy/codec=int8"), "strategy")
+    assert row["status"] == "ok"
+    assert row["kv_allocated_bytes"] == row["kv_predicted_bytes"]
+    assert row["saving"] == "packed"
