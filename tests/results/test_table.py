@@ -121,6 +121,39 @@ def test_all_that_can_be_said_of_what_lies_elsewhere_fits_a_narrow_console() -> 
     assert "\u2026" not in text
 
 
+SERVED: dict[str, object] = {
+    "engine": "batcher",
+    "workload": "requests",
+    "requests": 32,
+    "serve_s": 0.847,
+    "ttft_p99_ms": 562.0,
+    "e2e_p50_ms": 664.0,
+    "e2e_p99_ms": 919.0,
+    "goodput_per_s": 43.2,
+    "fairness": 0.882,
+    "max_wait_ms": 458.0,
+    "sharing": 3.83,
+    "prefill_tokens_computed": 2393,
+    "prefill_tokens_reused": 6962,
+    "preemptions": 2,
+    "page_utilisation": 0.927,
+}
+
+
+def test_requests_have_a_table_of_their_own() -> None:
+    served = row("scheduling_prefix", budget_unit=None, budget_amount=None, ceiling=None, same_share=1.0, **SERVED)
+    text = shown(frame([served, baseline(**SERVED)]))
+    assert "tiny | 32 requests of at most 1,024 + 64 tokens |" in text
+    apart = text.partition("total s")[2]
+    assert line_of(apart, "scheduling_prefix")[1:] == ["0.847", "182", "664", "458", "2,393", "34.0", "2"]
+    assert "their prompts have 3.83 times as many tokens as the tree that they make together" in text
+    assert "time of serving all requests over the baseline's" in text
+    assert "the most that the bytes read allow" not in text
+    assert "kept /s" not in shown(frame([FASTER, baseline()]))
+    narrow = shown(frame([served, baseline(**SERVED)]), width=80)
+    assert "\u2026" not in narrow
+
+
 def test_one_reason_of_several_rows_is_said_once() -> None:
     noisy = {"verdict": "inconclusive", "reason": "noisy machine"}
     text = shown(

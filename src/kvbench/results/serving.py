@@ -33,11 +33,11 @@ def notes(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     if sharing is not None:
         yield "requests", f"their prompts have {sharing:.2f} times as many tokens as the tree that they make together"
     yield "baseline", "the same requests, first come, first served, each on its own"
-    yield "served", "all of them; in time: those a second that kept to workload.ttft_target_ms and tpot_target_ms"
-    yield "prompts", "tokens that passes read, and those whose entries were there already"
+    yield "total", "time of all; kept: requests a second that kept to workload.ttft_target_ms and tpot_target_ms"
+    yield "end", "time from arrival to the last token; wait: the longest to the first pass; fair: Jain's index"
+    yield "read", "tokens of prompts that passes read, and those whose entries were there already"
     yield "held", "most that requests under way held at once, and which share of the slots of their pages had entries"
-    if any((row["same_share"] or 1) < 1 for row in rows):
-        yield "same", "requests that got the baseline's very tokens; where codes are kept, or numbers round, others may"
+    yield "lost", "how often a request's pages were taken away; same: requests that got the baseline's very tokens"
 
 
 def _count(column: str) -> Callable[[Row, Units], str]:
@@ -49,18 +49,18 @@ def _real(column: str) -> Callable[[Row, Units], str]:
 
 
 FIELDS: dict[str, Field] = {
-    "serve": Field(title="served", unit="s", text=_real("serve_s"), justify="right"),
-    "goodput": Field(title="in time", unit="/s", text=_real("goodput_per_s"), justify="right"),
+    "serve": Field(title="total", unit="s", text=_real("serve_s"), justify="right"),
+    "goodput": Field(title="kept", unit="/s", text=_real("goodput_per_s"), justify="right"),
     "first": Field(title="TTFT p50", unit="times", text=amount("ttft_ms", "times"), justify="right"),
     "first_p99": Field(title="p99", unit="times", text=amount("ttft_p99_ms", "times"), justify="right"),
-    "whole": Field(title="to end p50", unit="times", text=amount("e2e_p50_ms", "times"), justify="right"),
+    "whole": Field(title="end p50", unit="times", text=amount("e2e_p50_ms", "times"), justify="right"),
     "whole_p99": Field(title="p99", unit="times", text=amount("e2e_p99_ms", "times"), justify="right"),
-    "wait": Field(title="most waited", unit="times", text=amount("max_wait_ms", "times"), justify="right"),
-    "fairness": Field(title="fairness", unit="%", text=percent("fairness"), justify="right"),
-    "computed": Field(title="prompts read", unit="", text=_count("prefill_tokens_computed"), justify="right"),
+    "wait": Field(title="wait", unit="times", text=amount("max_wait_ms", "times"), justify="right"),
+    "fairness": Field(title="fair", unit="%", text=percent("fairness"), justify="right"),
+    "computed": Field(title="read", unit="", text=_count("prefill_tokens_computed"), justify="right"),
     "reused": Field(title="there", unit="", text=_count("prefill_tokens_reused"), justify="right"),
     "held": Field(title="held", unit="held", text=amount("kv_used_bytes", "held"), justify="right"),
-    "filled": Field(title="filled", unit="%", text=percent("page_utilisation"), justify="right"),
-    "preempted": Field(title="preempted", unit="", text=_count("preemptions"), justify="right"),
+    "filled": Field(title="full", unit="%", text=percent("page_utilisation"), justify="right"),
+    "preempted": Field(title="lost", unit="", text=_count("preemptions"), justify="right"),
     "same": Field(title="same", unit="%", text=percent("same_share"), justify="right"),
 }
