@@ -54,7 +54,7 @@ def test_without_reuse_all_is_computed() -> None:
     serving.without_reuse_all_is_computed()
 
 
-@pytest.mark.parametrize("scheduler", ["prefix", "lpm", "dfs"])
+@pytest.mark.parametrize("scheduler", ["prefix", "lpm", "dfs", "batchllm"])
 def test_order_saves_where_memory_is_short(scheduler: str) -> None:
     serving.order_saves_where_memory_is_short(scheduler)
 
@@ -64,7 +64,7 @@ def test_a_conversation_goes_on_from_what_was_said(scheduler: str) -> None:
     serving.a_conversation_goes_on_from_what_was_said(scheduler)
 
 
-@pytest.mark.parametrize("scheduler", ["fcfs", "prefix", "lpm", "dfs"])
+@pytest.mark.parametrize("scheduler", ["fcfs", "prefix", "lpm", "dfs", "batchllm"])
 def test_nobody_waits_for_ever(scheduler: str) -> None:
     serving.nobody_waits_for_ever(scheduler)
 
@@ -81,9 +81,9 @@ def test_a_request_that_never_fits_is_refused() -> None:
         (lambda: Batcher(pass_tokens=0, max_running=1, kv_tokens=0), "engine.pass_tokens must be at least 1; got 0"),
         (lambda: Batcher(pass_tokens=1, max_running=0, kv_tokens=0), "engine.max_running must be at least 1; got 0"),
         (lambda: Batcher(pass_tokens=1, max_running=1, kv_tokens=-4), "engine.kv_tokens must be at least 0; got -4"),
-        (lambda: DepthFirst(ageing_tokens_per_s=-1.0), "scheduler.ageing_tokens_per_s must not be negative; got -1.0"),
+        (lambda: DepthFirst(ageing_per_s=-1.0), "scheduler.ageing_per_s must not be negative; got -1.0"),
         (
-            lambda: LongestMatch(ageing_tokens_per_s=0.0, most_ordered=0),
+            lambda: LongestMatch(ageing_per_s=0.0, most_ordered=0),
             "scheduler.most_ordered must be at least 1; got 0",
         ),
     ],
@@ -94,12 +94,17 @@ def test_settings_that_make_no_sense(made: object, message: str) -> None:
 
 
 def _waiting(*prompts: list[int]) -> list[Waiting]:
-    return [Waiting(number=n, tokens=list(p), arrival_s=0.0, waited_s=0.0) for n, p in enumerate(prompts)]
+    return [Waiting(number=n, tokens=list(p), new_tokens=1, arrival_s=0.0, waited_s=0.0) for n, p in enumerate(prompts)]
 
 
 def test_groups_go_depth_first_from_the_earliest() -> None:
     waiting = _waiting([1, 2, 3], [7], [1, 2, 4], [7, 8], [1, 5], [1, 2])
     assert [one.number for one in Grouped().order(waiting, None)] == [5, 0, 2, 4, 1, 3]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_groups_save_most(seed: int) -> None:
+    serving.groups_save_most(seed)
 
 
 def test_pools_have_room_for_all_or_as_much_as_is_said() -> None:

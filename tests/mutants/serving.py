@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from kvbench.engines.schedulers import Ageing, Grouped, LongestMatch, Waiting
+from kvbench.engines.schedulers import Ageing, Group, Grouped, LongestMatch, Waiting
 from kvbench.engines.serving import Serving, _Running
 from tests.mutants.core_mutant import Mutant
 from tests.support import serving
@@ -106,6 +106,11 @@ MUTANTS = (
             partial(serving.order_saves_where_memory_is_short, "prefix"),
             partial(serving.order_saves_where_memory_is_short, "lpm"),
         ),
+    ),
+    Mutant(
+        name="groups are as small as can be",
+        patches=((Group, "saved", property(lambda self: -len(self.members))),),
+        killed_by=(partial(serving.groups_save_most, 0),),
     ),
     Mutant(
         name="waiting is worth nothing",

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import functools
 import random
+from collections import Counter
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 
 from kvbench.cache.codecs.base import as_bytes
+from kvbench.cache.page_table import PagePool
+from kvbench.cache.prefix_tree import PrefixTree
 from kvbench.cache.shared import SharedCache
 from kvbench.engines.batcher import Batcher
-from kvbench.engines.schedulers import DepthFirst, FirstCome, Grouped, LongestMatch, Scheduler
+from kvbench.engines.schedulers import DepthFirst, FirstCome, GlobalGroups, Grouped, LongestMatch, Scheduler, Waiting
 from kvbench.engines.serving import Serving
 from kvbench.models.view import view_of
 from kvbench.types import Request, RunShape
@@ -22,8 +26,9 @@ SCHEDULERS: dict[str, Scheduler] = {
     "fcfs": FirstCome(reuse=False),
     "fcfs_cached": FirstCome(reuse=True),
     "prefix": Grouped(),
-    "lpm": LongestMatch(ageing_tokens_per_s=64.0, most_ordered=128),
-    "dfs": DepthFirst(ageing_tokens_per_s=4.0),
+    "lpm": LongestMatch(ageing_per_s=64.0, most_ordered=128),
+    "batchllm": GlobalGroups(ageing_per_s=0.1),
+    "dfs": DepthFirst(ageing_per_s=4.0),
 }
 REUSING = tuple(name for name, one in SCHEDULERS.items() if one.reuses)
 PLENTY = 4000
@@ -202,6 +207,35 @@ def nobody_waits_for_ever(scheduler: str) -> None:
             clock.now += 0.1
     times = [one.served[number].token_s[0] for number in range(30)]
     assert one.served[30].token_s[0] < sorted(times)[20]
+
+
+def groups_save_most(seed: int) -> None:
+    """No other division into groups that share a prefix saves more than the global groups do, tokens there included."""
+    rng = random.Random(seed)
+    pool = PagePool(100)
+    tree = PrefixTree(pool, 1)
+    for _ in range(2):
+        tokens = [rng.randrange(2) for _ in range(5)]
+        tree.insert(tokens, [pool.take() for _ in tokens])
+    prompts = [[rng.randrange(2) for _ in range(rng.randrange(1, 7))] for _ in range(7)]
+    waiting = [Waiting(number=n, tokens=p, new_tokens=1, arrival_s=0.0, waited_s=0.0) for n, p in enumerate(prompts)]
+    groups = GlobalGroups(ageing_per_s=0.0).groups(waiting, tree)
+    assert sorted(one.number for group in groups for one in group.members) == list(range(len(prompts)))
+    for group in groups:
+        beginnings = {tuple(one.tokens[: group.shared]) for one in group.members}
+        assert len(beginnings) == 1
+        assert group.there == tree.length([*beginnings.pop()])
+    assert sum(group.saved for group in groups) == _most_saved(prompts, tree)
+
+
+def _most_saved(prompts: Sequence[list[int]], tree: PrefixTree) -> int:
+    """Return the most that any choice of a prefix for every prompt saves, each prefix a group's."""
+
+    def saved(lengths: Sequence[int]) -> int:
+        groups = Counter(tuple(each[:length]) for each, length in zip(prompts, lengths, strict=True))
+        return sum((count - 1) * len(prefix) + tree.length([*prefix]) for prefix, count in groups.items())
+
+    return max(saved(lengths) for lengths in product(*(range(1, len(each) + 1) for each in prompts)))
 
 
 class _Clock:

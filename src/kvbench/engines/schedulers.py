@@ -20,12 +20,14 @@ class Waiting:
     Args:
         number: of the request.
         tokens: whose entries it needs before it goes on.
+        new_tokens: still to be generated.
         arrival_s: when it came.
         waited_s: since then.
     """
 
     number: int
     tokens: list[int]
+    new_tokens: int
     arrival_s: float
     waited_s: float
 
@@ -103,24 +105,24 @@ class Ageing(Scheduler):
     """Orders by what is kept, and lets nobody wait for ever.
 
     Args:
-        ageing_tokens_per_s: tokens that a second of waiting is worth.
+        ageing_per_s: what a second of waiting is worth, in what requests are ordered by.
     """
 
-    ageing_tokens_per_s: float
+    ageing_per_s: float
 
     def __post_init__(self) -> None:
         """Refuse an order in which waiting counts against a request."""
-        if self.ageing_tokens_per_s < 0:
-            raise ValueError(f"scheduler.ageing_tokens_per_s must not be negative; got {self.ageing_tokens_per_s}.")
+        if self.ageing_per_s < 0:
+            raise ValueError(f"scheduler.ageing_per_s must not be negative; got {self.ageing_per_s}.")
 
     def aged(self, one: Waiting) -> float:
-        """Return what a request's waiting is worth, in tokens."""
-        return self.ageing_tokens_per_s * one.waited_s
+        """Return what a request's waiting is worth."""
+        return self.ageing_per_s * one.waited_s
 
 
 @dataclass(frozen=True, kw_only=True)
 class LongestMatch(Ageing):
-    """Who has most tokens with entries comes first.
+    """Who has most tokens with entries comes first; waiting counts as tokens.
 
     Source: Zheng et al. (SGLang), arXiv:2312.07104, sec. 3; its code orders by arrival where more than 128 wait.
     Deviates: two that arrive together with the same new prefix need not wait for each other, as within a pass one reads
@@ -148,7 +150,7 @@ class LongestMatch(Ageing):
 
 @dataclass(frozen=True, kw_only=True)
 class DepthFirst(Ageing):
-    """Branches of the tree of entries that most requests wait for come first.
+    """Branches of the tree of entries that most requests wait for come first; waiting counts as requests.
 
     Source: the depth-first order by weight of SGLang's code; arXiv:2312.07104, sec. 3, shows that going depth first is
         best where the longest path fits.
@@ -169,6 +171,80 @@ class DepthFirst(Ageing):
             return [*reversed(path), (-ages[id(node)], math.inf)]  # of a node's own, only their waiting counts
 
         return [one for _, one in sorted(ends, key=lambda end: place(end[0]))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Requests that share a prefix.
+
+    Args:
+        members: in order of arrival.
+        shared: tokens of the prefix.
+        there: first tokens of it that have entries.
+    """
+
+    members: Sequence[Waiting]
+    shared: int
+    there: int
+
+    @property
+    def saved(self) -> int:
+        """Tokens that are computed less often if the group runs together."""
+        return (len(self.members) - 1) * self.shared + self.there
+
+    @property
+    def share_generated(self) -> float:
+        """Tokens to generate over tokens of prompts, what is shared counted once."""
+        prompts = sum(len(one.tokens) - self.shared for one in self.members) + self.shared
+        return sum(one.new_tokens for one in self.members) / prompts
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalGroups(Ageing):
+    """Everything that waits is divided into groups so that most is saved, and runs group by group.
+
+    Groups that generate most for what they read come first, so that reading and generating overlap; one that is under
+    way goes on. Waiting counts as generated over read.
+
+    Source: Zheng et al. (BatchLLM), arXiv:2412.03594, sec. 4.1 and 4.2.
+    Deviates: groups are formed anew whenever somebody is let in, as requests may arrive over time, and what has entries
+        counts; entries go when others need their pages, least recently used first, not with the last of a group. The
+        batches of the paper that are cut by memory are those of the engine.
+    """
+
+    def order(self, waiting: Sequence[Waiting], tree: PrefixTree | None) -> list[Waiting]:
+        """Return who waits, group by group."""
+        assert tree is not None
+        groups = self.groups(waiting, tree)
+        most = max((group.share_generated for group in groups), default=0.0)
+
+        def worth(group: Group) -> float:
+            is_under_way = group.shared > 0 and group.there == group.shared
+            return group.share_generated + is_under_way * most + max(map(self.aged, group.members))
+
+        return [one for group in sorted(groups, key=worth, reverse=True) for one in group.members]
+
+    def groups(self, waiting: Sequence[Waiting], tree: PrefixTree) -> list[Group]:
+        """Return groups of which each shares a prefix, that save most together."""
+        branches = defaultdict[int, list[Waiting]](list)
+        for one in waiting:
+            branches[one.tokens[0]].append(one)
+        return [group for branch in branches.values() for group in self._best(branch, 1, tree)]
+
+    def _best(self, waiting: Sequence[Waiting], at: int, tree: PrefixTree) -> list[Group]:
+        """Return the best groups of requests that agree in the tokens before `at`."""
+        at = _agreed(waiting, at)
+        whole = Group(members=waiting, shared=at, there=min(at, tree.length(waiting[0].tokens[:at])))
+        if len(waiting) == 1:
+            return [whole]
+        branches = defaultdict[int, list[Waiting]](list)
+        ended = [one for one in waiting if len(one.tokens) == at]
+        for one in waiting:
+            if len(one.tokens) > at:
+                branches[one.tokens[at]].append(one)
+        parts = [group for branch in branches.values() for group in self._best(branch, at + 1, tree)]
+        parts += [Group(members=[one], shared=at, there=whole.there) for one in ended]
+        return [whole] if whole.saved >= sum(part.saved for part in parts) else parts
 
 
 def _agreed(waiting: Sequence[Waiting], at: int) -> int:

@@ -296,6 +296,7 @@ class Serving:
             Waiting(
                 number=one.number,
                 tokens=one.tokens,
+                new_tokens=one.served.request.new_tokens - len(one.served.tokens),
                 arrival_s=one.served.arrival_s,
                 waited_s=now - one.served.arrival_s,
             )

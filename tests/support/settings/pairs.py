@@ -10,5 +10,6 @@ SETTINGS: dict[str, Setting] = {
     "scheduling_fcfs": Setting(overrides=("layout.page_tokens=4",), has_budget=False, like="paged"),
     "scheduling_prefix": Setting(overrides=("layout.page_tokens=4",), has_budget=False, like="paged"),
     "scheduling_lpm": Setting(overrides=("layout.page_tokens=4",), has_budget=False, like="paged"),
+    "scheduling_batchllm": Setting(overrides=("layout.page_tokens=4",), has_budget=False, like="paged"),
     "prefix_cache": Setting(overrides=("layout.page_tokens=4",), has_budget=False, like="paged"),
 }
