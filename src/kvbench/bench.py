@@ -12,8 +12,8 @@ from kvbench.cache.doors import ATTENTION
 from kvbench.columns import facts
 from kvbench.engines.arm import Arm
 from kvbench.engines.batcher import Batcher
+from kvbench.engines.black_box import BlackBoxEngine
 from kvbench.engines.eager import Eager
-from kvbench.engines.stock import Stock
 from kvbench.job import Job, Measured, Row
 from kvbench.measure.environment import available_ram_bytes
 from kvbench.models.load import Loaded, device_of, load, probe, skeleton
@@ -35,7 +35,7 @@ class Bench:
     def __init__(self, job: Job, report: Report) -> None:
         torch.set_num_threads(job.settings.threads)
         torch.set_grad_enabled(False)
-        assert not isinstance(job.engine, Stock), "a black box runs alone"
+        assert not isinstance(job.engine, BlackBoxEngine), "a black box runs alone"
         self.job, self.report = job, report
         self.engine = job.engine if isinstance(job.engine, Eager) else Eager(prefill_chunk=0)
         report("load", 0.0)

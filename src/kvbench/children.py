@@ -102,6 +102,8 @@ def _run(sender: Connection, function: str, arguments: tuple[Any, ...]) -> None:
         sender.send(("value", getattr(importlib.import_module(module), name)(*arguments, report)))
     except (MemoryError, torch.OutOfMemoryError) as error:
         sender.send(("failure", "out_of_memory", _first_line(error), traceback.format_exc()))
+    except TimeoutError as error:
+        sender.send(("failure", "timeout", _first_line(error), traceback.format_exc()))
     except BaseException as error:  # noqa: BLE001  whatever ends a child is its row's reason
         sender.send(("failure", "error", _first_line(error), traceback.format_exc()))
     finally:

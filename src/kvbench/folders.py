@@ -16,6 +16,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvbench"
 
 
+def engine_folder(name: str) -> Path:
+    """Return where the Python environment of an engine is that cannot share kvbench's."""
+    return cache_folder() / "engines" / name
+
+
 def hardware_record(device: str) -> Path:
     """Return where the numbers of a kind of device are kept, "cpu" or "cuda"."""
     return cache_folder() / f"hardware_{device}.json"

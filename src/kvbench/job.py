@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kvbench.engines.batcher import Batcher
+from kvbench.engines.black_box import BlackBoxEngine
 from kvbench.engines.eager import Eager
 from kvbench.engines.schedulers import Scheduler, Unscheduled
-from kvbench.engines.stock import Stock
 from kvbench.measure.settings import Settings
 from kvbench.models.spec import ModelSpec
 from kvbench.quality import Quality
@@ -38,7 +38,7 @@ class Job:
     spec: ModelSpec
     strategy: CacheStrategy
     baseline: CacheStrategy | None
-    engine: Eager | Stock | Batcher
+    engine: Eager | BlackBoxEngine | Batcher
     scheduler: Scheduler | Unscheduled
     workload: Any
     quality: Quality

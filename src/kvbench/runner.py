@@ -18,8 +18,8 @@ from kvbench import children
 from kvbench.configuration import Checked, build_group, compose, resolved
 from kvbench.configuration.errors import hint
 from kvbench.engines.batcher import Batcher
+from kvbench.engines.black_box import BlackBoxEngine
 from kvbench.engines.schedulers import Scheduler
-from kvbench.engines.stock import Stock
 from kvbench.job import Job, Measured, Row
 from kvbench.measure.environment import environment, source_hash
 from kvbench.measure.host import LocalHost
@@ -118,11 +118,10 @@ def job_of(checked: Checked) -> Job:
             "as they arrive, and other engines run one batch from its first token to its last. Choose all three, or "
             "none of them; strategy=scheduling_lpm and its like do."
         )
-    if isinstance(checked.strategy, BlackBox) != isinstance(checked.engine, Stock):
-        raise ValueError(
-            "engine=transformers brings its own cache, which strategy=transformers or strategy=hf_* names: the two go "
-            "together and with nothing else. Leave engine= out."
-        )
+    if isinstance(checked.engine, BlackBoxEngine):
+        checked.engine.check(checked.strategy)
+    elif isinstance(checked.strategy, BlackBox):
+        raise ValueError(f"strategy= names a cache that engine={checked.strategy.engine} alone has. Leave engine= out.")
     name = "scheduling_fcfs" if isinstance(checked.engine, Batcher) else "baseline"
     baseline = build_group(resolved(compose([f"strategy={name}"]))["strategy"], "strategy")
     if isinstance(checked.strategy, BlackBox):
@@ -231,7 +230,7 @@ def describe(job: Job, arm: str) -> Row:
     strategy = job.strategy if arm == "strategy" else job.baseline
     assert strategy is not None
     shape = job.workload.runs()[-1]
-    comparison = "none" if job.baseline is None else "unpaired" if isinstance(job.engine, Stock) else "paired"
+    comparison = "none" if job.baseline is None else "unpaired" if isinstance(job.engine, BlackBoxEngine) else "paired"
     return {
         "arm": arm,
         **({"strategy": "baseline", "engine": _engine_of_baseline(job)} if arm == "baseline" else {}),
@@ -257,8 +256,8 @@ def _engine_of_baseline(job: Job) -> str:
 
 def measure(job: Job, log: Callable[[str], None], progress: Progress) -> Measured:
     """Run the measuring processes and gather what they bring back; what ends one becomes its row's status."""
-    if isinstance(job.engine, Stock):
-        return _beside_stock(job, log, progress)
+    if isinstance(job.engine, BlackBoxEngine):
+        return _beside_black_box(job, log, progress)
     is_serving = isinstance(job.engine, Batcher)
     time, weigh = ("serve:serve", "serve:weigh_requests") if is_serving else ("worker:time_and_quality", "worker:weigh")
     timed = _call(time, job, log=log, job=job, progress=progress)
@@ -273,19 +272,20 @@ def measure(job: Job, log: Callable[[str], None], progress: Progress) -> Measure
 
 def _missing(job: Job) -> str | None:
     """Return what a black box or its attention lacks here, or None."""
-    parts = (part for part in (job.strategy, job.engine) if isinstance(part, BlackBox | Stock))
+    parts = (part for part in (job.strategy, job.engine) if isinstance(part, BlackBox | BlackBoxEngine))
     return next((reason for part in parts if (reason := part.unavailable()) is not None), None)
 
 
-def _beside_stock(job: Job, log: Callable[[str], None], progress: Progress) -> Measured:
+def _beside_black_box(job: Job, log: Callable[[str], None], progress: Progress) -> Measured:
     """Run a black box alone, and our full cache apart from it."""
+    assert isinstance(job.engine, BlackBoxEngine)
     missing = _missing(job)
     found: Measured | Row = {"status": "unavailable", "reason": missing}
     if missing is None:
-        found = _call("worker:stock_reference", job, log=log, job=job, progress=progress)
+        found = _call("worker:time_black_box", job, log=log, job=job, progress=progress)
     out = found if isinstance(found, Measured) else Measured(rows={"strategy": found})
-    if out.rows["strategy"]["status"] == "ok":
-        weighed = _call("worker:weigh_stock", job, log=log, job=job, progress=progress)
+    if out.rows["strategy"]["status"] == "ok" and not job.engine.is_elsewhere:
+        weighed = _call("worker:weigh_black_box", job, log=log, job=job, progress=progress)
         out.rows["strategy"] |= weighed.rows["strategy"] if isinstance(weighed, Measured) else weighed
     if job.baseline is None:
         return out

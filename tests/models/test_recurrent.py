@@ -81,7 +81,7 @@ def test_what_is_about_keys_and_values_is_refused(name: str, want: str) -> None:
 
 
 def test_a_cache_of_transformers_is_refused() -> None:
-    for name in ("transformers", "hf_fp8"):
+    for name in ("transformers", "vllm", "hf_fp8"):
         reason = composed(name).cannot_change(view_of(recurrent.network("rwkv")))
         assert reason is not None
         assert "use strategy=baseline" in reason

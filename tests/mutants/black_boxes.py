@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvbench.engines import stock
+from kvbench.engines import storages as counting
 from kvbench.strategies import black_box
 from tests.mutants.core_mutant import Mutant
 from tests.support import black_boxes
 
-storages = stock.storages
+storages = counting.storages
 
 
 def as_they_say(thing: Any) -> dict[int, int]:
@@ -58,22 +58,22 @@ ANY = {name: replace(package, fits=any_numbers) for name, package in black_box._
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="a packed tensor is believed",
-        patches=((stock, "storages", as_they_say),),
+        patches=((counting, "storages", as_they_say),),
         killed_by=(black_boxes.parts_of_a_packed_tensor_are_counted,),
     ),
     Mutant(
         name="views are counted apart",
-        patches=((stock, "storages", each_view),),
+        patches=((counting, "storages", each_view),),
         killed_by=(black_boxes.a_storage_is_counted_once_and_whole,),
     ),
     Mutant(
         name="scales in a dictionary are overlooked",
-        patches=((stock, "storages", without_dictionaries),),
+        patches=((counting, "storages", without_dictionaries),),
         killed_by=(black_boxes.what_lies_beside_codes_is_counted,),
     ),
     Mutant(
         name="everything lies on the host",
-        patches=((stock, "host_bytes", wherever_it_lies),),
+        patches=((counting, "host_bytes", wherever_it_lies),),
         killed_by=(black_boxes.what_lies_on_the_host_is_counted_there,),
     ),
     Mutant(

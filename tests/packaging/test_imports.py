@@ -30,7 +30,7 @@ MAY_IMPORT = {
     },  # models: for hooks
     "models": {"types"},
     "workloads": {"types"},
-    "engines": {"cache", "models", "strategies", "types"},
+    "engines": {"cache", "folders", "models", "strategies", "types"},
     "quality": {"engines", "types", "workloads"},
     "plots": {"results"},
 }

@@ -177,7 +177,21 @@ def test_transformers_own_generate_is_an_unpaired_row(tmp_path: Path) -> None:
     assert (mine["comparison"], mine["engine"], mine["attention"]) == ("unpaired", "transformers", "sdpa")
     assert pd.isna(mine["ratio"])
     assert mine["tpot_ms"] > 0
+    assert mine["equal_tokens"] == 12
+    assert pd.isna(mine["divergence_margin"])
     assert row(result, "baseline")["engine"] == "eager"
+    assert pd.isna(row(result, "baseline")["equal_tokens"])
+
+
+@pytest.mark.parametrize("variant", ["static", "continuous"])
+def test_a_variant_of_transformers_says_the_same_and_what_it_takes(tmp_path: Path, variant: str) -> None:
+    mine = row(run(tmp_path, "strategy=transformers", f"engine.variant={variant}", "quality=none", "model=tiny"))
+    assert (mine["status"], mine["engine"], mine["equal_tokens"]) == ("ok", "transformers", 12)
+    assert min(mine["ttft_ms"], mine["tpot_ms"], mine["setup_s"], mine["peak_bytes"]) > 0
+    token = 2 * 4 * 2 * 32 * 4  # keys and values of 4 layers with 2 heads of 32 numbers
+    tokens = 3 * 256 if variant == "continuous" else 96 + 12 - 1  # a page for the row, and two that belong to none
+    assert mine["kv_allocated_bytes"] == tokens * token + (0 if variant == "continuous" else 4 * 8)
+    assert pd.isna(mine["kv_used_bytes"]) == (variant == "continuous")
 
 
 def test_transformers_attends_as_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +238,12 @@ def test_what_is_missing_is_an_unavailable_row_until_it_is_there(
             r"strategy\.codec is not the full cache's.*strategy/codec=",
         ),
         (["strategy=hf_hqq", "strategy.selector.num_sink=4"], r"strategy\.selector is not the full cache's"),
-        (["strategy=hf_fp8", "engine=eager"], "engine=transformers brings its own cache"),
+        (["strategy=hf_fp8", "engine=eager"], r"a cache that engine=transformers alone has\. Leave engine= out"),
+        (["strategy=hf_fp8", "engine.variant=static"], r"set engine\.variant=dynamic or strategy=transformers"),
+        (
+            ["strategy=transformers", "engine.variant=fast"],
+            r"engine\.variant cannot be .* Choices: compiled",
+        ),
         (["workload.prompt_tokens=3000"], r"model=tiny reads at most 2048 positions; lower workload\.prompt_tokens"),
         (["quality.context_tokens=3000"], r"lower quality\.context_tokens"),
         (["measure.threads=4096"], r"Set measure\.threads"),

@@ -84,13 +84,15 @@ def test_bytes_of_a_packed_cache_are_those_of_a_hand_count(name: str) -> None:
 def test_the_dynamic_cache_is_what_generate_would_make_itself() -> None:
     network: Any = model("gemma3", torch.float32)  # sliding layers and full ones
     prompt = ids(0, 1, PACKED)
-    with attention(network, "sdpa"), torch.no_grad():
+    run, engine = RunShape(prompt_lengths=(PACKED,), new_tokens=NEW), Stock(variant="dynamic", attention="sdpa")
+    assert box("transformers").own_cache(network.config, run) is None
+    with attention(network, "sdpa"):
         own = network.generate(
-            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=NEW, min_new_tokens=NEW,
-            pad_token_id=0, return_dict_in_generate=True,
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=NEW, pad_token_id=0,
+            return_dict_in_generate=True,
         )  # fmt: skip
-        cache = box("transformers").own_cache(network.config, run_of(PACKED))
-        mine = Stock(attention="sdpa").generate(network, prompt, NEW, cache)
+        cache = engine.cache(network.config, run)
+        mine = engine.generate(network, prompt, run, cache)
     assert torch.equal(mine.tokens, own.sequences[:, PACKED:])
     assert [type(layer) for layer in cache.layers] == [type(layer) for layer in own.past_key_values.layers]
     assert type(cache) is type(own.past_key_values)
@@ -121,10 +123,12 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_offloaded_caches_generate_what_the_dynamic_cache_does(name: str) -> None:
     made, expected = (generated(one, prompt=PACKED, new=NEW) for one in (name, "transformers"))
     assert torch.equal(made.tokens, expected.tokens)
+    assert expected.cache_bytes is not None
     counters = 2 * 8 if name == "hf_offloaded_static" else 0  # each layer counts its tokens
     assert made.cache_bytes == expected.cache_bytes + counters
     assert made.host_bytes == 0
     cache = box(name).own_cache(model("llama_gqa").config, run_of(PACKED))
+    assert cache is not None
     assert cache.offloading
     assert cache.get_max_length() == (PACKED if name == "hf_offloaded_static" else -1)
 

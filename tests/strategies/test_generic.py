@@ -14,7 +14,7 @@ from tests.support.settings import Setting, core
 from tests.support.strategies import settings, strategy
 
 WITHOUT_SETTING = (  # engines that bring a cache of their own, and networks that have no entries: test_recurrent.py
-    "transformers", "hf_quanto", "hf_hqq", "hf_fp8", "hf_offloaded", "hf_offloaded_static",
+    "transformers", "vllm", "hf_quanto", "hf_hqq", "hf_fp8", "hf_offloaded", "hf_offloaded_static",
     "matched", "non_transformer_mamba", "non_transformer_rwkv",
 )  # fmt: skip
 METHODS = sorted(  # those of the core are proved in test_methods.py

@@ -12,12 +12,15 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 
-from kvbench.engines import stock
+from kvbench.engines import storages
+from kvbench.engines.black_box import Generated
+from kvbench.engines.stock import Stock
+from kvbench.models.load import Loaded
 from kvbench.models.view import view_of
 from kvbench.strategies import black_box
 from kvbench.strategies.black_box import BlackBox
 from kvbench.types import RunShape
-from tests.support.models import attention, ids, model
+from tests.support.models import VOCABULARY, attention, model
 from tests.support.strategies import composed
 
 
@@ -64,14 +67,14 @@ def parts_of_a_packed_tensor_are_counted() -> None:
     """A nested packed tensor holds its codes and its scales: 24 + 16 + 16 bytes for what says it is 192."""
     codes = Packed((6, 8), {"_data": torch.zeros(24, dtype=torch.uint8)})
     packed = Packed((6, 8), {"_data": codes, "_scale": torch.zeros(4), "_shift": torch.zeros(4)})
-    assert sum(stock.storages([Layer(_quantized_keys=packed)]).values()) == 24 + 16 + 16
+    assert sum(storages.storages([Layer(_quantized_keys=packed)]).values()) == 24 + 16 + 16
 
 
 def what_lies_beside_codes_is_counted() -> None:
     """hqq keeps codes beside a dictionary of scales; numbers, names and classes weigh nothing."""
     codes, meta = torch.zeros(24, dtype=torch.uint8), {"scale": torch.zeros(4), "zero": torch.zeros(4), "axis": 0}
     held = Layer(_quantized_keys=(codes, meta), keys=torch.zeros(5), quantizer=Layer, name="hqq")
-    assert sum(stock.storages(held).values()) == 24 + 16 + 16 + 20
+    assert sum(storages.storages(held).values()) == 24 + 16 + 16 + 20
 
 
 def a_storage_is_counted_once_and_whole() -> None:
@@ -79,15 +82,15 @@ def a_storage_is_counted_once_and_whole() -> None:
     whole = torch.zeros(10)
     held = Layer(keys=whole[:2], values=[whole[4:]])
     held.itself = held  # type: ignore[attr-defined]
-    assert sum(stock.storages(held).values()) == 40
+    assert sum(storages.storages(held).values()) == 40
 
 
 def what_lies_on_the_host_is_counted_there() -> None:
     """Of 40 bytes on the host, met twice, and 16 on a device 40 are on the host, unless that is the device."""
     host, device = torch.zeros(10), torch.zeros(4, device="meta")
     held = Layer(keys=host[:2], values=[host[4:]], prefetched=device)
-    assert stock.host_bytes(held, device.device) == 40
-    assert stock.host_bytes(held, host.device) == 0
+    assert storages.host_bytes(held, device.device) == 40
+    assert storages.host_bytes(held, host.device) == 0
 
 
 def lengths_fit_as_worked_out_by_hand() -> None:
@@ -103,13 +106,26 @@ def lengths_fit_as_worked_out_by_hand() -> None:
     assert [hqq((1, 2, 48, 8), 0, bits, 3) for bits in (8, 4, 3)] == [True, False, True]  # rows of one of each group
 
 
-def generated(name: str, *overrides: str, rows: int = 2, prompt: int = 24, new: int = 6) -> stock.Generated:
+def generated(name: str, *overrides: str, rows: int = 2, prompt: int = 24, new: int = 6) -> Generated:
     """Let transformers generate with one of its caches."""
     network: Any = model("llama_gqa", torch.float32)
     run = RunShape(prompt_lengths=(prompt,) * rows, new_tokens=new)
-    cache = box(name, *overrides).own_cache(network.config, run)
-    with attention(network, "sdpa"), torch.no_grad():
-        return stock.Stock(attention="sdpa").generate(network, ids(0, rows, prompt), new, cache)
+    return last_of(Stock(variant="dynamic", attention="sdpa"), network, box(name, *overrides), run)
+
+
+def last_of(engine: Stock, network: Any, strategy: BlackBox, run: RunShape, *, times: int = 1) -> Generated:
+    """Return what an engine generates at last from the same prompts again and again."""
+    loaded = Loaded(model=network, tokenizer=None, view=view_of(network), weights="random", revision="")
+    prompt = prompts(run)
+    with attention(network, engine.attention), engine.opened(loaded, strategy, run) as session:
+        made = [session.generate(prompt) for _ in range(times)]
+    return made[-1]
+
+
+def prompts(run: RunShape) -> Tensor:
+    """Return prompts [B, n] of random tokens, the same for the same lengths."""
+    random = torch.Generator().manual_seed(0)
+    return torch.randint(1, VOCABULARY, (run.batch_size, run.prompt_tokens), generator=random)
 
 
 def bytes_by_hand(bits: int, group: int, *, packed: int, exact: int, rows: int = 2) -> int:
@@ -122,7 +138,8 @@ def bytes_by_hand(bits: int, group: int, *, packed: int, exact: int, rows: int =
 
 def package_takes(name: str, shape: tuple[int, ...], *overrides: str) -> bool:
     """Return whether the package itself packs keys of a shape and reads them back."""
-    layer: Any = box(name, *overrides).own_cache(model("llama_gqa").config, run_of(shape[2], shape[0])).layers[0]
+    cache: Any = box(name, *overrides).own_cache(model("llama_gqa").config, run_of(shape[2], shape[0]))
+    layer = cache.layers[0]
     keys = torch.linspace(0, 1, prod(shape)).reshape(shape)
     try:
         layer.update(keys, keys)
@@ -162,7 +179,7 @@ def changed(name: str, **settings: Any) -> Callable[[], object]:
 ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
     "a cache that is not ours": (
         lambda: box("hf_fp8").build(view_of(model("llama_gqa")), run_of(8)),
-        r"only transformers' own generate runs: measure it with python run\.py, or build strategy=baseline",
+        r"only engine=transformers runs: measure it with python run\.py, or build strategy=baseline",
     ),
     "bits of quanto": (changed("hf_quanto", bits=8), r"strategy\.bits of quanto must be one of \(2, 4\); got 8"),
     "bits of hqq": (changed("hf_hqq", bits=5), r"strategy\.bits of hqq must be one of \(1, 2, 3, 4, 8\); got 5"),

@@ -44,3 +44,8 @@ def killed(number: int, report: Report) -> None:
 def hang(number: int, report: Report) -> None:
     """Never come back."""
     time.sleep(600)
+
+
+def waits_in_vain(report: Report) -> None:
+    """Give up waiting for somebody else."""
+    raise TimeoutError("in vain")

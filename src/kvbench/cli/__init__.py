@@ -124,6 +124,15 @@ def _parser() -> argparse.ArgumentParser:
         "limits host=, disk=; what is tried bits=, prefill_chunk=, block=, group=, steps=; a record hardware=, or the "
         "numbers of another machine device_bandwidth=, device_flops=, link=, link_latency=, disk_bandwidth=, launch=",
     )
+
+    engine = _add(commands, "engine", "engine:main", "install an engine beside kvbench: kvbench engine install vllm")
+    engine.add_argument("action", choices=("list", "install"))
+    engine.add_argument("name", nargs="?", default="vllm", help="of the engine to install (default: vllm)")
+    engine.add_argument(
+        "--environment",
+        default="",
+        help="folder, as engine.environment= (default: in $KVBENCH_CACHE or ~/.cache/kvbench)",
+    )
     return parser
 
 

@@ -13,9 +13,9 @@ from kvbench.configuration.errors import ConfigError, hint
 
 if TYPE_CHECKING:
     from kvbench.engines.batcher import Batcher
+    from kvbench.engines.black_box import BlackBoxEngine
     from kvbench.engines.eager import Eager
     from kvbench.engines.schedulers import Scheduler, Unscheduled
-    from kvbench.engines.stock import Stock
     from kvbench.measure.settings import Settings
     from kvbench.models.spec import ModelSpec
     from kvbench.quality import Quality
@@ -59,7 +59,7 @@ class Checked:
     """
 
     model: ModelSpec
-    engine: Eager | Stock | Batcher
+    engine: Eager | BlackBoxEngine | Batcher
     scheduler: Scheduler | Unscheduled
     workload: Decode | Prefill | Text | Recall | Requests
     quality: Quality

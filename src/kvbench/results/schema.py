@@ -83,6 +83,7 @@ _ORIGIN: list[_Column] = [
     ("torch", _WORD, "", "version"),
     ("transformers", _WORD, "", "version"),
     ("triton", _WORD, "", "version"),
+    ("vllm", _WORD, "", "version, where it made the tokens: then those of python, torch, transformers are its own"),
     ("kvbench", _WORD, "", "version"),
     ("dtype", _WORD, "", "of weights and cache"),
     ("attention", _WORD, "", "attention implementation that ran"),
@@ -220,6 +221,13 @@ _QUALITY: list[_Column] = [
     ("key_error", _REAL, "ratio", "root mean square of what packing does to a prompt's keys, over that of the keys"),
     ("value_error", _REAL, "ratio", "the same of its values"),
     ("max_logit_difference", _REAL, "logits", "largest difference from the full cache's logits"),
+    (
+        "equal_tokens",
+        _COUNT,
+        "tokens",
+        "greedy ones that a black box shares with our full cache before the first that differs in any row",
+    ),
+    ("divergence_margin", _REAL, "logits", "between our first two choices where the first differs; empty for none"),
     ("quality_tokens", _COUNT, "tokens", "tokens scored"),
     ("recall_samples", _COUNT, "", "samples of each recall task"),
 ]

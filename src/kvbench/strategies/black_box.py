@@ -1,4 +1,4 @@
-"""Caches that transformers brings and runs itself: what to beat. None is made of parts."""
+"""Caches that an engine brings and runs itself: what to beat. None is made of parts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BlackBox(CacheStrategy):
-    """transformers' DynamicCache; the parts say what it does: keep everything."""
+    """The cache that engine=transformers has by itself; the parts say what it does: keep everything."""
+
+    engine: ClassVar[str] = "transformers"
 
     def build(self, view: ModelView, run: RunShape) -> KVCache:
         """Refuse: the cache is not ours.
@@ -31,28 +33,36 @@ class BlackBox(CacheStrategy):
             ValueError: always.
         """
         raise ValueError(
-            "this strategy is a cache of transformers', which only transformers' own generate runs: measure it with "
-            "python run.py, or build strategy=baseline."
+            f"this strategy is a cache of another engine, which only engine={self.engine} runs: measure it with "
+            f"python run.py, or build strategy=baseline."
         )
 
-    def own_cache(self, config: Any, run: RunShape) -> Cache:
-        """Return an empty cache.
+    def own_cache(self, config: Any, run: RunShape) -> Cache | None:
+        """Return an empty cache for transformers, or None for that which the engine has by itself.
 
         Args:
             config: the model's, as transformers has it.
             run: what it will be used for.
         """
-        from transformers import DynamicCache
-
-        return DynamicCache(config=config.get_text_config(decoder=True))
+        return None
 
     def unavailable(self) -> str | None:
         """Return what has to be installed first and how, or None."""
         return None
 
     def cannot_change(self, view: ModelView) -> str | None:
-        """Return why transformers' own generate cannot run a model, or None."""
+        """Return why an engine that is not ours cannot run a model, or None."""
         return NOT_RECURRENT if view.is_recurrent else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmCache(BlackBox):
+    """The pool of pages that engine=vllm has by itself.
+
+    Source: Kwon et al. (PagedAttention), arXiv:2309.06180.
+    """
+
+    engine: ClassVar[str] = "vllm"
 
 
 @dataclass(frozen=True, kw_only=True)
