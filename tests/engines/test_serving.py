@@ -94,7 +94,7 @@ def test_settings_that_make_no_sense(made: object, message: str) -> None:
 
 
 def _waiting(*prompts: list[int]) -> list[Waiting]:
-    return [Waiting(number=n, tokens=list(p), new_tokens=1, arrival_s=0.0, waited_s=0.0) for n, p in enumerate(prompts)]
+    return [Waiting(number=n, tokens=list(p), new_tokens=1, waited_s=0.0) for n, p in enumerate(prompts)]
 
 
 def test_groups_go_depth_first_from_the_earliest() -> None:

@@ -10,7 +10,7 @@ from kvbench.engines.serving import Serving, _Running
 from tests.mutants.core_mutant import Mutant
 from tests.support import serving
 
-take, whole, read, preempt = Serving._take, Serving._whole, Serving._read, Serving._preempt
+take, count, preempt = Serving._take, Serving._count, Serving._preempt
 
 
 def without_a_copy(self: Serving, one: _Running, tokens: int) -> None:
@@ -38,12 +38,11 @@ def of_its_prompt(self: Serving, number: int) -> list[int]:
     return list(served.request.prompt)
 
 
-def twice(self: Serving, one: _Running, tokens: int) -> int:
+def twice(self: Serving, one: _Running, tokens: int) -> None:
     """Count what is generated as a prompt's."""
-    first = one.stored
-    computed = read(self, one, tokens)
-    one.served.computed_tokens += one.stored - first - computed
-    return one.stored - first
+    first = one.served.computed_tokens
+    count(self, one, tokens)
+    one.served.computed_tokens = first + tokens
 
 
 def by_arrival(self: object, waiting: Sequence[Waiting], tree: object) -> list[Waiting]:
@@ -88,7 +87,7 @@ MUTANTS = (
     ),
     Mutant(
         name="what is generated counts as a prompt's",
-        patches=((Serving, "_read", twice),),
+        patches=((Serving, "_count", twice),),
         killed_by=(
             serving.without_reuse_all_is_computed,
             partial(serving.nothing_is_saved_where_nothing_is_shared, "fcfs"),

@@ -225,7 +225,7 @@ def groups_save_most(seed: int) -> None:
         tokens = [rng.randrange(2) for _ in range(5)]
         tree.insert(tokens, [pool.take() for _ in tokens])
     prompts = [[rng.randrange(2) for _ in range(rng.randrange(1, 7))] for _ in range(7)]
-    waiting = [Waiting(number=n, tokens=p, new_tokens=1, arrival_s=0.0, waited_s=0.0) for n, p in enumerate(prompts)]
+    waiting = [Waiting(number=n, tokens=p, new_tokens=1, waited_s=0.0) for n, p in enumerate(prompts)]
     groups = GlobalGroups(ageing_per_s=0.0).groups(waiting, tree)
     assert sorted(one.number for group in groups for one in group.members) == list(range(len(prompts)))
     for group in groups:

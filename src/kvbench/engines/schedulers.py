@@ -21,14 +21,12 @@ class Waiting:
         number: of the request.
         tokens: whose entries it needs before it goes on.
         new_tokens: still to be generated.
-        arrival_s: when it came.
-        waited_s: since then.
+        waited_s: since it came.
     """
 
     number: int
     tokens: list[int]
     new_tokens: int
-    arrival_s: float
     waited_s: float
 
 

@@ -91,18 +91,12 @@ class Pass:
     """One pass as it was.
 
     Args:
-        wall_s: from choosing what to read to the tokens that came of it.
         tokens: read.
-        computed_tokens: those of them that were no newly generated ones.
-        requests: that they belonged to.
         pages: held by requests under way, each counted once.
         entries: in these pages.
     """
 
-    wall_s: float
     tokens: int
-    computed_tokens: int
-    requests: int
     pages: int
     entries: int
 
@@ -156,14 +150,14 @@ class Serving:
                 return False
             self._skipped_s += max(0.0, self.coming[0][0] - self.clock_s)
             self._arrive()
-        began_s = self.clock_s
         chosen = self._chosen()
         pieces = [Piece(pages=one.pages, start=one.stored, tokens=tokens) for one, tokens in chosen]
-        computed = sum(self._read(one, tokens) for one, tokens in chosen)
+        for one, tokens in chosen:
+            self._count(one, tokens)
         found = self._forward([one for one, _ in chosen], pieces)
         self.pool.release(copy.source for copy in self._copies)
         ended_s = self.clock_s
-        self._note(pieces, computed, ended_s - began_s)
+        self._note(sum(piece.tokens for piece in pieces))
         for one, token in found:
             one.tokens.append(token)
             one.served.tokens.append(token)
@@ -172,13 +166,12 @@ class Serving:
                 self._end(one, ended_s)
         return True
 
-    def _read(self, one: _Running, tokens: int) -> int:
-        """Count tokens as read; return how many of them are no newly generated one."""
+    def _count(self, one: _Running, tokens: int) -> None:
+        """Count tokens as read, and as computed for a prompt unless they were generated since the last pass."""
         first, one.stored = one.stored, one.stored + tokens
-        computed = max(0, min(one.stored, max(one.served.prompt_tokens, one.furthest)) - first)
+        told = max(one.served.prompt_tokens, one.furthest)
+        one.served.computed_tokens += max(0, min(one.stored, told) - first)
         one.furthest = max(one.furthest, one.stored)
-        one.served.computed_tokens += computed
-        return computed
 
     def _forward(self, chosen: Sequence[_Running], pieces: Sequence[Piece]) -> list[tuple[_Running, int]]:
         """Read the pieces, and return the next token of whoever has nothing left to read."""
@@ -198,23 +191,14 @@ class Serving:
         ).logits
         return list(zip((one for one, _ in done), logits[0].argmax(dim=-1).tolist(), strict=False))
 
-    def _note(self, pieces: Sequence[Piece], computed: int, wall_s: float) -> None:
+    def _note(self, tokens: int) -> None:
         """Note a pass; the clock stands still meanwhile."""
         before = self.clock_s
         filled: dict[int, int] = {}
         for one in self.running:
             for at, page in enumerate(one.pages):
                 filled[page] = max(filled.get(page, 0), min(self.size, one.stored - at * self.size))
-        self.passes.append(
-            Pass(
-                wall_s=wall_s,
-                tokens=sum(piece.tokens for piece in pieces),
-                computed_tokens=computed,
-                requests=len(pieces),
-                pages=len(filled),
-                entries=sum(filled.values()),
-            )
-        )
+        self.passes.append(Pass(tokens=tokens, pages=len(filled), entries=sum(filled.values())))
         self._skipped_s -= self.clock_s - before
 
     @property
@@ -297,7 +281,6 @@ class Serving:
                 number=one.number,
                 tokens=one.tokens,
                 new_tokens=one.served.request.new_tokens - len(one.served.tokens),
-                arrival_s=one.served.arrival_s,
                 waited_s=now - one.served.arrival_s,
             )
             for one in sorted(self.waiting, key=lambda one: (one.served.arrival_s, one.number))
