@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import kvbench
 from kvbench.api import strategy
 from kvbench.cache.doors import ATTENTION
 from kvbench.engines.arm import Arm, DecodeArm
@@ -103,3 +104,14 @@ def test_a_link_is_measured_each_way_and_both_at_once() -> None:
 
 def test_a_member_of_the_family_learns(tmp_path: Path) -> None:
     family.training_lowers_the_loss(tmp_path, device="cuda")
+
+
+@pytest.mark.parametrize("codec", ["dense", "int8"])
+def test_requests_are_served_from_pages_they_share(codec: str, tmp_path: Path) -> None:
+    asked = ["strategy=scheduling_prefix", f"strategy/codec={codec}", "model.device=cuda", "workload.num_requests=8"]
+    quick = ["measure.min_rounds=2", "measure.max_rounds=2", "sink.wandb.mode=disabled", f"runs={tmp_path}"]
+    row = kvbench.run([*asked, *quick]).rows.set_index("arm").loc["strategy"]
+    prompts = row["prefill_tokens_computed"] + row["prefill_tokens_reused"]
+    assert row["status"] == "ok"
+    assert row["prefill_tokens_computed"] == round(prompts / row["sharing"])
+    assert row["kv_allocated_bytes"] == row["kv_predicted_bytes"]
