@@ -36,6 +36,8 @@ SETTINGS: dict[str, Any] = {
     "trace": "",
     "length_scale": 1 / 64,
     "time_scale": 1.0,
+    "ttft_target_ms": 1000.0,
+    "tpot_target_ms": 100.0,
 }
 TREES: tuple[dict[str, Any], ...] = (
     {},
