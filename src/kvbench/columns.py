@@ -44,12 +44,12 @@ def held(arm: Arm, cache: KVCache, run: RunShape) -> Row:
     entries = torch.cat([entries.flatten().float() for entries in cache.entries_held()])
     plans = arm.strategy.plans(arm.view, run)
     asked = [budget for plan in plans if plan.budget is not None for budget in plan.budget]
-    disk_bytes = cache.bytes_on("disk")
+    disk_bytes, numbers = cache.bytes_on("disk"), cache.numbers_held()
     return {
         "kv_allocated_bytes": cache.allocated_bytes(),
         "kv_used_bytes": cache.used_bytes(),
         "kv_predicted_bytes": arm.strategy.allocated_bytes(arm.view, run),
-        "bits_per_element": 8 * cache.used_bytes() / max(1, cache.numbers_held()),
+        "bits_per_element": 8 * cache.used_bytes() / numbers if numbers > 0 else None,
         **cache.shares(),
         **_compressed(cache),
         "kernel": arm.strategy.kernel_on(arm.view.device, arm.view.dtype),

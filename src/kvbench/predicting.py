@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kvbench.cache.kv_cache import KVCache
 from kvbench.cache.placement.tiers import Traffic
@@ -37,11 +38,12 @@ def work_of(arm: Arm, cache: KVCache, run: RunShape, before: Traffic, steps: int
     place = next((layer.plan.place for layer in cache.layers if layer.plan.place is not None), None)
     elsewhere = sum(layer.home is not None or layer.plan.handing is not None for layer in cache.layers)
     attention = cache.numbers_held() * shape.query_heads // shape.kv_heads
+    read_again = _read_again(arm, run) if arm.view.keeps_nothing else 0
     hidden, width = _projected(arm)
     again = run.batch_size * 2 * hidden * width
     return Work(
         read_bytes=weights_read(arm.model) + cache.read_bytes(),
-        operations=2 * (run.batch_size * numbers_read(arm.model) + attention),
+        operations=2 * (run.batch_size * (numbers_read(arm.model) + read_again) + attention),
         launches=launches,
         up_bytes=(moved.up - before.up) / steps,
         down_bytes=(moved.down - before.down) / steps,
@@ -53,6 +55,18 @@ def work_of(arm: Arm, cache: KVCache, run: RunShape, before: Traffic, steps: int
         overlaps=place is not None and place.prefetch > 0,
         is_cold=place is not None and place.is_cold,
     )
+
+
+def _read_again(arm: Arm, run: RunShape) -> int:
+    """Return the multiplications of a row by which a step is more, that passes the prompt through all layers again."""
+    head: Tensor = arm.model.get_output_embeddings().weight  # type: ignore[operator]
+    tokens, layers = run.prompt_tokens, arm.view.layers
+    attention = sum(
+        layer.query_heads * (layer.key_dim + layer.value_dim) * min(seen, layer.window or seen)
+        for layer in layers
+        for seen in range(1, tokens + 2)
+    )
+    return tokens * (numbers_read(arm.model) - head.numel()) + attention
 
 
 def _projected(arm: Arm) -> tuple[int, int]:

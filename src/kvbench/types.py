@@ -12,7 +12,7 @@ from torch import Tensor
 
 SpanKind = Literal["context", "question", "answer"]
 Phase = Literal["prefill", "decode"]
-Part = Literal["all", "prompt", "new"]
+Part = Literal["all", "prompt", "new", "none"]
 Saving = Literal["physical", "packed", "offloaded", "none"]
 Fidelity = Literal["exact", "lossy_training_free", "uptrained", "trained", "structure_only"]
 
@@ -124,7 +124,8 @@ class LayerShape:
         donor: layer before it whose entries it reads, having none of its own; None where it stores what it reads.
         states: what a recurrent layer keeps, which has no heads; none for attention.
         values_are_keys: whether a value is its key, so that keys are all that is stored.
-        part: of which tokens it keeps anything: of all, of the prompt's alone, or of those behind the prompt alone.
+        part: of which tokens it keeps anything: of all, of the prompt's alone, of those behind the prompt alone, or of
+            none.
     """
 
     query_heads: int
@@ -228,6 +229,11 @@ class ModelView:
     def keeps_context(self) -> bool:
         """Whether some layers keep nothing but what is made of the prompt, which the others forget."""
         return any(layer.part == "prompt" for layer in self.layers)
+
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether every pass reads all tokens so far, of which no layer keeps anything."""
+        return any(layer.part == "none" for layer in self.layers)
 
     @property
     def is_recurrent(self) -> bool:

@@ -101,6 +101,14 @@ def test_what_comes_from_the_host_adds_up_unless_it_is_fetched_ahead(
     assert mine["binding_resource"] == "host_memory"
 
 
+def test_a_step_that_reads_everything_again_is_predicted_by_what_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = [capability("read", 1e15), capability("host_read", 1e15), capability("gemm", 1e6), capability("launch", 1e9)]
+    rows = timed(bench("strategy=no_cache"), monkeypatch, slow)
+    full, mine = rows["baseline"], rows["strategy"]
+    assert mine["binding_resource"] == "device_flops"
+    assert 32 < mine["predicted_ms"] / full["predicted_ms"] < 65  # times the tokens, of which one has logits
+
+
 PAGES = ("strategy=tiered", "strategy.budget.amount=16", "strategy.reader.size=4", "strategy.trigger.period=4")
 
 

@@ -20,7 +20,7 @@ from tests.support import reference
 from tests.support.drive import Driven, drive, padded, positions
 from tests.support.models import LAYERS, attention, ids, model, model_for
 from tests.support.reference import Rules
-from tests.support.strategies import every, rules, strategy
+from tests.support.strategies import every, rules, settings, strategy
 
 PROMPT, NEW, BUDGET = 24, 12, 12
 FEW = 6  # new tokens where one more shows nothing more
@@ -294,7 +294,7 @@ def _growing_equals_fixed(name: str, model_name: str, *, new: int, most: int) ->
     growing = drive(model_for(made, model_name), made, tokens, uniform(new=None), steps=steps, watch=watch)
     assert_close(growing.logits, fixed.logits)
     assert_same_held(growing.held, fixed.held)
-    if made.trigger.period == 0:
+    if made.trigger.period == 0 and settings()[name].keeps:
         assert len(set(sizes)) > 1, "nothing grew: the comparison proves nothing"
 
 

@@ -681,6 +681,22 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         lambda: composed("offload").build(view_of(composed("mla").prepare(model("llama_gqa"))), uniform()),
         r"a value of this model is its key and all heads share it; use strategy/placement=device",
     ),
+    "packed where nothing is kept": (
+        lambda: composed("no_cache", "strategy/codec=int8").build(
+            view_of(composed("no_cache").prepare(model("llama_gqa"))), uniform()
+        ),
+        r"no entries are kept between steps; use strategy/codec=dense$",
+    ),
+    "pages where nothing is kept": (
+        lambda: composed("no_cache", "strategy/layout=paged").build(
+            view_of(composed("no_cache").prepare(model("llama_gqa"))), uniform()
+        ),
+        r"no entries are kept between steps; use strategy/layout=separate$",
+    ),
+    "a forgotten prompt, read again": (
+        lambda: composed("no_cache").prepare(composed("arch_alt_10x").prepare(model("llama_gqa"))),
+        r"forgets its prompt, and strategy/transform=reread has it read again",
+    ),
     "a prompt that grows": (
         asked("arch_alt_10x", "transform.compression=0.5"),
         r"compression must be at least 1; got 0",

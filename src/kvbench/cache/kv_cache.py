@@ -14,6 +14,7 @@ from kvbench.cache.context import ContextLayer, ForgettingLayer
 from kvbench.cache.doors import Door, Handle, storage_bytes
 from kvbench.cache.layer import CacheLayer
 from kvbench.cache.pair import Meeting
+from kvbench.cache.passing import PassingLayer
 from kvbench.cache.placement.mover import mover_of
 from kvbench.cache.placement.tiers import Traffic
 from kvbench.cache.plan import LayerPlan
@@ -49,7 +50,9 @@ class KVCache(Door):
         self.mover = mover_of(plans, view.device)
         layers: list[CacheLayer] = []
         for plan in plans:
-            if plan.shape.donor is not None:
+            if plan.shape.part == "none":
+                layers.append(PassingLayer(plan, run, self.padding, empty))
+            elif plan.shape.donor is not None:
                 layers.append(BorrowingLayer(plan, run, self.padding, empty, layers[plan.shape.donor]))
             elif plan.shape.states:
                 layers.append(StateLayer(plan, run, self.padding, empty))
@@ -104,6 +107,15 @@ class KVCache(Door):
         self.encoding_bytes += encoding.nbytes
         for layer, (key, value) in zip(self.contexts, pairs, strict=True):
             layer.read(key, value, is_last=step.is_last_chunk)
+
+    def from_the_start(self, ids: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return all ids so far [B, T] and the positions they are read at, where a pass has to read them all again.
+
+        Args:
+            ids: of the next tokens [B, t].
+        """
+        first = self.layers[0]
+        return first.from_the_start(ids) if isinstance(first, PassingLayer) else None
 
     @property
     def reads_prompt(self) -> bool:

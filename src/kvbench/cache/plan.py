@@ -333,10 +333,12 @@ class LayerPlan:
 
     @property
     def _has_entries(self) -> bool:
-        return self.shape.donor is None and not self.shape.states
+        return self.shape.donor is None and not self.shape.states and self.shape.part != "none"
 
     def allocated_bytes(self, run: RunShape, dtype: torch.dtype) -> int:
         """Return the bytes held once the prompt is read, over all regions."""
+        if self.shape.part == "none":
+            return run.batch_size * self.text_slots(run) * torch.int64.itemsize
         if not self._has_entries:
             return run.batch_size * self.shape.state_bytes
         run = run.of(self.shape.part)
@@ -346,6 +348,15 @@ class LayerPlan:
             + region.plan._reading_bytes(region.run, dtype)
             for region in self.regions(run)
         )
+
+    def text_slots(self, run: RunShape) -> int:
+        """Return how many ids of each row the layer keeps, where no layer keeps entries: the first one does."""
+        prompt = run.prompt_tokens
+        return (grown(prompt) if run.new_tokens is None else prompt + run.new_tokens) if self.index == 0 else 0
+
+    def text_bytes(self, run: RunShape, tokens_seen: int) -> int:
+        """Return the bytes of the ids that the layer keeps of so many columns, padding not counted."""
+        return sum(max(0, tokens_seen - pad) for pad in run.padding) * torch.int64.itemsize if self.index == 0 else 0
 
     def _rooms_bytes(self, slots: int, run: RunShape, dtype: torch.dtype) -> int:
         """Return the bytes of so many slots of every row."""
@@ -362,6 +373,8 @@ class LayerPlan:
 
     def used_bytes(self, run: RunShape, dtype: torch.dtype, tokens_seen: int) -> int:
         """Return the bytes of occupied slots after so many columns, over all regions."""
+        if self.shape.part == "none":
+            return self.text_bytes(run, tokens_seen)
         if not self._has_entries:
             return run.batch_size * self.shape.state_bytes
         if self.shape.part == "new":

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kvbench.models.crossing import crossings_of, with_context
 from kvbench.models.norms import norms_of
+from kvbench.models.rereading import reads_again, without_entries
 from kvbench.types import LayerShape, ModelView, Projection, Sizes
 
 ANY_LENGTH = 2**31 - 1  # positions of a model that counts none
@@ -52,6 +53,8 @@ def view_of(model: nn.Module) -> ModelView:
         has_learned_positions=all(layer.rotary is None for layer in layers),
         norms=norms_of(model),
     )
+    if reads_again(model):
+        return without_entries(view)
     crossings = crossings_of(model)
     if crossings is None:
         return view

@@ -175,7 +175,12 @@ _MEMORY: list[_Column] = [
         "share",
         "slots of all pages taken that hold entries; empty where slots lie in no pages",
     ),
-    ("bits_per_element", _REAL, "bits", "kv_used_bytes per number of the keys and values held, metadata included"),
+    (
+        "bits_per_element",
+        _REAL,
+        "bits",
+        "kv_used_bytes per number of the keys and values held, metadata included; empty where none are held",
+    ),
     ("stored_ratio", _REAL, "ratio", "of the prompt's bytes in the full cache to those it is encoded to, to be stored"),
     ("runtime_ratio", _REAL, "ratio", "the same to those that decode steps read: keys and values made of the encoding"),
     ("exact_share", _REAL, "share", "numbers held that are as the model made them, not packed, at the end"),

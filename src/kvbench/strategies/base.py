@@ -27,6 +27,7 @@ from kvbench.strategies.legality import (
     refused_with_donors,
     refused_with_latents,
     refused_with_states,
+    refused_without_entries,
 )
 from kvbench.strategies.placement.base import Placing
 from kvbench.strategies.placement.fitting import allocated_bytes, placed_as
@@ -210,6 +211,8 @@ class CacheStrategy:
             reason = reason or refused_with_donors(self)
         if view.keeps_context:
             reason = reason or refused_with_contexts(self, view)
+        if view.keeps_nothing:
+            reason = reason or refused_without_entries(self)
         if any(layer.values_are_keys for layer in view.layers):
             reason = reason or refused_with_latents(self, view)
         reason = reason or self.placement.lacks(view, run)

@@ -260,6 +260,18 @@ def refused_with_contexts(made: CacheStrategy, view: ModelView) -> str | None:
     return _unless_changed("of a prompt this model keeps what blocks read, whole and in every step", parts)
 
 
+def refused_without_entries(made: CacheStrategy) -> str | None:
+    """Return why a strategy cannot serve a model of which nothing is kept, or None."""
+    parts = {
+        "budget=all": made.budget.limits,
+        "codec=dense": not made.codec.is_exact,
+        "reader=all": not made.reader.reads_all,
+        "layout=separate": made.layout.merges or isinstance(made.layout, Paged),
+        "placement=device": made.placement.is_elsewhere,
+    }
+    return _unless_changed("every step reads everything again, and no entries are kept between steps", parts)
+
+
 def refused_with_states(made: CacheStrategy) -> str | None:
     """Return why a strategy cannot serve a model whose layers keep states, or None."""
     parts = {

@@ -21,6 +21,7 @@ class Setting:
         turns_keys: whether it refuses models whose keys are not rotated.
         waits: whether a decode step waits for the host now and then.
         forgets: whether layers hold nothing of the prompt.
+        keeps: whether they hold anything at all.
         like: a method of the same parts with other numbers, whose generic oracles serve this one as well; "" for none.
     """
 
@@ -35,4 +36,5 @@ class Setting:
     turns_keys: bool = False
     waits: bool = False
     forgets: bool = False
+    keeps: bool = True
     like: str = ""

@@ -23,6 +23,7 @@ SETTINGS: dict[str, Setting] = {
     "gqa": _GROUPED,
     "mla": Setting(has_budget=False),
     "mqa": replace(_GROUPED, like="gqa"),
+    "no_cache": Setting(has_budget=False, merges=True, forgets=True, keeps=False),
     "smoothquant": _SMOOTH,
     "smoothquant_05": _AS_SMOOTHQUANT,
     "smoothquant_08": _AS_SMOOTHQUANT,
