@@ -44,6 +44,10 @@ def test_pages_are_taken_when_they_are_needed() -> None:
     paging.pages_are_taken_when_they_are_needed()
 
 
+def test_pages_are_used_well() -> None:
+    paging.pages_are_used_well()
+
+
 @pytest.mark.parametrize("composed", [("baseline",), ("h2o",), ("baseline", "strategy/codec=int8")], ids=str)
 def test_restoring_gives_pages_back(composed: tuple[str, ...]) -> None:
     paging.restoring_gives_pages_back(*composed)

@@ -25,6 +25,7 @@ from tests.mutants import configuration as mutants
 CONF = Path(str(files("kvbench.conf"))).resolve()
 PARTS = [name for name in dict(catalogue()) if "/" in name]
 CHOICES = [f"{group}={name}" for group, names in catalogue() for name in names if group not in ("experiment", "row")]
+STUDY = "paged_attention_study"
 ROWS = list(dict(catalogue())["row"])
 EXPERIMENTS = list(dict(catalogue())["experiment"])
 STRATEGIES = list(dict(catalogue())["strategy"])
@@ -149,6 +150,16 @@ def test_every_experiment_names_rows_that_are_there_and_make_whole_runs(name: st
     for rows in product(*(listed.split(",") for listed in params.values())):
         chosen = [f"{key}={row}" for key, row in zip(params, rows, strict=True)]
         assert isinstance(check(compose([f"+experiment={name}", *chosen])), Checked)
+
+
+def test_the_study_of_paged_attention_varies_pages_and_has_no_cache_beside_them() -> None:
+    made = {row: compose([f"+experiment={STUDY}", f"+row={row}"]) for row in rows_of(CONF, STUDY)}
+    sizes = [made[row].strategy.layout.page_tokens for row in made if row.startswith("paged_")]
+    assert sizes == [8, 16, 64, 128, 256]
+    assert [row for row in made if not row.startswith("paged_")] == ["baseline", "no_cache"]
+    for row, one in made.items():
+        assert row in ("baseline", "no_cache", f"paged_{one.strategy.layout.get('page_tokens')}")
+        assert (one.model.name, one.workload.new_tokens) == ("llama8", 8)
 
 
 def test_the_study_of_kvpr_varies_what_it_says_on_a_model_that_kvpr_can_help() -> None:

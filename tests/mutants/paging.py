@@ -68,7 +68,7 @@ MUTANTS = (
     Mutant(
         name="all pages are taken at once",
         patches=((PageTable, "reserve", all_at_once),),
-        killed_by=(paging.pages_are_taken_when_they_are_needed,),
+        killed_by=(paging.pages_are_taken_when_they_are_needed, paging.pages_are_used_well),
     ),
     Mutant(
         name="rows share pages",

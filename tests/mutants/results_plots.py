@@ -5,7 +5,14 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 
-from kvbench.plots import decode_latency, held_positions, memory_against_context, quality_against_memory
+from kvbench.plots import (
+    decode_latency,
+    held_positions,
+    memory_against_context,
+    named_by_page,
+    page_utilisation,
+    quality_against_memory,
+)
 
 
 def with_first_steps(steps: pd.DataFrame, ax: Axes) -> pd.DataFrame:
@@ -62,6 +69,16 @@ def counts_entries(held: pd.DataFrame, ax: Axes, *, rows: str) -> pd.DataFrame:
 def forgets_layers(held: pd.DataFrame, ax: Axes, *, rows: str) -> pd.DataFrame:
     """Call a position held when any layer holds it."""
     return held_positions(held.assign(layer=0), ax)
+
+
+def both_arms_named(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Name the baseline by pages as well."""
+    return named_by_page(frame.assign(arm="strategy"), runs).assign(arm=frame["arm"])
+
+
+def waste_drawn(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Draw the share that holds nothing."""
+    return page_utilisation(runs.assign(page_utilisation=1 - runs["page_utilisation"]), ax)
 
 
 LATENCIES = [with_first_steps, with_disturbed_blocks, with_the_second_baseline, in_seconds]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kvbench.cache import plan
 from kvbench.cache.codecs.base import as_bytes
-from kvbench.cache.page_table import PagePool
+from kvbench.cache.page_table import PagePool, PageTable
 from kvbench.cache.paged import PagedRoom
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
@@ -126,6 +126,22 @@ def pages_are_taken_when_they_are_needed(size: int = 4) -> None:
     drive(model("llama_gqa"), in_pages("baseline", size), text, run, watch=look)
     empty = sum((max(RAGGED) - length) // size for length in RAGGED)
     assert taken == [len(RAGGED) * -(-(max(RAGGED) + step) // size) - empty for step in range(NEW + 1)]
+
+
+def pages_are_used_well(size: int = 16, least: float = 0.96, longer: int = 400) -> None:
+    """Behind so many tokens, all but a few of the slots of all pages taken hold entries, and never a page too many."""
+    table = PageTable(size, 3 * longer, (0,), torch.device("cpu"))
+    for tokens in range(longer + 1, 3 * longer):
+        table.reserve(tokens)
+        assert table.slots_taken - tokens < size
+        assert tokens / table.slots_taken > least
+    text = ids(1, 2, 100).repeat(1, 5)[:, : longer + 1 + NEW]
+    run = uniform(longer + 1, rows=2)
+    share = drive(model("llama_gqa"), in_pages("baseline", size), text, run).cache.page_utilisation()
+    held = longer + 1 + NEW
+    assert share == pytest.approx(held / (-(-held // size) * size))
+    assert share is not None
+    assert share > least
 
 
 def restoring_gives_pages_back(name: str, *overrides: str) -> None:

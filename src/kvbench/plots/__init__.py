@@ -2,7 +2,15 @@
 
 from kvbench.plots.latency import decode_latency
 from kvbench.plots.memory import memory_against_context
+from kvbench.plots.pages import named_by_page, page_utilisation
 from kvbench.plots.quality import quality_against_memory
 from kvbench.plots.trace import held_positions
 
-__all__ = ["decode_latency", "held_positions", "memory_against_context", "quality_against_memory"]
+__all__ = [
+    "decode_latency",
+    "held_positions",
+    "memory_against_context",
+    "named_by_page",
+    "page_utilisation",
+    "quality_against_memory",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import pandas as pd
@@ -10,12 +11,17 @@ from matplotlib.axes import Axes
 from kvbench.plots.looks import draw_lines, legend, looks, require_one, tidy, tokens_axis
 from kvbench.results.labels import BYTE_UNITS, best_unit, labels
 
-_CALLED = {"kv_allocated_bytes": "cache allocated", "peak_bytes": "peak above the idle model"}
+Bytes = Literal["kv_allocated_bytes", "peak_bytes", "prefill_peak_bytes", "decode_peak_bytes"]
+
+_CALLED: Mapping[Bytes, str] = {
+    "kv_allocated_bytes": "cache allocated",
+    "peak_bytes": "peak above the idle model",
+    "prefill_peak_bytes": "peak while the prompt is read",
+    "decode_peak_bytes": "peak while decoding",
+}
 
 
-def memory_against_context(
-    runs: pd.DataFrame, ax: Axes, *, column: Literal["kv_allocated_bytes", "peak_bytes"] = "kv_allocated_bytes"
-) -> pd.DataFrame:
+def memory_against_context(runs: pd.DataFrame, ax: Axes, *, column: Bytes = "kv_allocated_bytes") -> pd.DataFrame:
     """Draw bytes against the length of the prompt, a line per strategy.
 
     Args:
