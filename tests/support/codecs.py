@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvbench.cache.codecs import normal
 from kvbench.cache.codecs.dense import DensePayload
+from kvbench.cache.codecs.kernel import Wanted
 from kvbench.cache.codecs.packed import PackedCodec, PackedFormat, PackedPayload
 from kvbench.cache.codecs.packed_keys import PackedKeys
 from kvbench.cache.codecs.quantiser import Quantiser
@@ -307,7 +308,7 @@ class Weigher(TorchDispatchMode):
         return out
 
 
-def a_step_needs_little_room(name: str, kernel: Kernel, tokens: int = 4096) -> None:
+def a_step_needs_little_room(name: str, kernel: Wanted, tokens: int = 4096) -> None:
     """What a decode step makes beside the cache is below a tenth of the layer's cache in float16."""
     view = view_of(model("llama_gqa", torch.float32))
     shape = replace(view.layers[0], kv_heads=4, key_dim=64, value_dim=64, rotary=torch.rand(32))

@@ -41,8 +41,8 @@ COMPOSED = (  # with what else entries in pages go
 
 
 @contextmanager
-def in_disorder(seed: int) -> Iterator[None]:
-    """Hand out free pages in any order, and fill them with what is no number."""
+def in_disorder(seed: int, fill: float = torch.nan) -> Iterator[None]:
+    """Hand out free pages in any order, and fill them with what is no number, or with one that nobody wrote."""
     grow, allocate = PagePool.grow, PagedRoom._allocate
 
     def shuffled(self: PagePool, pages: int) -> None:
@@ -52,7 +52,7 @@ def in_disorder(seed: int) -> Iterator[None]:
     def filled(self: PagedRoom, like: Tensor, pages: int) -> None:
         allocate(self, like, pages)
         for room in self.kept:
-            as_bytes(room).fill_(255 if room.dtype.itemsize == 1 else torch.nan)
+            as_bytes(room).fill_(255 if room.dtype.itemsize == 1 else fill)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PagePool, "grow", shuffled)

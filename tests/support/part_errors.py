@@ -629,7 +629,21 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
     "empty pages": (asked("paged", "layout.page_tokens=0"), r"strategy\.layout\.page_tokens must be at least 1; got 0"),
     "kernel of pages": (
         changed("paged", "layout", kernel="fast"),
-        r"strategy\.layout\.kernel must be auto, native, triton or reference; got 'fast'",
+        r"strategy\.layout\.kernel must be auto, native, triton, reference or flex; got 'fast'",
+    ),
+    "weights of a kernel that says none": (
+        asked("h2o", "strategy/layout=paged", "layout.kernel=flex"),
+        r"kernel=flex says outputs alone, and here a step needs to know .*; use strategy\.layout\.kernel=auto",
+    ),
+    "codes by a kernel that reads numbers": (
+        lambda: composed("paged", "strategy/codec=int8", "layout.kernel=flex").build(
+            view_of(model("llama_gqa")), uniform()
+        ),
+        r"kernel=flex reads keys and values as the model made them; use strategy/codec=dense, or strategy\.layout\.k",
+    ),
+    "a kernel without float64": (
+        lambda: composed("paged", "layout.kernel=flex").build(view_of(model("llama_gqa")), uniform()),
+        r"FlexAttention computes in float32 on a CPU, and the model in float64; set strategy\.layout\.kernel=auto",
     ),
     "kernel that pages lack": (
         lambda: composed("paged", "layout.kernel=native").build(view_of(model("llama_gqa")), uniform()),

@@ -14,7 +14,7 @@ from kvbench.types import LayerShape, ModelView, RunShape
 if TYPE_CHECKING:
     import torch
 
-    from kvbench.cache.codecs.kernel import Wanted
+    from kvbench.cache.codecs.kernel import WantedOfPages
     from kvbench.cache.pages import Paging
     from kvbench.cache.placement.rooms import Placed, Tier
     from kvbench.cache.placement.tiers import Traffic
@@ -246,7 +246,7 @@ class Pages(Protocol):
         """Slots of a page."""
 
     @property
-    def kernel(self) -> Wanted:
+    def kernel(self) -> WantedOfPages:
         """What reads entries that are kept as the model made them."""
 
 

@@ -208,6 +208,12 @@ def _check_pages(made: CacheStrategy) -> None:
     reason = _unless_changed("attention alone reads slots that lie in pages", parts)
     if reason is not None:
         raise ValueError(f"{reason}, or strategy/layout=separate.")
+    weighs = made.evicted.weighs or (made.trigger.period > 0 and made.scorer.needs_weights)
+    if not made.layout.says_weights and made.budget.limits and weighs:
+        raise ValueError(
+            "strategy.layout.kernel=flex says outputs alone, and here a step needs to know how much each entry weighs, "
+            "or an entry stands for many tokens; use strategy.layout.kernel=auto."
+        )
 
 
 def _check_transform(made: CacheStrategy) -> None:
@@ -239,6 +245,11 @@ def refused_to_share(made: CacheStrategy, view: ModelView) -> str | None:
         "budget=all": made.budget.limits,
     }
     reason = _unless_changed("requests under way share one pool of pages, in which all entries stay", parts)
+    if isinstance(made.layout, Paged) and not made.layout.says_weights:
+        reason = reason or (
+            "requests under way change the batch at every step, and strategy.layout.kernel=flex is compiled for each "
+            "batch; use strategy.layout.kernel=auto"
+        )
     if reason is None and (view.is_recurrent or view.keeps_context or any(layer.window for layer in view.layers)):
         return (
             "requests under way share one pool of pages, and layers of this model keep states, windows or what is made "

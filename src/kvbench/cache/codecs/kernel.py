@@ -11,6 +11,7 @@ from kvbench.kernels.packed import Kernel, why_not
 from kvbench.types import ModelView
 
 Wanted = Literal["auto", "native", "triton", "reference"]
+WantedOfPages = Literal["auto", "native", "triton", "reference", "flex"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ def check_kernel(kernel: Wanted, key: str) -> None:
         raise ValueError(f"{key} must be auto, native, triton or reference; got {kernel!r}.")
 
 
-def chosen_kernel(kernel: Wanted, device: torch.device, dtype: torch.dtype) -> Kernel:
+def chosen_kernel(kernel: WantedOfPages, device: torch.device, dtype: torch.dtype) -> Kernel:
     """Return what reads entries of a model with this dtype on this device."""
     if kernel != "auto":
         return kernel
@@ -51,7 +52,7 @@ def chosen_kernel(kernel: Wanted, device: torch.device, dtype: torch.dtype) -> K
     return wanted if why_not(wanted, device, dtype) is None else "reference"
 
 
-def lacking_kernel(kernel: Wanted, view: ModelView, key: str) -> str | None:
+def lacking_kernel(kernel: WantedOfPages, view: ModelView, key: str) -> str | None:
     """Return why the kernel that was asked for cannot be had, or None."""
     reason = None if kernel == "auto" else why_not(kernel, view.device, view.dtype)
     return None if reason is None else f"{reason}; set {key}=auto or reference"

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kvbench.kernels.packed import Rows, pages_of
+
 EMPTY = -1  # position of a slot that holds nothing
 SUMMARY = -2  # position of an entry that stands for tokens of many positions, and is seen by all
 QUERY_BLOCK = 256  # rows of queries whose mask exists at once
@@ -95,6 +97,10 @@ def attend_one(
         The output [B, H, 1, D_v] and, per tile, the weights [B, G, H / G, m] in float32 or wider, or None.
     """
     batch, heads = query.shape[:2]
+    pages = pages_of(tiles[0].keys)
+    if pages is not None:
+        assert not with_weights, "refused before"
+        return _in_pages(query, tiles, pages, scale), None
     logits = _all_logits(query, tiles, scale)
     if len(tiles) == 1:
         weights = [torch.softmax(logits[0], dim=-1)]
@@ -103,6 +109,20 @@ def attend_one(
         weights = [(part - total).exp() for part in logits]
     out = _all_weighted(weights, tiles)
     return out.reshape(batch, heads, 1, -1), weights if with_weights else None
+
+
+def _in_pages(query: Tensor, tiles: Sequence[Tile], pages: tuple[Tensor, Tensor], scale: float) -> Tensor:
+    """Return attention to entries whose keys and values are read at once, where they lie."""
+    from kvbench.kernels.attend import flex
+
+    (tile,), (keys, table), values = tiles, pages, pages_of(tiles[0].values)
+    assert isinstance(tile.keys, Rows)
+    assert values is not None
+    assert tile.log_weight is None
+    sets = 1 if tile.visible is None else tile.visible.shape[1]
+    seen = torch.zeros((len(query), sets, table.shape[1] * keys.shape[2]), dtype=torch.bool, device=query.device)
+    seen[:, :, : tile.keys.lengths[0]] = True if tile.visible is None else tile.visible
+    return flex.attend(query, keys, values[0], scale, table=table, seen=seen)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from kvbench.kernels.packed.native import Given
 
-Kernel = Literal["native", "triton", "reference"]
+Kernel = Literal["native", "triton", "reference", "flex"]
 NUMBERS = {
     str(dtype).removeprefix("torch."): dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 }
@@ -117,7 +117,7 @@ class Packed:
         codes: uint8 [B, G, m, w]; with a table [pages, G, P, w], one behind the other.
         scale: float16 or e4m3 [B, G, M, n], one row for `form.tokens` rows of codes.
         low: the least numbers, as the scales; None where the form is symmetric.
-        kernel: what reads them.
+        kernel: what reads them; "flex" reads keys and values at once, and says neither logits nor sums.
         levels: what the codes of a codebook stand for, float32 [2^bits].
         outliers: what replaces numbers of the rows, before they are rotated.
         turned: how rows, which are keys then, are rotated.
@@ -177,6 +177,7 @@ class Packed:
 
     @property
     def _kernel(self) -> ModuleType:
+        assert self.kernel != "flex", "it says no logits"
         if self.kernel == "native":
             from kvbench.kernels.packed import native
 
@@ -302,6 +303,17 @@ def _as(numbers: Tensor, dtype: torch.dtype) -> Tensor:
     return numbers if numbers.dtype == dtype else numbers.to(dtype)
 
 
+def pages_of(entries: object) -> tuple[Tensor, Tensor] | None:
+    """Return pages [n, G, P, D] and the table that finds those of each row, where FlexAttention reads them, or None."""
+    first = entries.parts[0] if isinstance(entries, Rows) else None
+    run = first.run if isinstance(first, First) else None
+    if not isinstance(run, Packed) or run.kernel != "flex":
+        return None
+    assert run.form.numbers is not None
+    assert run.table is not None
+    return run.codes.view(run.form.numbers), run.table
+
+
 def why_not(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why a kernel cannot read entries of a model with this dtype on this device, or None."""
     if kernel == "reference":
@@ -310,6 +322,10 @@ def why_not(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> str | N
         from kvbench.kernels.packed import on_gpu
 
         return on_gpu.why_not(device, dtype)
+    if kernel == "flex":
+        from kvbench.kernels.attend import flex
+
+        return flex.why_not(device, dtype)
     from kvbench.kernels.packed import native
 
     return native.why_not(device, dtype)

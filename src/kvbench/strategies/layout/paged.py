@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvbench.cache.codecs.kernel import Wanted, check_kernel, lacking_kernel
+from kvbench.cache.codecs.kernel import WantedOfPages, lacking_kernel
 from kvbench.cache.paged import packing_of
 from kvbench.cache.plan import LayerPlan
 from kvbench.strategies.layout.separate import Separate
@@ -22,15 +22,17 @@ class Paged(Separate):
 
     Args:
         page_tokens: slots of a page.
-        kernel: as in ReadByKernel, for entries that are kept as the model made them; codes have the codec's.
+        kernel: as in ReadByKernel, or "flex", torch's FlexAttention, for entries that are kept as the model made them;
+            codes have the codec's.
     """
 
     page_tokens: int
-    kernel: Wanted
+    kernel: WantedOfPages
 
     def __post_init__(self) -> None:
         """Refuse pages that hold nothing."""
-        check_kernel(self.kernel, KEY)
+        if self.kernel not in ("auto", "native", "triton", "reference", "flex"):
+            raise ValueError(f"{KEY} must be auto, native, triton, reference or flex; got {self.kernel!r}.")
         if self.page_tokens < 1:
             raise ValueError(f"strategy.layout.page_tokens must be at least 1; got {self.page_tokens}.")
 
@@ -42,4 +44,11 @@ class Paged(Separate):
                 "strategy/layout=paged needs a strategy/codec that writes each entry alone; use "
                 "strategy/codec=dense, int8 or fp8, or strategy/layout=separate"
             )
+        if self.kernel == "flex" and any(plan.shape.values_are_keys or not plan.codec.is_exact for plan in plans):
+            return f"{KEY}=flex reads keys and values as the model made them; use strategy/codec=dense, or {KEY}=auto"
         return lacking_kernel(self.kernel, view, KEY)
+
+    @property
+    def says_weights(self) -> bool:
+        """Whether what reads entries says how much each weighs, and takes some for more than one token."""
+        return self.kernel != "flex"
