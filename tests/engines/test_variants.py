@@ -58,6 +58,7 @@ def test_every_oracle_is_seen_to_fail() -> None:
     assert oracles_in(variants) == seen_to_fail(mutants.MUTANTS)
 
 
+@pytest.mark.shipped
 def test_decoding_is_compiled_once_and_says_the_same() -> None:
     run = RunShape(prompt_lengths=(24, 24), new_tokens=6)
     expected = of_variant("static", run=run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -17,24 +18,28 @@ from tests.support.models import model
 from tests.support.strategies import composed
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+longer = partial(pytest.param, marks=pytest.mark.shipped)
 is_there = pytest.mark.skipif(flex.why_not(CPU, torch.float32) is not None, reason="FlexAttention cannot be compiled")
 
 
 @is_there
 @pytest.mark.parametrize(
-    ("dtype", "size", "sets"), [(torch.float32, 16, 1), (torch.float32, 128, 2), (torch.bfloat16, 16, 2)], ids=str
+    ("dtype", "size", "sets"),
+    [(torch.float32, 16, 1), longer(torch.float32, 128, 2), longer(torch.bfloat16, 16, 2)],
+    ids=str,
 )
 def test_pages_are_attended_to_where_they_lie(dtype: torch.dtype, size: int, sets: int) -> None:
     flexing.pages_are_attended_to_where_they_lie(dtype, size, sets)
 
 
 @is_there
-@pytest.mark.parametrize(("size", "name"), [(16, "baseline"), (128, "baseline"), (4, "snapkv")])
+@pytest.mark.parametrize(("size", "name"), [longer(16, "baseline"), longer(128, "baseline"), (4, "snapkv")])
 def test_logits_are_those_of_slots_in_a_row(size: int, name: str) -> None:
     flexing.logits_are_those_of_slots_in_a_row(size, name)
 
 
 @is_there
+@pytest.mark.shipped
 @each_of(MUTANTS)
 def test_the_oracle_fails_on_the_mutant(mutant: Mutant, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant.dies(check, monkeypatch)
