@@ -100,10 +100,12 @@ class PagedRoom:
 
     def store(self, page: Tensor, slot: Tensor, entries: Tensor) -> None:
         """Store entries [1, G, N, D], each at a slot of a page [1 or G, N]."""
-        head = torch.arange(self.heads, device=page.device)[:, None]
-        row = (page.long() * self.heads + head) * self.size + slot
+        row = (page.long() * self.heads + self._heads(page.device)) * self.size + slot
         entries = entries.reshape(1, 1, -1, self.dim)
         self.packing.write(self._in_a_row, self._run_in_a_row, row.reshape(1, 1, -1), entries)
+
+    def _heads(self, device: torch.device) -> Tensor:
+        return torch.arange(self.heads, device=device)[:, None]
 
     def clear(self, pages: Tensor) -> None:
         """Forget what lay in pages [n]: slots that hold nothing yet are read with a weight of 0."""
@@ -118,6 +120,15 @@ class PagedRoom:
     def through(self, index: Tensor) -> Packed:
         """Return the entries of rows whose pages are in a table [B, n], as attention reads them."""
         return replace(self.run, table=index)
+
+    def read(self, pages: Tensor, length: int) -> Tensor:
+        """Return a copy of the first so many entries of a sequence in pages [n], as numbers [1, G, length, D]."""
+        index = (pages * self.heads + self._heads(pages.device)).flatten()  # of what each page has of each head
+        rows = [room.flatten(0, 1).index_select(0, index).view(1, self.heads, -1, room.shape[3]) for room in self.kept]
+        if isinstance(self.packing, Numbers):
+            return rows[0][:, :, :length]
+        wide = torch.promote_types(self.dtype, torch.float32)
+        return self._run_of(rows).dense(0, length, wide).to(self.dtype)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return everything held."""

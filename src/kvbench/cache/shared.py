@@ -58,12 +58,12 @@ class _Long:
 
     Args:
         at: their columns in the pass.
-        index: pages of the sequence [1, n].
+        pages: of the sequence [n].
         position: of all its entries [1, 1, stop].
     """
 
     at: slice
-    index: Tensor
+    pages: Tensor
     position: Tensor
 
 
@@ -171,10 +171,7 @@ class SharedLayer:
         new = mine.shape[2]
         if new == length and self.plan.codec.is_exact:
             return attend_causal(mine, key[:, :, long.at], value[:, :, long.at], scale)
-        wide = torch.promote_types(query.dtype, torch.float32) if not self.plan.codec.is_exact else query.dtype
-        keys, values = (
-            room.through(long.index).dense(0, length, wide).to(query.dtype) for room in (self.keys, self.values)
-        )
+        keys, values = (room.read(long.pages, length) for room in (self.keys, self.values))
         if new == length:
             return attend_causal(mine, keys, values, scale)
         at = long.position[:, 0, length - new :]
@@ -234,7 +231,7 @@ class SharedCache(Door):
             long=[
                 _Long(
                     at=slice(start, start + piece.tokens),
-                    index=torch.tensor([self._pages_of(piece)], dtype=torch.int32, device=device),
+                    pages=torch.tensor(self._pages_of(piece), device=device),
                     position=torch.arange(piece.stop, dtype=torch.int32, device=device)[None, None],
                 )
                 for piece, start in zip(pieces, starts, strict=True)
