@@ -3,7 +3,8 @@
     python -m benchmarks.prefix_sharing --out benchmarks/results/prefix_sharing    # on a machine that does nothing else
 
 Requests have prompts of one length and ask for one token; a share p of each prompt is that of all. Both serve the same
-requests, in turn in one process. The ceiling is N / (p + N (1 - p)): every shared token computed once.
+requests, in turn in one process. The ceiling is N / (p + N (1 - p)): every shared token computed once. The goal is the
+ceiling over 1.1.
 """
 
 from __future__ import annotations
