@@ -154,7 +154,7 @@ def peaks(context: int) -> Iterator[Goal]:
         if missing is not None:
             print(f"{name} is left out: {missing}", flush=True)
             continue
-        row = _peak("kvbench.worker:weigh_stock", job_for([*asked, f"strategy={name}"]))
+        row = _peak("kvbench.generating:weigh_black_box", job_for([*asked, f"strategy={name}"]))
         yield share(name, "peak", row)
         yield share(name, "bytes held", row)
 

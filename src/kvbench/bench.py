@@ -149,18 +149,13 @@ def through_cache(arm: Arm, ids: Tensor) -> Tensor:
 def _memory_bytes(job: Job, made: CacheStrategy, view: ModelView, device: torch.device) -> int:
     """Return the bytes of a cache in the device's memory, which on a CPU is the host's as well."""
     changed = made.transform.shapes(view)
-    if isinstance(job.engine, Batcher):
-        return (
-            0
-            if made.cannot_share(changed)
-            else made.pool_bytes(changed, job.engine.pages(job.workload.runs()[-1], made.page_tokens))
-        )
-    return max(_batch_bytes(made, changed, run, device) for run in job.workload.runs())
-
-
-def _batch_bytes(made: CacheStrategy, changed: ModelView, run: RunShape, device: torch.device) -> int:
-    host = made.bytes_elsewhere(changed, run).host if device.type == "cpu" else 0
-    return made.allocated_bytes(changed, run) + host
+    runs, is_host = job.workload.runs(), device.type == "cpu"
+    if not isinstance(job.engine, Batcher):
+        host = (made.bytes_elsewhere(changed, run).host if is_host else 0 for run in runs)
+        return max(made.allocated_bytes(changed, run) + more for run, more in zip(runs, host, strict=True))
+    if made.cannot_share(changed) is not None:
+        return 0
+    return made.pool_bytes(changed, job.engine.pages(runs[-1], made.page_tokens))
 
 
 def check_memory(job: Job) -> None:
@@ -182,9 +177,11 @@ def check_memory(job: Job) -> None:
                 caches += _memory_bytes(job, made, view, device)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_ram_bytes()
     if free is not None and weights + caches > free:
-        gib = 2**30
+        gib, keys = 2**30, "workload.batch_size or workload.prompt_tokens"
+        if isinstance(job.engine, Batcher):
+            keys = "engine.kv_tokens or workload.num_requests"
         raise MemoryError(
             f"weights of {weights / gib:.1f} GiB and caches of {caches / gib:.1f} GiB for "
             f"{shapes[-1].batch_size} x {shapes[-1].prompt_tokens} tokens exceed the {free / gib:.1f} GiB free on "
-            f"{device}; lower workload.batch_size or workload.prompt_tokens, or set model.dtype=bfloat16"
+            f"{device}; lower {keys}, or set model.dtype=bfloat16"
         )

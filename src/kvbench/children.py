@@ -14,7 +14,8 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any
 
-PRELOAD = ["kvbench.worker"]  # imported once by the fork server, so that a child starts in a tenth of a second
+# imported once by the fork server, so that a child starts in a tenth of a second
+PRELOAD = ["kvbench.worker", "kvbench.serve", "kvbench.generating"]
 Progress = Callable[[str, float], None]
 
 

@@ -190,6 +190,14 @@ def interval_columns(name: str, found: statistics.Interval) -> Row:
     return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
+def evidence_columns(found: statistics.Evidence, verdict: statistics.Verdict, reason: str) -> Row:
+    """Return what a comparison shows of the strategy's arm, and what may be claimed of it."""
+    row: Row = {"verdict": verdict, "reason": reason, "rounds": found.rounds, "dirty_share": found.dirty_share}
+    if found.aa is not None:
+        row |= {"aa_ratio": found.aa.value, "aa_low": found.aa.low, "aa_high": found.aa.high}
+    return row if found.ratio is None else row | interval_columns("ratio", found.ratio)
+
+
 def above(value: int | None, idle: int | None) -> int | None:
     """Return the bytes above idle, or None where either is unknown."""
     return None if value is None or idle is None else max(0, value - idle)

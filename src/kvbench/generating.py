@@ -64,8 +64,9 @@ def weigh_black_box(job: Job, report: Report) -> Measured:
     meter.settle()
     idle = meter.held_bytes()
     meter.reset()
-    box.generate()
+    made = box.generate()
     row: Row = {
+        **_held(made),
         "idle_bytes": idle,
         "peak_bytes": above(meter.peak_bytes(), idle),
         "resident_bytes": meter.resident_bytes(),

@@ -231,9 +231,10 @@ def describe(job: Job, arm: str) -> Row:
     assert strategy is not None
     shape = job.workload.runs()[-1]
     comparison = "none" if job.baseline is None else "unpaired" if isinstance(job.engine, BlackBoxEngine) else "paired"
+    own = "batcher" if isinstance(job.engine, Batcher) else "eager"
     return {
         "arm": arm,
-        **({"strategy": "baseline", "engine": _engine_of_baseline(job)} if arm == "baseline" else {}),
+        **({"strategy": "baseline", "engine": own} if arm == "baseline" else {}),
         "evidence": "measured",
         "comparison": comparison,
         "batch_size": shape.batch_size,
@@ -250,17 +251,14 @@ def describe(job: Job, arm: str) -> Row:
     }
 
 
-def _engine_of_baseline(job: Job) -> str:
-    return "batcher" if isinstance(job.engine, Batcher) else "eager"
-
-
 def measure(job: Job, log: Callable[[str], None], progress: Progress) -> Measured:
     """Run the measuring processes and gather what they bring back; what ends one becomes its row's status."""
     if isinstance(job.engine, BlackBoxEngine):
         return _beside_black_box(job, log, progress)
     is_serving = isinstance(job.engine, Batcher)
-    time, weigh = ("serve:serve", "serve:weigh_requests") if is_serving else ("worker:time_and_quality", "worker:weigh")
-    timed = _call(time, job, log=log, job=job, progress=progress)
+    parts = ("serve:serve", "serve:weigh_requests") if is_serving else ("worker:time_and_quality", "worker:weigh")
+    ask, weigh = parts
+    timed = _call(ask, job, log=log, job=job, progress=progress)
     if isinstance(timed, Measured):
         for name, row in timed.rows.items():
             if row["status"] == "ok":
@@ -282,10 +280,10 @@ def _beside_black_box(job: Job, log: Callable[[str], None], progress: Progress) 
     missing = _missing(job)
     found: Measured | Row = {"status": "unavailable", "reason": missing}
     if missing is None:
-        found = _call("worker:time_black_box", job, log=log, job=job, progress=progress)
+        found = _call("generating:time_black_box", job, log=log, job=job, progress=progress)
     out = found if isinstance(found, Measured) else Measured(rows={"strategy": found})
     if out.rows["strategy"]["status"] == "ok" and not job.engine.is_elsewhere:
-        weighed = _call("worker:weigh_black_box", job, log=log, job=job, progress=progress)
+        weighed = _call("generating:weigh_black_box", job, log=log, job=job, progress=progress)
         out.rows["strategy"] |= weighed.rows["strategy"] if isinstance(weighed, Measured) else weighed
     if job.baseline is None:
         return out

@@ -9,7 +9,7 @@ import numpy as np
 
 from kvbench.bench import Bench
 from kvbench.cache.shared import SharedCache
-from kvbench.columns import above, interval_columns
+from kvbench.columns import above, evidence_columns
 from kvbench.engines.arm import Arm
 from kvbench.engines.batcher import Batcher
 from kvbench.engines.schedulers import FirstCome, Scheduler
@@ -21,6 +21,7 @@ from kvbench.measure.memory import MemoryMeter, return_large_blocks
 from kvbench.measure.samples import Sample, again
 from kvbench.timing import in_pairs
 from kvbench.types import Request, RunShape
+from kvbench.workloads import pieces
 from kvbench.workloads.requests import Requests
 
 Report = Callable[[str, float], None]
@@ -71,7 +72,7 @@ def serve(job: Job, report: Report) -> Measured:
     for name, arm in arms.items():
         row, servings = bench.measured.rows[name], arm.done[-len(served[name]) :]
         row |= _columns(job, servings)
-        row |= {"sharing": job.workload.sharing(bench.sources[name]), "setup_s": paired.warmup_s}
+        row |= {"sharing": pieces.sharing(arm.requests), "setup_s": paired.warmup_s}
         for sample, serving in zip(served[name], servings, strict=True):
             tokens = sum(each.tokens for each in serving.passes)
             step = {"arm": sample.arm, "round": sample.round, "block": sample.block, "index_in_block": 0}
@@ -124,11 +125,7 @@ def _arm(bench: Bench, name: str) -> RequestsArm:
 def _compare(bench: Bench, evidence: statistics.Evidence, arms: Mapping[str, RequestsArm]) -> None:
     row, limits = bench.measured.rows["strategy"], bench.job.settings.limits(bench.loaded.view.device.type)
     verdict, reason = statistics.judge(evidence, "memory_bound", limits)  # what is saved is no read, wherever it lies
-    row |= {"verdict": verdict, "reason": reason, "rounds": evidence.rounds, "dirty_share": evidence.dirty_share}
-    if evidence.aa is not None:
-        row |= {"aa_ratio": evidence.aa.value, "aa_low": evidence.aa.low, "aa_high": evidence.aa.high}
-    if evidence.ratio is not None:
-        row |= interval_columns("ratio", evidence.ratio)
+    row |= evidence_columns(evidence, verdict, reason)
     mine, others = (arms[name].done[-1].served for name in ("strategy", "baseline"))
     row["same_share"] = float(np.mean([mine[number].tokens == others[number].tokens for number in mine]))
 

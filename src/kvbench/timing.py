@@ -9,7 +9,15 @@ from dataclasses import replace
 from torch import Tensor
 
 from kvbench.bench import Bench
-from kvbench.columns import interval_columns, latency_columns, latency_of, roofline_columns, waited, weights_read
+from kvbench.columns import (
+    evidence_columns,
+    interval_columns,
+    latency_columns,
+    latency_of,
+    roofline_columns,
+    waited,
+    weights_read,
+)
 from kvbench.engines.arm import DecodeArm, PrefillArm
 from kvbench.honesty import watched
 from kvbench.measure import roofline, statistics
@@ -123,19 +131,10 @@ def _compare(bench: Bench, paired: PairedSamples, reads: Mapping[str, int]) -> N
     regime = _regime(bench, reads["baseline"], is_launch_bound=statistics.is_launch_bound(paired, "baseline"))
     verdict, reason = statistics.judge(evidence, regime, bench.job.settings.limits(bench.loaded.view.device.type))
     row = bench.measured.rows["strategy"]
-    row |= {
-        "ceiling": roofline.ceiling(reads["baseline"], reads["strategy"]),
-        "verdict": verdict,
-        "reason": reason,
-        "rounds": evidence.rounds,
-        "dirty_share": evidence.dirty_share,
-    }
+    row |= evidence_columns(evidence, verdict, reason)
+    row["ceiling"] = roofline.ceiling(reads["baseline"], reads["strategy"])
     for name in bench.arms:
         bench.measured.rows[name]["regime"] = regime
-    if evidence.aa is not None:
-        row |= {"aa_ratio": evidence.aa.value, "aa_low": evidence.aa.low, "aa_high": evidence.aa.high}
-    if evidence.ratio is not None:
-        row |= interval_columns("ratio", evidence.ratio)
     if regime == "memory_bound" and evidence.ratio is not None and bench.loaded.view.device.type == "cuda":
         ratio = evidence.ratio  # on a CPU attention may be bound by arithmetic, and what is saved there is no byte
         roofline.check_ceiling(ratio.value, ratio.low, ratio.high, row["ceiling"])

@@ -12,13 +12,10 @@ from kvbench.asking import all_cores, ask_likelihood, ask_recall, write_text
 from kvbench.bench import Bench
 from kvbench.columns import above, held, moved
 from kvbench.engines.arm import DecodeArm
-from kvbench.generating import time_black_box, weigh_black_box
 from kvbench.honesty import check_reported, live_storages
 from kvbench.job import Job, Measured
 from kvbench.measure.memory import MemoryMeter, return_large_blocks
 from kvbench.timing import time_decode, time_prefill
-
-__all__ = ["time_and_quality", "time_black_box", "weigh", "weigh_black_box"]  # what the runner calls by name
 
 Report = Callable[[str, float], None]
 

@@ -17,16 +17,15 @@ from kvbench.runner import Result, job_of
 from kvbench.strategies import black_box
 
 TIMED = ["measure.cell_seconds=1.0", "measure.max_rounds=10"]
-QUICK = [
+SHORT = [
     "measure.cell_seconds=0.2",
     "measure.min_rounds=2",
     "measure.max_rounds=2",
     "measure.quiet_seconds=0",
-    "workload.prompt_tokens=96",
-    "workload.new_tokens=12",
     "sink.wandb.mode=disabled",
     "model.device=cpu",
 ]
+QUICK = [*SHORT, "workload.prompt_tokens=96", "workload.new_tokens=12"]
 SMALL_QUALITY = [
     "quality.text_windows=2",
     "quality.context_tokens=128",

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 import kvbench
-from kvbench.runner import Result
+from kvbench import bench
+from kvbench.configuration import check, compose
+from kvbench.runner import Result, job_of
+from tests.runner.test_runner import SHORT, row
 
 SMALL = [
-    "measure.cell_seconds=0.2",
-    "measure.min_rounds=2",
-    "measure.max_rounds=2",
-    "measure.quiet_seconds=0",
+    *SHORT,
     "workload.num_requests=8",
     "workload.tree=[[2,40]]",
     "workload.own_tokens=9",
     "workload.new_tokens=4",
-    "sink.wandb.mode=disabled",
-    "model.device=cpu",
 ]
 
 
@@ -36,13 +33,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Result:
     return run(tmp_path_factory.mktemp("runs"), "strategy=scheduling_prefix", *rate)
 
 
-def arm(result: Result, name: str) -> pd.Series:
-    """Return the row of one arm."""
-    return result.rows.set_index("arm").loc[name]
-
-
 def test_both_arms_serve_the_same_requests(done: Result) -> None:
-    mine, full = arm(done, "strategy"), arm(done, "baseline")
+    mine, full = row(done), row(done, "baseline")
     assert (mine["status"], mine["comparison"], full["engine"]) == ("ok", "paired", "batcher")
     assert mine["same_share"] == 1
     assert mine["sharing"] == full["sharing"] > 2
@@ -53,10 +45,10 @@ def test_both_arms_serve_the_same_requests(done: Result) -> None:
 
 
 def test_bytes_are_those_of_the_pool(done: Result) -> None:
-    for row in (arm(done, "strategy"), arm(done, "baseline")):
-        assert row["kv_allocated_bytes"] == row["kv_predicted_bytes"]
-        assert 0 < row["kv_used_bytes"] < row["kv_allocated_bytes"] <= row["peak_bytes"]
-        assert 0 < row["page_utilisation"] <= 1
+    for mine in (row(done), row(done, "baseline")):
+        assert mine["kv_allocated_bytes"] == mine["kv_predicted_bytes"]
+        assert 0 < mine["kv_used_bytes"] < mine["kv_allocated_bytes"] <= mine["peak_bytes"]
+        assert 0 < mine["page_utilisation"] <= 1
 
 
 def test_columns_can_be_recomputed_from_the_requests(done: Result) -> None:
@@ -68,19 +60,19 @@ def test_columns_can_be_recomputed_from_the_requests(done: Result) -> None:
     assert (served["admitted_s"] < served["first_token_s"]).all()
     assert (served["first_token_s"] <= served["last_token_s"]).all()
     for name in ("strategy", "baseline"):
-        mine, row = served[served["arm"] == name], arm(done, name)
+        mine, told = served[served["arm"] == name], row(done, name)
         first = 1e3 * (mine["first_token_s"] - mine["arrival_s"])
-        assert row["ttft_ms"] == pytest.approx(first.median())
-        assert row["e2e_p99_ms"] == pytest.approx((1e3 * (mine["last_token_s"] - mine["arrival_s"])).quantile(0.99))
+        assert told["ttft_ms"] == pytest.approx(first.median())
+        assert told["e2e_p99_ms"] == pytest.approx((1e3 * (mine["last_token_s"] - mine["arrival_s"])).quantile(0.99))
         spans = mine.groupby(["round", "block"])["last_token_s"].max()
-        assert row["serve_s"] == pytest.approx(spans.median())
-        assert row["tokens_per_s"] == pytest.approx(mine["new_tokens"].sum() / spans.sum())
+        assert told["serve_s"] == pytest.approx(spans.median())
+        assert told["tokens_per_s"] == pytest.approx(mine["new_tokens"].sum() / spans.sum())
 
 
 def test_targets_say_what_is_in_time(tmp_path: Path) -> None:
     late = run(tmp_path, "strategy=scheduling_fcfs", "workload.ttft_target_ms=0.000001")
-    assert arm(late, "strategy")["goodput_per_s"] == 0
-    assert arm(late, "strategy")["tokens_per_s"] > 0
+    assert row(late)["goodput_per_s"] == 0
+    assert row(late)["tokens_per_s"] > 0
 
 
 @pytest.mark.parametrize(
@@ -92,9 +84,9 @@ def test_targets_say_what_is_in_time(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_share_is_unsupported(tmp_path: Path, overrides: list[str], reason: str) -> None:
-    row = arm(run(tmp_path, "strategy=scheduling_lpm", *overrides), "strategy")
-    assert row["status"] == "unsupported"
-    assert reason in row["reason"]
+    mine = row(run(tmp_path, "strategy=scheduling_lpm", *overrides))
+    assert mine["status"] == "unsupported"
+    assert reason in mine["reason"]
 
 
 @pytest.mark.parametrize(
@@ -110,8 +102,17 @@ def test_what_never_fits_is_refused_before_it_loads(tmp_path: Path, overrides: l
     assert not list(tmp_path.rglob("run.parquet"))
 
 
+def test_a_pool_that_does_not_fit_names_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = job_of(check(compose(["strategy=scheduling_lpm", "model.device=cpu", "engine.kv_tokens=100000"])))
+    monkeypatch.setattr(bench, "available_ram_bytes", lambda: 300 * 2**20)
+    with pytest.raises(MemoryError, match=r"lower engine\.kv_tokens or workload\.num_requests, or set model\.dtype"):
+        bench.check_memory(job)
+    monkeypatch.setattr(bench, "available_ram_bytes", lambda: 3000 * 2**20)
+    bench.check_memory(job)
+
+
 def test_less_memory_takes_pages_away_and_changes_no_token(tmp_path: Path) -> None:
-    row = arm(run(tmp_path, "strategy=prefix_cache", "engine.kv_tokens=96", "strategy/codec=int8"), "strategy")
-    assert row["status"] == "ok"
-    assert row["kv_allocated_bytes"] == row["kv_predicted_bytes"]
-    assert row["saving"] == "packed"
+    mine = row(run(tmp_path, "strategy=prefix_cache", "engine.kv_tokens=96", "strategy/codec=int8"))
+    assert mine["status"] == "ok"
+    assert mine["kv_allocated_bytes"] == mine["kv_predicted_bytes"]
+    assert mine["saving"] == "packed"

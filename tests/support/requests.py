@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from kvbench.types import Request
+from kvbench.workloads import pieces
 from kvbench.workloads.requests import Requests
 from kvbench.workloads.source import TokenSource
 
@@ -100,7 +101,7 @@ def the_tree_has_the_size_that_the_settings_say() -> None:
             roots = workload.tree[0][0] if workload.tree else chats
             assert len(nodes) == size - (roots - 1) * len(taken_from.prefix), changed
             assert all(prompt[: len(taken_from.prefix)] == taken_from.prefix for prompt in prompts)
-            assert workload.sharing(taken_from) == pytest.approx(sum(map(len, prompts)) / len(nodes))
+            assert pieces.sharing(requests) == pytest.approx(sum(map(len, prompts)) / len(nodes))
 
 
 def conversations_come_in_the_order_asked_for() -> None:

@@ -13,6 +13,7 @@ from kvbench.cache.codecs.dense import Dense
 from kvbench.cache.codecs.packed import PackedFormat
 from kvbench.cache.page_table import PageTable
 from kvbench.kernels.packed import First, Form, Kernel, Packed, Rows
+from kvbench.kernels.packed.reference import in_a_row
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,10 @@ class PagedRoom:
 
     def store(self, page: Tensor, slot: Tensor, entries: Tensor) -> None:
         """Store entries [1, G, N, D], each at a slot of a page [1 or G, N]."""
-        row = (page.long() * self.heads + self._heads(page.device)) * self.size + slot
+        head = torch.arange(self.heads, device=page.device)[:, None]
+        row = (page.long() * self.heads + head) * self.size + slot
         entries = entries.reshape(1, 1, -1, self.dim)
         self.packing.write(self._in_a_row, self._run_in_a_row, row.reshape(1, 1, -1), entries)
-
-    def _heads(self, device: torch.device) -> Tensor:
-        return torch.arange(self.heads, device=device)[:, None]
 
     def clear(self, pages: Tensor) -> None:
         """Forget what lay in pages [n]: slots that hold nothing yet are read with a weight of 0."""
@@ -123,8 +122,7 @@ class PagedRoom:
 
     def read(self, pages: Tensor, length: int) -> Tensor:
         """Return a copy of the first so many entries of a sequence in pages [n], as numbers [1, G, length, D]."""
-        index = (pages * self.heads + self._heads(pages.device)).flatten()  # of what each page has of each head
-        rows = [room.flatten(0, 1).index_select(0, index).view(1, self.heads, -1, room.shape[3]) for room in self.kept]
+        rows = [in_a_row(room, pages[None]) for room in self.kept]
         if isinstance(self.packing, Numbers):
             return rows[0][:, :, :length]
         wide = torch.promote_types(self.dtype, torch.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -198,13 +199,12 @@ class SharedCache(Door):
             donor = None if plan.shape.donor is None else layers[plan.shape.donor]
             layers.append(SharedLayer(plan, num_pages, view, donor))
         super().__init__(layers=layers)  # type: ignore[arg-type]
-        self._now: _Pass | None = None
 
     def begin(self, pieces: Sequence[Piece], copies: Sequence[Copy] = ()) -> None:
         """Say what the next pass reads, the pieces one behind the other."""
         size, device = self.page_tokens, self.view.device
         at = [range(piece.start, piece.stop) for piece in pieces]
-        starts = _starts([piece.tokens for piece in pieces])
+        *starts, _ = accumulate((piece.tokens for piece in pieces), initial=0)
         page = [piece.pages[p // size] for piece, mine in zip(pieces, at, strict=True) for p in mine]
         position = torch.tensor([p for mine in at for p in mine], device=device)
         targets = {copy.target for copy in copies}
@@ -219,7 +219,7 @@ class SharedCache(Door):
         columns = -(-most // size)
         table = [[*pages, *[EMPTY] * (columns - len(pages))] for pages in tables]
         until = torch.tensor([piece.stop for piece, _ in alone], device=device)[:, None, None]
-        self._now = _Pass(
+        now = _Pass(
             page=torch.tensor(page, device=device)[None],
             slot=(position % size)[None],
             position=position[None],
@@ -239,7 +239,7 @@ class SharedCache(Door):
             ],
         )
         for layer in self.layers:
-            layer.now = self._now
+            layer.now = now
 
     def _pages_of(self, piece: Piece) -> Sequence[int]:
         """Return the pages that a sequence's entries lie in once a pass is done."""
@@ -248,8 +248,9 @@ class SharedCache(Door):
     @property
     def position_ids(self) -> Tensor:
         """Positions [1, T] of the tokens of this pass."""
-        assert self._now is not None
-        return self._now.position
+        now = self.layers[0].now
+        assert now is not None
+        return now.position
 
     def update(  # type: ignore[override]
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
@@ -275,11 +276,3 @@ class SharedCache(Door):
         """Bytes of a page of all layers."""
         rooms = [room for layer in self.layers for room in layer.rooms]
         return sum(kept[0].nbytes for room in rooms for kept in room.kept)
-
-
-def _starts(lengths: Sequence[int]) -> list[int]:
-    """Return where each of so many runs begins, one behind the other."""
-    starts = [0]
-    for length in lengths:
-        starts.append(starts[-1] + length)
-    return starts[:-1]

@@ -119,10 +119,6 @@ class Requests:
         """
         return pieces.write(self._planned(), source)
 
-    def sharing(self, source: TokenSource) -> float:
-        """Return the tokens of all prompts over those of the tree they make together; without what is generated."""
-        return pieces.sharing(self.requests(source))
-
     def _planned(self) -> list[Planned]:
         if self.arrival == "trace":
             return traces.read(

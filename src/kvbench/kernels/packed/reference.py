@@ -38,16 +38,20 @@ def _in_pages(packed: Packed, table: Tensor, start: int, stop: int, dtype: torch
     size = packed.codes.shape[2]
     first, last = start // size, -(-stop // size)
     wanted = table[:, first:last]
-    index = wanted.clamp(min=0).long()
-
-    def together(rows: Tensor) -> Tensor:
-        return rows[index].transpose(1, 2).flatten(2, 3)
-
-    low = None if packed.low is None else together(packed.low)
-    chosen = replace(packed, table=None, codes=together(packed.codes), scale=together(packed.scale), low=low)
+    pages = wanted.clamp(min=0).long()
+    low = None if packed.low is None else in_a_row(packed.low, pages)
+    codes, scale = in_a_row(packed.codes, pages), in_a_row(packed.scale, pages)
+    chosen = replace(packed, table=None, codes=codes, scale=scale, low=low)
     rows = slice(start - first * size, stop - first * size)
     is_there = (wanted >= 0).repeat_interleave(size, dim=1)[:, None, rows, None]
     return dense(chosen, rows.start, rows.stop, dtype).masked_fill(~is_there, 0)
+
+
+def in_a_row(rows: Tensor, pages: Tensor) -> Tensor:
+    """Return a copy of pages of rows [n, G, P, w]: those of each batch row [B, c] in a row [B, G, c P, w]."""
+    (batch, count), (heads, size, width) = pages.shape, rows.shape[1:]
+    index = pages[:, None] * heads + torch.arange(heads, device=pages.device)[:, None]
+    return rows.flatten(0, 1).index_select(0, index.flatten()).view(batch, heads, count * size, width)
 
 
 def _coded(packed: Packed, start: int, stop: int, dtype: torch.dtype) -> Tensor:
