@@ -123,7 +123,7 @@ def source_of(job: Job, loaded: Loaded) -> TokenSource:
     vocabulary = loaded.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     if loaded.tokenizer is None:
         return TokenSource(prefix=(), text=(), vocabulary=vocabulary, seed=job.seed, name="random ids", tasks=None)
-    path = job.workload.path or str(TINY / "held_out.txt")
+    path = job.workload.text_path or str(TINY / "held_out.txt")
     ids = loaded.tokenizer(read_text(path), add_special_tokens=False, verbose=False).input_ids
     prefix = tuple(loaded.tokenizer("").input_ids)
     held_out = loaded.tokenizer(read_text(str(TINY / "held_out.txt")), add_special_tokens=False, verbose=False)
@@ -133,7 +133,15 @@ def source_of(job: Job, loaded: Loaded) -> TokenSource:
         if isinstance(job.workload, Recall):
             raise
         tasks = None
-    return TokenSource(prefix=prefix, text=tuple(ids), vocabulary=vocabulary, seed=job.seed, name=path, tasks=tasks)
+    return TokenSource(
+        prefix=prefix,
+        text=tuple(ids),
+        vocabulary=vocabulary,
+        seed=job.seed,
+        name=path,
+        tasks=tasks,
+        tokenizer=loaded.tokenizer,
+    )
 
 
 def through_cache(arm: Arm, ids: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class Decode:
     new_tokens: int
     batch_size: int
 
-    path = ""
+    text_path = ""
 
     def __post_init__(self) -> None:
         """Refuse lengths that mean nothing."""

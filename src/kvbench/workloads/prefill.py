@@ -20,7 +20,7 @@ class Prefill:
     prompt_tokens: tuple[int, ...]
     batch_size: int
 
-    path = ""
+    text_path = ""
     new_tokens = 1
 
     def __post_init__(self) -> None:

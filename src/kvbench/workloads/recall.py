@@ -165,7 +165,7 @@ class Recall:
     batch_size: int
     question_in_cache: bool
 
-    path = ""
+    text_path = ""
     new_tokens = 32  # room for a question, its answer and some text after it
 
     def __post_init__(self) -> None:

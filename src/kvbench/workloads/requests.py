@@ -67,7 +67,7 @@ class Requests:
     ttft_target_ms: float
     tpot_target_ms: float
 
-    path = ""
+    text_path = ""
 
     def __post_init__(self) -> None:
         """Refuse what no requests can be, and traces that cannot be read."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kvbench.workloads.recall import RecallTasks
@@ -22,6 +22,7 @@ class TokenSource:
         seed: of windows and random ids.
         name: what the text is, for messages.
         tasks: recall tasks, or None where there is no tokenizer.
+        tokenizer: of the model (transformers'), or None.
     """
 
     prefix: tuple[int, ...]
@@ -30,6 +31,7 @@ class TokenSource:
     seed: int
     name: str
     tasks: RecallTasks | None
+    tokenizer: Any = None
 
     def windows(self, count: int, tokens: int) -> list[list[int]]:
         """Return windows of exactly `tokens` ids, spread evenly over the text, prefix included.

@@ -30,6 +30,11 @@ class Text:
         if self.path:
             read_text(self.path)
 
+    @property
+    def text_path(self) -> str:
+        """The file that is read."""
+        return self.path
+
     def runs(self) -> list[RunShape]:
         """Return the shape of the one batch."""
         return [RunShape(prompt_lengths=(self.prompt_tokens,) * self.batch_size, new_tokens=self.new_tokens)]
