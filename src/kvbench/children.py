@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 # imported once by the fork server, so that a child starts in a tenth of a second
-PRELOAD = ["kvbench.worker", "kvbench.serve", "kvbench.generating"]
+PRELOAD = ["kvbench.worker", "kvbench.serve", "kvbench.generating", "kvbench.answering"]
 Progress = Callable[[str, float], None]
 
 
@@ -42,7 +42,7 @@ def start() -> None:
     forkserver.ensure_running()
 
 
-def call(function: str, *arguments: Any, timeout_s: float, progress: Progress) -> Outcome:
+def call(function: str, *arguments: Any, timeout_s: float, progress: Progress, renews: bool = False) -> Outcome:
     """Run a function in a fresh process.
 
     Args:
@@ -50,14 +50,14 @@ def call(function: str, *arguments: Any, timeout_s: float, progress: Progress) -
         arguments: picklable.
         timeout_s: after which the process is ended.
         progress: receives the child's reports.
+        renews: whether the time begins again with every report.
     """
     receiver, sender = _context().Pipe(duplex=False)
     child = _context().Process(target=_run, args=(sender, function, arguments), daemon=True)
     child.start()
     sender.close()
-    deadline = time.monotonic() + timeout_s
     try:
-        return _listen(receiver, child, deadline, timeout_s, progress)
+        return _listen(receiver, child, timeout_s, progress, renews)
     finally:
         if child.is_alive():
             child.kill()
@@ -65,7 +65,8 @@ def call(function: str, *arguments: Any, timeout_s: float, progress: Progress) -
         receiver.close()
 
 
-def _listen(receiver: Connection, child: Any, deadline: float, timeout_s: float, progress: Progress) -> Outcome:
+def _listen(receiver: Connection, child: Any, timeout_s: float, progress: Progress, renews: bool) -> Outcome:
+    deadline = time.monotonic() + timeout_s
     while receiver.poll(max(0.0, deadline - time.monotonic())):
         try:
             kind, *content = receiver.recv()
@@ -76,6 +77,7 @@ def _listen(receiver: Connection, child: Any, deadline: float, timeout_s: float,
             return Outcome(status="error", reason=f"the measuring process died with exit code {child.exitcode}")
         if kind == "progress":
             progress(*content)
+            deadline = time.monotonic() + timeout_s if renews else deadline
         elif kind == "value":
             return Outcome(status="ok", reason="", value=content[0])
         else:

@@ -54,9 +54,10 @@ class Job:
 
 @dataclass(kw_only=True)
 class Measured:
-    """What a measuring process brings back: columns per arm, timed steps, requests as served, generated texts."""
+    """What a measuring process brings back: columns per arm, timed steps, requests as served, answers, texts."""
 
     rows: dict[str, Row]
     steps: list[Row] = field(default_factory=list)
     requests: list[Row] = field(default_factory=list)
+    samples: list[Row] = field(default_factory=list)
     texts: dict[str, list[str]] = field(default_factory=dict)

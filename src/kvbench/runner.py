@@ -31,6 +31,7 @@ from kvbench.strategies.base import CacheStrategy
 from kvbench.strategies.black_box import BlackBox
 from kvbench.strategies.layout.paged import Paged
 from kvbench.strategies.transform.matched import Matched
+from kvbench.workloads.asked import Asked
 from kvbench.workloads.requests import Requests
 
 Progress = Callable[[str, float], None]
@@ -98,13 +99,13 @@ def run(config: DictConfig, checked: Checked, *, names: Names, progress: Progres
     children.start()
     with open_draft(runs, sweep=checked.sweep, run_id=run_id, force=config.force) as draft:
         started = time.monotonic()
-        measured = measure(job, draft.log, progress)
+        measured = measure(job, draft.log, progress, draft.journal)
         draft.log(f"measured in {time.monotonic() - started:.1f} s")
         draft.write_text("config.yaml", OmegaConf.to_yaml(config, resolve=True))
         draft.write_json("env.json", environment(identity["device"]))
         draft.write_json("texts.json", measured.texts)
         rows = [{**identity, **describe(job, arm), **row} for arm, row in measured.rows.items()]
-        place = draft.finish(rows, measured.steps, measured.requests)
+        place = draft.finish(rows, measured.steps, measured.requests, measured.samples)
     warning = checked.sink.mirror(place.folder)
     return Result(rows=load(place.folder), folder=place.folder, is_new=place.is_new, warning=warning)
 
@@ -251,8 +252,15 @@ def describe(job: Job, arm: str) -> Row:
     }
 
 
-def measure(job: Job, log: Callable[[str], None], progress: Progress) -> Measured:
-    """Run the measuring processes and gather what they bring back; what ends one becomes its row's status."""
+def measure(job: Job, log: Callable[[str], None], progress: Progress, journal: Path | None = None) -> Measured:
+    """Run the measuring processes and gather what they bring back; what ends one becomes its row's status.
+
+    Args:
+        job: what they are told.
+        log: takes what went wrong.
+        progress: told the stage and how much of it is done.
+        journal: file that answers are written to as they come; None where nothing is asked.
+    """
     if isinstance(job.engine, BlackBoxEngine):
         return _beside_black_box(job, log, progress)
     is_serving = isinstance(job.engine, Batcher)
@@ -264,8 +272,21 @@ def measure(job: Job, log: Callable[[str], None], progress: Progress) -> Measure
             if row["status"] == "ok":
                 weighed = _call(weigh, job, name, log=log, job=job, progress=progress)
                 row |= weighed.rows["strategy"] if isinstance(weighed, Measured) else weighed
+        if isinstance(job.workload, Asked) and journal is not None and timed.rows["strategy"]["status"] == "ok":
+            _add_answers(job, timed, log, progress, journal)
         return timed
     return Measured(rows={"strategy": timed})
+
+
+def _add_answers(job: Job, measured: Measured, log: Callable[[str], None], progress: Progress, journal: Path) -> None:
+    """Ask the arms, and put what they answered beside what they took."""
+    found = _call("answering:answer", job, str(journal), log=log, job=job, progress=progress, renews=True)
+    if isinstance(found, Measured):
+        measured.samples = found.samples
+        for name, row in found.rows.items():
+            measured.rows[name] |= row
+    else:
+        measured.rows["strategy"] |= found
 
 
 def _missing(job: Job) -> str | None:
@@ -297,8 +318,16 @@ def _beside_black_box(job: Job, log: Callable[[str], None], progress: Progress) 
     return out
 
 
-def _call(function: str, *arguments: Any, log: Callable[[str], None], job: Job, progress: Progress) -> Measured | Row:
-    outcome = children.call(f"kvbench.{function}", *arguments, timeout_s=job.settings.timeout_s, progress=progress)
+def _call(
+    function: str,
+    *arguments: Any,
+    log: Callable[[str], None],
+    job: Job,
+    progress: Progress,
+    renews: bool = False,
+) -> Measured | Row:
+    limit_s = job.settings.timeout_s
+    outcome = children.call(f"kvbench.{function}", *arguments, timeout_s=limit_s, progress=progress, renews=renews)
     if outcome.status == "ok":
         value: Measured = outcome.value
         return value

@@ -55,9 +55,15 @@ class NumberedAtTheStart(Draft):
 class NamedAfterTheFirst(Draft):
     """Gives its folder a number but not its rows."""
 
-    def finish(self, rows: Iterable[Record], steps: Iterable[Record], requests: Sequence[Record] = ()) -> Finished:
+    def finish(
+        self,
+        rows: Iterable[Record],
+        steps: Iterable[Record],
+        requests: Sequence[Record] = (),
+        samples: Sequence[Record] = (),
+    ) -> Finished:
         """Write rows that carry the first run's name."""
-        done = super().finish(rows, steps, requests)
+        done = super().finish(rows, steps, requests, samples)
         for name in (folder.RUN_FILE, folder.STEPS_FILE):
             first = self.place / self.run_id / name
             shutil.copy(first, done.folder / name) if done.run_id != self.run_id else None

@@ -52,7 +52,9 @@ def quality_against_memory(runs: pd.DataFrame, ax: Axes, *, column: Measure = "n
         The plotted table: strategy (its budget behind it), bytes, quality, is_on_front.
     """
     measured = runs[(runs["status"] == "ok") & runs["kv_allocated_bytes"].notna() & runs[column].notna()]
-    require_one(measured, ["model", "weights", "dtype", "workload", "batch_size", "prompt_tokens", "evidence"])
+    require_one(
+        measured, ["model", "weights", "dtype", "workload", "batch_size", "prompt_tokens", "query_aware", "evidence"]
+    )
     axis = _AXES[column]
     named = measured.assign(label=labels(measured)).drop_duplicates("label")
     table = pd.DataFrame(

@@ -17,7 +17,7 @@ from kvbench.results.load import load
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-_SAME = ["model", "weights", "workload", "batch_size", "prompt_tokens", "device_name", "phase"]
+_SAME = ["model", "weights", "workload", "batch_size", "prompt_tokens", "query_aware", "device_name", "phase"]
 
 
 def compare(a: str | Path, b: str | Path) -> pd.DataFrame:

@@ -24,11 +24,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvbench.results.records import Record, request_table, run_table, step_table
+from kvbench.results.records import Record, request_table, run_table, sample_table, step_table
 
 RUN_FILE = "run.parquet"
 STEPS_FILE = "steps.parquet"
 REQUESTS_FILE = "requests.parquet"
+SAMPLES_FILE = "samples.parquet"
 LOG_FILE = "run.log"
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "env.json"
@@ -132,13 +133,25 @@ class Draft:
         """
         self.write_text(name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
-    def finish(self, rows: Iterable[Record], steps: Iterable[Record], requests: Sequence[Record] = ()) -> Finished:
+    @property
+    def journal(self) -> Path:
+        """File that outlives a killed run, for who runs the same again."""
+        return self.place / f".answers-{self.run_id}.jsonl"
+
+    def finish(
+        self,
+        rows: Iterable[Record],
+        steps: Iterable[Record],
+        requests: Sequence[Record] = (),
+        samples: Sequence[Record] = (),
+    ) -> Finished:
         """Write the tables and give the run its name, unless somebody else was first.
 
         Args:
             rows: one per arm.
             steps: one per timed step.
             requests: one per request and time it was served.
+            samples: one per turn of what was asked; once they lie in the run, its journal goes.
         """
         rows, steps = list(rows), list(steps)
         for run_id in self._names():
@@ -150,7 +163,11 @@ class Draft:
                 _write(timed, self.folder / STEPS_FILE)
                 if requests:
                     _write(request_table(requests, run_id=run_id), self.folder / REQUESTS_FILE)
+                if samples:
+                    _write(sample_table(samples, run_id=run_id), self.folder / SAMPLES_FILE)
                 if self._rename(self.place / run_id):
+                    if samples:
+                        self.journal.unlink(missing_ok=True)
                     return Finished(folder=self.folder, run_id=run_id, is_new=True)
         folder = finished(self.runs, sweep=self.sweep, run_id=self.run_id)
         if folder is None:

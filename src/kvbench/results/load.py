@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from kvbench.results.folder import REQUESTS_FILE, RUN_FILE, STEPS_FILE
+from kvbench.results.folder import REQUESTS_FILE, RUN_FILE, SAMPLES_FILE, STEPS_FILE
 from kvbench.results.records import to_frame
-from kvbench.results.schema import REQUESTS, RUN, SCHEMA_VERSION, STEPS
+from kvbench.results.schema import REQUESTS, RUN, SAMPLES, SCHEMA_VERSION, STEPS
 
 # what a timed step means depends on these columns of its run
 STEP_CONTEXT = (
@@ -26,14 +26,15 @@ STEP_CONTEXT = (
     "workload",
     "batch_size",
     "prompt_tokens",
+    "query_aware",
     "device_name",
     "comparison",
     "statistic",
 )
 
 
-def load(path: str | Path, *, steps: bool = False, requests: bool = False) -> pd.DataFrame:
-    """Return the runs below a folder, oldest first: one row per arm, one per timed step, or one per request served.
+def load(path: str | Path, *, steps: bool = False, requests: bool = False, samples: bool = False) -> pd.DataFrame:
+    """Return the runs below a folder, oldest first: a row per arm, timed step, request served, or answer.
 
     Drafts, folders without results and other people's files are passed over.
 
@@ -41,6 +42,7 @@ def load(path: str | Path, *, steps: bool = False, requests: bool = False) -> pd
         path: of a run, a sweep or a whole tree of runs.
         steps: whether to return timed steps, with what describes their run in the columns of STEP_CONTEXT.
         requests: the same of requests, as often as they were served.
+        samples: the same of answers, one per turn.
 
     Raises:
         ValueError: if there is nothing, or something written under another version of the schema.
@@ -52,8 +54,10 @@ def load(path: str | Path, *, steps: bool = False, requests: bool = False) -> pd
     if not runs.num_rows:
         raise ValueError(f"no finished run below {root}: run something first, or give the folder that runs= named.")
     runs = runs.take(pc.sort_indices(runs, [(name, "ascending") for name in ("created_at", "folder", "arm")]))
-    if steps or requests:
-        runs = _parts(runs, STEPS_FILE, STEPS) if steps else _parts(runs, REQUESTS_FILE, REQUESTS)
+    parts = {STEPS_FILE: (steps, STEPS), REQUESTS_FILE: (requests, REQUESTS), SAMPLES_FILE: (samples, SAMPLES)}
+    for name, (is_asked, schema) in parts.items():
+        if is_asked:
+            return to_frame(_parts(runs, name, schema).drop_columns("folder"))
     return to_frame(runs.drop_columns("folder"))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 import pyarrow as pa
 
-from kvbench.results.schema import REQUESTS, RUN, RUN_WORDS, SCHEMA_VERSION, STEP_WORDS, STEPS
+from kvbench.results.schema import REQUESTS, RUN, RUN_WORDS, SAMPLES, SCHEMA_VERSION, STEP_WORDS, STEPS
 
 Record = Mapping[str, object]
 
@@ -47,6 +47,16 @@ def request_table(records: Iterable[Record], *, run_id: str) -> pa.Table:
         run_id: name of the run's folder.
     """
     return _checked([{**record, "run_id": run_id} for record in records], REQUESTS, STEP_WORDS)
+
+
+def sample_table(records: Iterable[Record], *, run_id: str) -> pa.Table:
+    """Return what was asked and answered as a table of the schema.
+
+    Args:
+        records: one per turn.
+        run_id: name of the run's folder.
+    """
+    return _checked([{**record, "run_id": run_id} for record in records], SAMPLES, STEP_WORDS)
 
 
 def to_frame(table: pa.Table) -> pd.DataFrame:

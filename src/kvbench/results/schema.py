@@ -17,6 +17,7 @@ Weights = Literal["pretrained", "embedded", "random"]
 Verdict = Literal["faster", "slower", "no_difference", "inconclusive", "none"]
 Regime = Literal["memory_bound", "overhead_bound", "launch_bound"]
 Prediction = Literal["fitted", "modelled", "no_rate"]
+ScoreVerdict = Literal["better", "worse", "no_difference", "too_few", "at_chance", "off_reference", "none"]
 Comparison = Literal["paired", "unpaired", "none"]
 Statistic = Literal["median", "mean"]
 BudgetUnit = Literal["tokens", "ratio", "bytes"]
@@ -32,6 +33,7 @@ RUN_WORDS: Final[dict[str, tuple[str, ...]]] = {
     "fidelity": get_args(Fidelity),
     "weights": get_args(Weights),
     "verdict": get_args(Verdict),
+    "score_verdict": get_args(ScoreVerdict),
     "regime": get_args(Regime),
     "prediction": get_args(Prediction),
     "comparison": get_args(Comparison),
@@ -221,6 +223,15 @@ _QUALITY: list[_Column] = [
     ("bits_per_byte", _REAL, "bits/byte", "nll_nats per byte of text, comparable across tokenizers"),
     ("kl_nats", _REAL, "nats/token", "divergence of the next-token distribution from the full cache's"),
     ("top1_agreement", _REAL, "share", "tokens for which the full cache would choose the same"),
+    ("score", _REAL, "", "of what the workload asks, from 0 to 1: mean over tasks of their samples' means"),
+    ("score_low", _REAL, "", "lower end of its 95% interval"),
+    ("score_high", _REAL, "", "upper end of its 95% interval"),
+    ("score_delta", _REAL, "", "score less the full cache's, sample by sample; empty where that one says nothing"),
+    ("score_delta_low", _REAL, "", "lower end of its 95% interval"),
+    ("score_delta_high", _REAL, "", "upper end of its 95% interval"),
+    ("score_verdict", _WORD, "", "what may be claimed of the score"),
+    ("score_reason", _WORD, "", "why"),
+    ("score_samples", _COUNT, "", "samples of all tasks that were asked"),
     ("recall_key_value", _REAL, "share", "values recalled exactly"),
     ("recall_passkey", _REAL, "share", "passkeys recalled exactly"),
     ("key_error", _REAL, "ratio", "root mean square of what packing does to a prompt's keys, over that of the keys"),
@@ -263,6 +274,24 @@ _REQUEST: list[_Column] = [
     ("reused_tokens", _COUNT, "tokens", "of its prompt whose entries were there already"),
     ("preemptions", _COUNT, "", "how often it lost its pages"),
 ]
+_SAMPLE: list[_Column] = [
+    ("run_id", _WORD, "", "of the run"),
+    ("arm", _WORD, "", "who answered"),
+    ("task", _WORD, "", "what it is a sample of; scores are averaged by task first"),
+    ("number", _COUNT, "", "of the sample; both arms are asked the same"),
+    ("turn", _COUNT, "", "of the conversation, from 0"),
+    ("context_tokens", _COUNT, "tokens", "read and compressed"),
+    ("question_tokens", _COUNT, "tokens", "read after that, one at a time"),
+    ("answer_tokens", _COUNT, "tokens", "generated"),
+    ("is_ended", _FLAG, "", "whether the model ended its answer, rather than the most tokens there may be"),
+    ("score", _REAL, "", "of the answer, from 0 to 1"),
+    ("chance", _REAL, "", "score of whoever guesses"),
+    ("answer", _WORD, "", "what was generated"),
+    ("references_json", _WORD, "", "answers that count, as a list"),
+]
+_SAMPLE_MEASURES: list[_Column] = [
+    ("depth", _REAL, "share", "where in the context lies what was asked for, from 0 (its start) to 1"),
+]
 _STEP_MEASURES: list[_Column] = [("event_ms", _REAL, "ms", "device's clock; empty where the host's clock tells all")]
 
 
@@ -280,3 +309,4 @@ def _schema(required: list[_Column], nullable: list[_Column]) -> pa.Schema:
 RUN: Final = _schema(_IDENTITY, [*_ORIGIN, *_WHAT, *_TIME, *_SERVING, *_MEMORY, *_QUALITY])
 STEPS: Final = _schema(_STEP, _STEP_MEASURES)
 REQUESTS: Final = _schema(_REQUEST, [])
+SAMPLES: Final = _schema(_SAMPLE, _SAMPLE_MEASURES)

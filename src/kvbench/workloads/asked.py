@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
 
@@ -70,11 +69,9 @@ class Conversation:
         """Tokens of context, questions and the longest answers."""
         return len(self.context) + sum(len(turn.question) + turn.new_tokens for turn in self.turns)
 
-    def score(self, answers: Sequence[str]) -> float:
-        """Return the mean score of the answers, from 0 to 1; one per turn."""
-        judge = METRICS[self.metric]
-        scores = [judge(mine, turn.references, self.classes) for mine, turn in zip(answers, self.turns, strict=True)]
-        return sum(scores) / len(scores)
+    def score_of(self, answer: str, turn: Turn) -> float:
+        """Return the score of an answer to one of the turns, from 0 to 1."""
+        return METRICS[self.metric](answer, turn.references, self.classes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,137 @@
+"""What a measuring process does where something is asked: every arm answers, and answers are scored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from kvbench.asking import all_cores
+from kvbench.bench import Bench
+from kvbench.columns import interval_columns
+from kvbench.job import Job, Measured, Row
+from kvbench.quality.conversing import Answer, batches, converse
+from kvbench.quality.scores import Scores, judge_scores, mean_score
+from kvbench.results.journal import Journal
+from kvbench.types import RunShape
+from kvbench.workloads.asked import Asked, Conversation
+
+Report = Callable[[str, float], None]
+
+
+def answer(job: Job, journal: str, report: Report) -> Measured:
+    """Ask every arm, untimed and with all cores; what a journal knows already is not asked again.
+
+    Args:
+        job: the run.
+        journal: file that answers are written to as they come.
+        report: told how far it is.
+    """
+    bench = Bench(job, report)
+    asked = {name: job.workload.conversations(bench.sources[name]) for name in _able(bench)}
+    measured = Measured(rows={name: {} for name in asked})
+    with all_cores(bench), Journal(Path(journal)) as found:
+        for name, conversations in asked.items():
+            _check_lengths(bench, name, conversations)
+            refused = _refused(bench, name, conversations)
+            if refused is not None:
+                measured.rows[name] = {"status": "unsupported", "reason": refused}
+                continue
+            _ask(bench, name, conversations, found)
+            measured.samples += sorted(_of(found, name), key=lambda row: (row["number"], row["turn"]))
+            measured.rows[name] |= _columns(conversations, _scores(measured.samples, name))
+    if len(measured.rows) == 2 and all("score" in row for row in measured.rows.values()):
+        measured.rows["strategy"] |= _compare(job.workload, asked, measured.samples)
+    return measured
+
+
+def _able(bench: Bench) -> list[str]:
+    """Return the arms that can say something: what was never trained cannot."""
+    return [
+        name for name, arm in bench.arms.items() if not arm.view.is_untrained and bench.on[name].weights != "random"
+    ]
+
+
+def _ask(bench: Bench, name: str, conversations: Sequence[Conversation], found: Journal) -> None:
+    arm, workload, tokenizer = bench.arms[name], bench.job.workload, bench.on[name].tokenizer
+    assert tokenizer is not None
+    done = {row["number"] for row in _of(found, name)}
+    groups = batches(conversations, workload.batch_size)
+    for index, numbers in enumerate(groups):
+        missing = [number for number in numbers if number not in done]
+        if missing:  # rows of a batch are asked together again, so that every run asks the same batches
+            mine = [conversations[number] for number in numbers]
+            said = converse(arm, mine, question_in_cache=workload.question_in_cache, decoder=tokenizer)
+            rows = {n: _rows(name, n, one, answers) for n, one, answers in zip(numbers, mine, said, strict=True)}
+            found.add([row for number in missing for row in rows[number]])
+        bench.report(f"answers {name}", (index + 1) / len(groups))
+
+
+def _rows(arm: str, number: int, one: Conversation, answers: Sequence[Answer]) -> list[Row]:
+    return [
+        {
+            "arm": arm,
+            "task": one.task,
+            "number": number,
+            "turn": index,
+            "context_tokens": len(one.context),
+            "question_tokens": len(turn.question),
+            "answer_tokens": len(said.tokens),
+            "is_ended": said.is_ended,
+            "score": one.score_of(said.text, turn),
+            "chance": one.chance,
+            "depth": one.depth,
+            "answer": said.text,
+            "references_json": json.dumps(turn.references, ensure_ascii=False),
+        }
+        for index, (turn, said) in enumerate(zip(one.turns, answers, strict=True))
+    ]
+
+
+def _of(found: Journal, name: str) -> list[Row]:
+    return [row for row in found.rows if row["arm"] == name]
+
+
+def _scores(samples: Sequence[Row], name: str) -> Scores:
+    """Return an arm's score of each sample, the mean over its turns."""
+    turns: dict[tuple[str, int], list[float]] = {}
+    for row in samples:
+        if row["arm"] == name:
+            turns.setdefault((row["task"], row["number"]), []).append(row["score"])
+    return {sample: sum(scores) / len(scores) for sample, scores in turns.items()}
+
+
+def _columns(conversations: Sequence[Conversation], scores: Scores) -> Row:
+    return {**interval_columns("score", mean_score(scores)), "score_samples": len(conversations)}
+
+
+def _compare(workload: Asked, asked: dict[str, list[Conversation]], samples: Sequence[Row]) -> Row:
+    if asked["strategy"] != asked["baseline"]:
+        return {"score_verdict": "none", "score_reason": "the two networks do not read the same tokens"}
+    mine, full = (_scores(samples, name) for name in ("strategy", "baseline"))
+    chances = {(one.task, number): one.chance for number, one in enumerate(asked["baseline"])}
+    scored = judge_scores(mine, full, chance=mean_score(chances).value, reference=workload.reference)
+    row = {"score_verdict": scored.verdict, "score_reason": scored.reason}
+    return row if scored.delta is None else {**row, **interval_columns("score_delta", scored.delta)}
+
+
+def _check_lengths(bench: Bench, name: str, conversations: Sequence[Conversation]) -> None:
+    most, longest = bench.on[name].view.max_positions, max(one.longest for one in conversations)
+    extra = max(len(one.turns[0].question) for one in conversations) if bench.job.workload.question_in_cache else 0
+    if longest + extra > most:
+        raise ValueError(
+            f"a context with its questions and answers has up to {longest + extra} tokens, but the model reads at most "
+            f"{most} positions; lower workload.prompt_tokens, or choose another model."
+        )
+
+
+def _refused(bench: Bench, name: str, conversations: Sequence[Conversation]) -> str | None:
+    """Return why an arm cannot read one of the contexts, or None."""
+    arm, made = bench.arms[name], bench.job.on_its_network if name == "strategy" else bench.job.baseline
+    assert made is not None
+    for tokens in sorted({len(one.context) for one in conversations}):
+        run = RunShape(prompt_lengths=(tokens,) * bench.job.workload.batch_size, new_tokens=1)
+        reason = made.unsupported(arm.view, run)
+        if reason is not None:
+            return reason
+    return None

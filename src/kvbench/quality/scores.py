@@ -1,0 +1,98 @@
+"""From scored samples to a difference, its interval and what may be said of it: arithmetic on records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvbench.measure.statistics import CONFIDENCE, RESAMPLES, SEED, Interval
+
+ScoreVerdict = Literal["better", "worse", "no_difference", "too_few", "at_chance", "off_reference", "none"]
+
+MIN_SAMPLES = 20  # under which nothing is claimed
+
+Scores = Mapping[tuple[str, int], float]  # task and number of a sample -> its score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What an arm's scores say beside the baseline's.
+
+    Args:
+        delta: the arm's score less the baseline's; None where nothing may be said of it.
+        verdict: what may be said.
+        reason: why.
+    """
+
+    delta: Interval | None
+    verdict: ScoreVerdict
+    reason: str
+
+
+def mean_score(scores: Scores) -> Interval:
+    """Return the mean over tasks of their samples' mean scores, with the interval of its bootstrap."""
+    return _bootstrap([list(values.values()) for values in _by_task(scores).values()])
+
+
+def score_delta(mine: Scores, full: Scores) -> Interval:
+    """Return how far an arm's score is above the baseline's; samples are drawn again in pairs, within their tasks.
+
+    Args:
+        mine: of the arm.
+        full: of the baseline, for the same samples.
+    """
+    if mine.keys() != full.keys():
+        raise ValueError("the arms were not asked the same: scores are compared sample by sample.")
+    return _bootstrap(
+        [[score - full[task, number] for number, score in values.items()] for task, values in _by_task(mine).items()]
+    )
+
+
+def judge_scores(mine: Scores, full: Scores, *, chance: float, reference: float) -> Scored:
+    """Return what may be said of an arm's scores, and why.
+
+    Args:
+        mine: of the arm.
+        full: of the baseline, for the same samples.
+        chance: mean score of whoever guesses.
+        reference: score that the full cache is known to reach; negative where nobody knows.
+    """
+    base = mean_score(full)
+    if base.low <= chance:
+        reason = f"the full cache scores {base.value:.1%}, which guessing may reach ({chance:.1%}): nothing can be lost"
+        return Scored(delta=None, verdict="at_chance", reason=reason)
+    if reference >= 0 and not base.low <= reference <= base.high:
+        reason = (
+            f"the full cache scores {base.value:.1%} [{base.low:.1%}, {base.high:.1%}], and workload.reference says "
+            f"{reference:.1%}: another model, text or template was asked"
+        )
+        return Scored(delta=None, verdict="off_reference", reason=reason)
+    delta = score_delta(mine, full)
+    if len(mine) < MIN_SAMPLES:
+        reason = f"{len(mine)} samples of at least {MIN_SAMPLES}; raise workload.samples"
+        return Scored(delta=delta, verdict="too_few", reason=reason)
+    if delta.low <= 0 <= delta.high:
+        return Scored(delta=delta, verdict="no_difference", reason="inside the noise")
+    return Scored(delta=delta, verdict="better" if delta.value > 0 else "worse", reason="the interval excludes 0")
+
+
+def _by_task(scores: Scores) -> dict[str, dict[int, float]]:
+    tasks: dict[str, dict[int, float]] = {}
+    for (task, number), score in sorted(scores.items()):
+        tasks.setdefault(task, {})[number] = score
+    return tasks
+
+
+def _bootstrap(tasks: Sequence[Sequence[float]]) -> Interval:
+    """Return the mean over tasks of their means, and its percentile interval; each task's samples drawn again."""
+    rng, drawn = np.random.default_rng(SEED), np.zeros(RESAMPLES)
+    samples: list[NDArray[np.float64]] = [np.asarray(values, dtype=float) for values in tasks]
+    for values in samples:
+        drawn += values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1) / len(samples)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return Interval(value=float(np.mean([values.mean() for values in samples])), low=float(low), high=float(high))

@@ -1,0 +1,69 @@
+"""Scores are averaged by task, compared sample by sample, and say nothing where nothing can be lost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kvbench.quality.scores import Scores, judge_scores, mean_score, score_delta
+
+
+def scores(**tasks: list[float]) -> Scores:
+    """Return scores of samples that are numbered through all tasks."""
+    every = [(task, value) for task, values in tasks.items() for value in values]
+    return {(task, number): value for number, (task, value) in enumerate(every)}
+
+
+def test_a_task_counts_once_however_many_samples_it_has() -> None:
+    found = mean_score(scores(few=[1.0], many=[0.0] * 9))
+    assert found.value == 0.5
+    assert mean_score(scores(one=[0.25, 0.75])).value == 0.5
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_law() -> None:
+    values = np.random.default_rng(1).normal(0.5, 0.1, size=400)
+    found = mean_score(scores(one=values.tolist()))
+    wide = 1.96 * values.std() / 20
+    assert found.low == pytest.approx(values.mean() - wide, abs=0.1 * wide)
+    assert found.high == pytest.approx(values.mean() + wide, abs=0.1 * wide)
+
+
+def test_tasks_are_drawn_again_within_themselves() -> None:
+    found = mean_score(scores(low=[0.0] * 5, high=[1.0] * 5))
+    assert (found.low, found.value, found.high) == (0.5, 0.5, 0.5)
+
+
+def test_a_difference_is_of_pairs() -> None:
+    full = np.random.default_rng(2).uniform(size=50)
+    delta = score_delta(scores(one=(full - 0.01).tolist()), scores(one=full.tolist()))
+    assert (delta.low, delta.value, delta.high) == pytest.approx((-0.01, -0.01, -0.01))
+
+
+def test_arms_that_were_asked_otherwise_are_not_compared() -> None:
+    with pytest.raises(ValueError, match="not asked the same"):
+        score_delta(scores(one=[1.0, 1.0]), scores(one=[1.0]))
+
+
+HALF = [1.0, 0.0] * 20
+
+
+@pytest.mark.parametrize(
+    ("mine", "full", "chance", "reference", "verdict", "has_delta"),
+    [
+        (HALF, HALF, 0.0, -1.0, "no_difference", True),
+        (HALF, [1.0] * 40, 0.0, -1.0, "worse", True),
+        ([1.0] * 40, HALF, 0.0, -1.0, "better", True),
+        ([1.0] * 39 + [0.0], [1.0] * 40, 0.0, -1.0, "no_difference", True),
+        ([0.0] * 40, [0.0] * 40, 0.0, -1.0, "at_chance", False),
+        (HALF, HALF, 0.5, -1.0, "at_chance", False),
+        (HALF, HALF, 0.0, 0.9, "off_reference", False),
+        (HALF, HALF, 0.0, 0.55, "no_difference", True),
+        ([0.0] * 10, [1.0] * 10, 0.0, -1.0, "too_few", True),
+    ],
+)
+def test_what_may_be_said(
+    mine: list[float], full: list[float], chance: float, reference: float, verdict: str, has_delta: bool
+) -> None:
+    found = judge_scores(scores(one=mine), scores(one=full), chance=chance, reference=reference)
+    assert (found.verdict, found.delta is not None) == (verdict, has_delta)
+    assert found.reason
