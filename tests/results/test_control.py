@@ -14,24 +14,25 @@ from tests.results.factory import row
 Judge = Callable[[Sequence[Row]], list[tuple[Row, list[str]]]]
 
 
-def of(strategy: str, loss: float | None, recall: float | None, **more: object) -> Row:
-    """Return a row with a loss and a key-value recall."""
-    return dict(row(strategy, nll_nats=loss, recall_key_value=recall, recall_passkey=None, **more))
+def of(strategy: str, loss: float | None, recall: float | None, score: float | None = None, **more: object) -> Row:
+    """Return a row with a loss, a key-value recall and a score."""
+    return dict(row(strategy, nll_nats=loss, recall_key_value=recall, recall_passkey=None, score=score, **more))
 
 
 def check(judge: Judge) -> None:
     """Hold a judge to what the control scored."""
-    control = of("random_eviction", 2.5, 0.4)
+    control = of("random_eviction", 2.5, 0.4, 0.3)
     rows = [
         control,
         of("h2o", 2.4, 0.5),
         of("tova", 2.4, 0.3),
-        of("snapkv", 2.6, 0.4),
+        of("snapkv", 2.6, 0.4, 0.4),
+        of("lagkv", 2.4, 0.5, 0.3),
         of("knorm", 9.0, 0.0, budget_amount=0.5),
         of("attention_sink", None, None),
     ]
     found = {str(judged["strategy"]): lost for judged, lost in judge(rows)}
-    assert found == {"tova": ["key-value recall"], "snapkv": ["loss", "key-value recall"]}
+    assert found == {"tova": ["key-value recall"], "snapkv": ["loss", "key-value recall"], "lagkv": ["score"]}
     assert judge(rows[1:]) == []
     perfect = [of("random_eviction", 2.5, 1.0), of("h2o", 2.4, 1.0)]
     assert judge(perfect) == []

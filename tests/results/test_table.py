@@ -52,6 +52,25 @@ def line_of(text: str, name: str) -> list[str]:
     return line.split()
 
 
+ASKED: Record = row(
+    "h2o",
+    score=0.62,
+    score_low=0.58,
+    score_high=0.66,
+    score_delta=-0.253,
+    score_delta_low=-0.3,
+    score_delta_high=-0.2,
+    score_verdict="worse",
+    score_reason="the interval excludes 0",
+    score_samples=1200,
+)
+GATED: dict[str, object] = {
+    "score_delta": None,
+    "score_delta_low": None,
+    "score_delta_high": None,
+    "score_verdict": "at_chance",
+    "score_reason": "the full cache scores 1.0%, which guessing may reach (0.5%): nothing can be lost",
+}
 AWAY: Record = row(
     "offload",
     host_bytes=12 * MIB,
@@ -435,3 +454,22 @@ def test_how_much_of_a_prompt_is_left_is_said() -> None:
     untrained = shown(frame([{**some, "fidelity": "structure_only"}, baseline()]), width=200)
     assert "4.0x fewer to read; its blocks were never trained: quality does not exist" in untrained
     assert "fewer bytes to store" not in shown(frame([FASTER, baseline()]))
+
+
+def test_scores_stand_in_a_table_of_their_own() -> None:
+    full = {**baseline(), "score": 0.873, "score_low": 0.84, "score_high": 0.9, "score_samples": 1200}
+    text = shown(frame([full, ASKED]), width=200)
+    _, mine = [line.split() for line in text.split("\n") if line.startswith("h2o 25%")]
+    assert mine[2:] == ["62.0", "[58.0,", "66.0]", "-25.3", "[-30.0,", "-20.0]", "worse", "1,200"]
+    _, base = [line.split() for line in text.split("\n") if line.startswith("baseline ")]
+    assert base[1:] == ["87.3", "[84.0,", "90.0]", "-", "-", "-", "1,200"]
+    assert "points above the full cache's score" in text
+    assert "score" not in shown(frame([baseline(), row("h2o")]), width=200)
+
+
+def test_no_difference_is_shown_where_the_full_cache_says_nothing() -> None:
+    text = shown(frame([baseline(), {**ASKED, **GATED}]), width=200)
+    _, mine = [line.split() for line in text.split("\n") if line.startswith("h2o 25%")]
+    assert mine[2:] == ["62.0", "[58.0,", "66.0]", "-", "-", "at", "chance", "1,200"]
+    assert "points above" not in text
+    assert str(GATED["score_reason"]) in " ".join(text.split())

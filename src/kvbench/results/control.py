@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from kvbench.results.cells import Row
 
 CONTROL = "random_eviction"
-_MEASURES = (("nll_nats", "loss", -1), ("recall_key_value", "key-value recall", 1), ("recall_passkey", "pass key", 1))
+_MEASURES = (
+    ("score", "score", 1),
+    ("nll_nats", "loss", -1),
+    ("recall_key_value", "key-value recall", 1),
+    ("recall_passkey", "pass key", 1),
+)
 
 
 def no_better_than_random(rows: Sequence[Row]) -> list[tuple[Row, list[str]]]:

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from kvbench.results import elsewhere, serving
+from kvbench.results import elsewhere, scores, serving
 from kvbench.results.cells import Row, has_quality, label_of, ratio_of
 from kvbench.results.control import no_better_than_random
 
@@ -54,6 +54,8 @@ def of_rows(named: Named) -> Iterator[RenderableType]:
         yield _note(title, text)
     for title, text in serving.notes(rows) if any(row["requests"] for row in rows) else ():
         yield _note(title, text)
+    for title, text, style in scores.notes(rows) if any(row["score"] is not None for row in rows) else ():
+        yield _note(title, text, style)
     if any(row["regime"] == "overhead_bound" for row in rows):
         yield _note("overhead", "all that a step reads fits in the processor's own cache: its speed allows no verdict")
     if any(row["data_dependent"] for row in rows if row["weights"] == "random"):

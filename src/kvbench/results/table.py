@@ -14,7 +14,7 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
-from kvbench.results import elsewhere, networks, notes, serving
+from kvbench.results import elsewhere, networks, notes, scores, serving
 from kvbench.results.cells import FIELDS, QUALITY, Field, Row, Units, has_quality, label_of, plain, units_of
 
 _KIND = (
@@ -149,6 +149,8 @@ def _tables(group: _Group, console: Console) -> Iterator[RenderableType]:
         tables.append(_table(away, elsewhere.columns_of(rows), elsewhere.FIELDS, elsewhere.units_of(rows)))
     if any(row["requests"] for row in group.rows):
         tables.append(_table(named, serving.COLUMNS, serving.FIELDS, serving.units_of(group.rows)))
+    if any(row["score"] is not None for row in group.rows):
+        tables.append(_table(named, scores.COLUMNS, scores.FIELDS, {}))
     if any(row["network"] for row in group.rows):
         tables.append(_table(named, networks.COLUMNS, networks.FIELDS, networks.units_of(group.rows)))
     for table in tables:

@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
 
-from kvbench.quality.metrics import METRICS
 from kvbench.types import RunShape
+from kvbench.workloads.metrics import METRICS
 from kvbench.workloads.source import TokenSource, positive
 
 TIMED_TOKENS = 32  # decoded after the prompt where time and memory are measured
@@ -43,7 +43,7 @@ class Conversation:
         task: name of what it is a sample of; scores are averaged by task first.
         context: token ids, with what the tokenizer puts before every text [T].
         turns: one after the other; what was asked and answered before stays in the cache.
-        metric: name in `kvbench.quality.metrics.METRICS`.
+        metric: name in `kvbench.workloads.metrics.METRICS`.
         classes: all answers there are, where they are finitely many.
         depth: where in the context lies what is asked for, from 0 (its start) to 1; None where that means nothing.
         chance: score of whoever guesses.
