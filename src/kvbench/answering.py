@@ -12,9 +12,11 @@ from kvbench.columns import interval_columns
 from kvbench.job import Job, Measured, Row
 from kvbench.quality.conversing import Answer, batches, converse
 from kvbench.quality.scores import Scores, judge_scores, mean_score
+from kvbench.reading import read
 from kvbench.results.journal import Journal
 from kvbench.types import RunShape
 from kvbench.workloads.asked import Asked, Conversation
+from kvbench.workloads.perplexity import Perplexity
 
 Report = Callable[[str, float], None]
 
@@ -28,28 +30,33 @@ def answer(job: Job, journal: str, report: Report) -> Measured:
         report: told how far it is.
     """
     bench = Bench(job, report)
-    asked = {name: job.workload.conversations(bench.sources[name]) for name in _able(bench)}
-    measured = Measured(rows={name: {} for name in asked})
+    names = [name for name in bench.arms if not bench.is_random(name)]
     with all_cores(bench), Journal(Path(journal)) as found:
-        for name, conversations in asked.items():
-            _check_lengths(bench, name, conversations)
-            refused = _refused(bench, name, conversations)
-            if refused is not None:
-                measured.rows[name] = {"status": "unsupported", "reason": refused}
-                continue
-            _ask(bench, name, conversations, found)
-            measured.samples += sorted(_of(found, name), key=lambda row: (row["number"], row["turn"]))
-            measured.rows[name] |= _columns(conversations, _scores(measured.samples, name))
-    if len(measured.rows) == 2 and all("score" in row for row in measured.rows.values()):
-        measured.rows["strategy"] |= _compare(job.workload, asked, measured.samples)
+        return (read if isinstance(job.workload, Perplexity) else ask)(bench, names, found)
+
+
+def ask(bench: Bench, names: Sequence[str], found: Journal) -> Measured:
+    """Ask every question that a journal does not know, and score all answers.
+
+    Args:
+        bench: what arms there are.
+        names: of those that can say something.
+        found: what is known; what is new goes there.
+    """
+    asked = {name: bench.job.workload.conversations(bench.sources[name]) for name in names}
+    measured = Measured(rows={name: {} for name in asked})
+    for name, conversations in asked.items():
+        _check_lengths(bench, name, conversations)
+        refused = _refused(bench, name, conversations)
+        if refused is not None:
+            measured.rows[name] = {"status": "unsupported", "reason": refused}
+            continue
+        _ask(bench, name, conversations, found)
+        measured.samples += sorted(_of(found, name), key=lambda row: (row["number"], row["turn"]))
+        measured.rows[name] |= _columns(conversations, _scores(measured.samples, name))
+    if len(asked) == 2 and all("score" in row for row in measured.rows.values()):
+        measured.rows["strategy"] |= _compare(bench.job.workload, asked, measured.samples)
     return measured
-
-
-def _able(bench: Bench) -> list[str]:
-    """Return the arms that can say something: what was never trained cannot."""
-    return [
-        name for name, arm in bench.arms.items() if not arm.view.is_untrained and bench.on[name].weights != "random"
-    ]
 
 
 def _ask(bench: Bench, name: str, conversations: Sequence[Conversation], found: Journal) -> None:

@@ -14,6 +14,7 @@ from kvbench.job import Row
 from kvbench.measure.host import LocalHost
 from kvbench.quality.evaluate import bits_per_byte, likelihood, recall
 from kvbench.types import Sample
+from kvbench.workloads.perplexity import Perplexity
 from kvbench.workloads.recall import Recall, draw
 
 RANDOM_WINDOW = 16  # tokens through both caches where weights are random: exactness only
@@ -32,7 +33,7 @@ def all_cores(bench: Bench) -> Iterator[None]:
 def ask_likelihood(bench: Bench) -> None:
     """Compare both arms on held-out text; on random weights only the logits are compared."""
     quality, is_random = bench.job.quality, bench.loaded.weights == "random"
-    if "baseline" not in bench.arms or quality.text_windows == 0:
+    if "baseline" not in bench.arms or quality.text_windows == 0 or isinstance(bench.job.workload, Perplexity):
         return
     if bench.job.matched is not None or bench.arms["strategy"].view.is_untrained:
         _ask_alone(bench)
@@ -70,7 +71,7 @@ def _ask_alone(bench: Bench) -> None:
     asked = {
         name: bench.sources[name].windows(quality.text_windows, length)
         for name in bench.arms
-        if bench.on[name].weights != "random" and not bench.arms[name].view.is_untrained
+        if not bench.is_random(name)
     }
     for name, windows in asked.items():
         arm = bench.arms[name]

@@ -32,6 +32,7 @@ from kvbench.strategies.black_box import BlackBox
 from kvbench.strategies.layout.paged import Paged
 from kvbench.strategies.transform.matched import Matched
 from kvbench.workloads.asked import Asked
+from kvbench.workloads.perplexity import Perplexity
 from kvbench.workloads.requests import Requests
 
 Progress = Callable[[str, float], None]
@@ -272,7 +273,11 @@ def measure(job: Job, log: Callable[[str], None], progress: Progress, journal: P
             if row["status"] == "ok":
                 weighed = _call(weigh, job, name, log=log, job=job, progress=progress)
                 row |= weighed.rows["strategy"] if isinstance(weighed, Measured) else weighed
-        if isinstance(job.workload, Asked) and journal is not None and timed.rows["strategy"]["status"] == "ok":
+        if (
+            isinstance(job.workload, Asked | Perplexity)
+            and journal is not None
+            and timed.rows["strategy"]["status"] == "ok"
+        ):
             _add_answers(job, timed, log, progress, journal)
         return timed
     return Measured(rows={"strategy": timed})

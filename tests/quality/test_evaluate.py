@@ -56,9 +56,18 @@ def plain_nll(windows: torch.Tensor) -> float:
     return -float(logits.gather(2, windows[:, CONTEXT + 1 :, None]).sum())
 
 
+def plain_rank(windows: torch.Tensor) -> int:
+    """Return the sum of the true tokens' places among all tokens, the most likely first."""
+    with torch.no_grad():
+        logits = scaled("sdpa").model(windows, use_cache=False).logits[:, CONTEXT:-1]
+    places = logits.argsort(dim=-1, descending=True) == windows[:, CONTEXT + 1 :, None]
+    return int((places.int().argmax(dim=-1) + 1).sum())
+
+
 def check_full(found: Likelihood, windows: torch.Tensor) -> None:
     """Fail unless this is what the full cache must say."""
     assert found.tokens == 3 * SCORED
+    assert found.rank == [plain_rank(windows)] * 2
     assert found.nll[0] == pytest.approx(plain_nll(windows), rel=1e-5)
     assert found.kl == pytest.approx(0, abs=1e-9)
     assert found.agree == found.tokens

@@ -21,6 +21,7 @@ class Likelihood:
 
     Args:
         nll: sum of the negative log-likelihood per arm [nats], strategy first.
+        rank: sum of the ranks of the true tokens per arm, strategy first; 1 is the most likely token.
         kl: sum of KL(baseline || strategy) [nats]; with one arm alone this and the next two stay 0.
         agree: tokens whose most likely continuation is the same.
         difference: largest logit difference.
@@ -29,6 +30,7 @@ class Likelihood:
     """
 
     nll: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    rank: list[int] = field(default_factory=lambda: [0, 0])
     kl: float = 0.0
     agree: int = 0
     difference: float = 0.0
@@ -49,7 +51,9 @@ class Likelihood:
         """
         said = [t.double().log_softmax(dim=-1) for t in logits]
         for index, log_probability in enumerate(said):
-            self.nll[index] -= log_probability.gather(1, target[:, None]).sum().item()
+            true = log_probability.gather(1, target[:, None])
+            self.nll[index] -= true.sum().item()
+            self.rank[index] += len(target) + int((log_probability > true).sum())
         self.tokens += len(target)
         if len(said) == 1:
             return

@@ -220,6 +220,10 @@ _MEMORY: list[_Column] = [
 _QUALITY: list[_Column] = [
     ("nll_nats", _REAL, "nats/token", "loss on the scored tokens, read through the cache"),
     ("nll_delta_nats", _REAL, "nats/token", "nll_nats less that of the full cache"),
+    ("nll_delta_low", _REAL, "nats/token", "lower end of its 95% interval over windows; workload=perplexity alone"),
+    ("nll_delta_high", _REAL, "nats/token", "upper end of its 95% interval"),
+    ("perplexity", _REAL, "", "exp of nll_nats"),
+    ("true_rank", _REAL, "", "mean rank of the true token, 1 for the most likely; workload=perplexity alone"),
     ("bits_per_byte", _REAL, "bits/byte", "nll_nats per byte of text, comparable across tokenizers"),
     ("kl_nats", _REAL, "nats/token", "divergence of the next-token distribution from the full cache's"),
     ("top1_agreement", _REAL, "share", "tokens for which the full cache would choose the same"),
@@ -282,15 +286,29 @@ _SAMPLE: list[_Column] = [
     ("turn", _COUNT, "", "of the conversation, from 0"),
     ("context_tokens", _COUNT, "tokens", "read and compressed"),
     ("question_tokens", _COUNT, "tokens", "read after that, one at a time"),
-    ("answer_tokens", _COUNT, "tokens", "generated"),
-    ("is_ended", _FLAG, "", "whether the model ended its answer, rather than the most tokens there may be"),
-    ("score", _REAL, "", "of the answer, from 0 to 1"),
-    ("chance", _REAL, "", "score of whoever guesses"),
-    ("answer", _WORD, "", "what was generated"),
-    ("references_json", _WORD, "", "answers that count, as a list"),
+    ("answer_tokens", _COUNT, "tokens", "generated, or scored where the text is given"),
 ]
 _SAMPLE_MEASURES: list[_Column] = [
+    ("score", _REAL, "", "of the answer, from 0 to 1; this and the next five are empty where the text is given"),
+    ("chance", _REAL, "", "score of whoever guesses"),
+    ("is_ended", _FLAG, "", "whether the model ended its answer, rather than the most tokens there may be"),
+    ("answer", _WORD, "", "what was generated"),
+    ("references_json", _WORD, "", "answers that count, as a list"),
     ("depth", _REAL, "share", "where in the context lies what was asked for, from 0 (its start) to 1"),
+    (
+        "nll_nats",
+        _REAL,
+        "nats/token",
+        "loss on the given text; this and the next three are empty where it is generated",
+    ),
+    ("true_rank", _REAL, "", "mean rank of the true token, 1 for the most likely"),
+    (
+        "kl_nats",
+        _REAL,
+        "nats/token",
+        "divergence from the full cache's distribution; empty where it was not asked beside",
+    ),
+    ("top1_agreement", _REAL, "share", "tokens for which the full cache would choose the same; empty likewise"),
 ]
 _STEP_MEASURES: list[_Column] = [("event_ms", _REAL, "ms", "device's clock; empty where the host's clock tells all")]
 

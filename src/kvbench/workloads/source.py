@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kvbench.workloads.recall import RecallTasks
 
+_MOST_CHARACTERS = 10_000_000  # of a parquet file: more is cut into windows than anybody scores
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSource:
@@ -54,7 +56,9 @@ class TokenSource:
 
 
 def read_text(path: str) -> str:
-    """Return the text of a file.
+    """Return the text of a file: all of it, or the first 10 million characters of a parquet file's column "text".
+
+    Rows of a parquet file stand an empty line apart.
 
     Raises:
         ValueError: if there is none to read.
@@ -63,12 +67,30 @@ def read_text(path: str) -> str:
     if not file.is_file():
         raise ValueError(f"workload.path={path} is no file.")
     try:
-        text = file.read_text(encoding="utf-8")
+        text = _column(file) if file.suffix == ".parquet" else file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"workload.path={path} is not UTF-8 text.") from error
     if not text.strip():
         raise ValueError(f"workload.path={path} is empty.")
     return text
+
+
+def _column(file: Path) -> str:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        parts = pq.ParquetFile(file)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"workload.path={file} is no parquet file.") from error
+    if "text" not in parts.schema_arrow.names:
+        raise ValueError(f"workload.path={file} has no column 'text'; it has {', '.join(parts.schema_arrow.names)}.")
+    rows: list[str] = []
+    for batch in parts.iter_batches(columns=["text"]):
+        rows += [row or "" for row in batch.column("text").to_pylist()]
+        if sum(map(len, rows)) > _MOST_CHARACTERS:
+            break
+    return "\n\n".join(rows)[:_MOST_CHARACTERS]
 
 
 def positive(section: str, **numbers: int) -> None:
