@@ -6,12 +6,14 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from kvbench.asking import all_cores
 from kvbench.bench import Bench
 from kvbench.columns import interval_columns
 from kvbench.job import Job, Measured, Row
 from kvbench.quality.conversing import Answer, batches, converse
-from kvbench.quality.scores import Scores, judge_scores, mean_score
+from kvbench.quality.scores import Scores, judge_scores, length_ratio, mean_score
 from kvbench.reading import read
 from kvbench.results.journal import Journal
 from kvbench.types import RunShape
@@ -53,8 +55,8 @@ def ask(bench: Bench, names: Sequence[str], found: Journal) -> Measured:
             continue
         _ask(bench, name, conversations, found)
         measured.samples += sorted(_of(found, name), key=lambda row: (row["number"], row["turn"]))
-        measured.rows[name] |= _columns(conversations, _scores(measured.samples, name))
-    if len(asked) == 2 and all("score" in row for row in measured.rows.values()):
+        measured.rows[name] |= _columns(measured.samples, name)
+    if len(asked) == 2 and all("status" not in row for row in measured.rows.values()):
         measured.rows["strategy"] |= _compare(bench.job.workload, asked, measured.samples)
     return measured
 
@@ -99,26 +101,40 @@ def _of(found: Journal, name: str) -> list[Row]:
     return [row for row in found.rows if row["arm"] == name]
 
 
-def _scores(samples: Sequence[Row], name: str) -> Scores:
-    """Return an arm's score of each sample, the mean over its turns."""
+def _of_samples(samples: Sequence[Row], name: str, column: str) -> Scores:
+    """Return the mean over an arm's turns of each sample; nothing of samples without a value."""
     turns: dict[tuple[str, int], list[float]] = {}
     for row in samples:
-        if row["arm"] == name:
-            turns.setdefault((row["task"], row["number"]), []).append(row["score"])
-    return {sample: sum(scores) / len(scores) for sample, scores in turns.items()}
+        if row["arm"] == name and row[column] is not None:
+            turns.setdefault((row["task"], row["number"]), []).append(row[column])
+    return {sample: sum(values) / len(values) for sample, values in turns.items()}
 
 
-def _columns(conversations: Sequence[Conversation], scores: Scores) -> Row:
-    return {**interval_columns("score", mean_score(scores)), "score_samples": len(conversations)}
+def _columns(samples: Sequence[Row], name: str) -> Row:
+    mine, scores = [row for row in samples if row["arm"] == name], _of_samples(samples, name, "score")
+    row: Row = {
+        "asked_samples": len({row["number"] for row in mine}),
+        "answer_length": float(np.mean([row["answer_tokens"] for row in mine])),
+        "ended_share": float(np.mean([row["is_ended"] for row in mine])),
+    }
+    return {**row, **interval_columns("score", mean_score(scores))} if scores else row
 
 
 def _compare(workload: Asked, asked: dict[str, list[Conversation]], samples: Sequence[Row]) -> Row:
     if asked["strategy"] != asked["baseline"]:
         return {"score_verdict": "none", "score_reason": "the two networks do not read the same tokens"}
-    mine, full = (_scores(samples, name) for name in ("strategy", "baseline"))
+    said = {(row["arm"], row["number"], row["turn"]): row["answer"] for row in samples}
+    mine = [(answer, said["baseline", *place]) for (arm, *place), answer in said.items() if arm == "strategy"]
+    row: Row = {"same_share": float(np.mean([answer == other for answer, other in mine]))}
+    lengths = [_of_samples(samples, name, "answer_tokens") for name in ("strategy", "baseline")]
+    if any(lengths[1].values()):
+        row |= interval_columns("length_ratio", length_ratio(*lengths))
+    scores = [_of_samples(samples, name, "score") for name in ("strategy", "baseline")]
+    if not scores[0]:
+        return row
     chances = {(one.task, number): one.chance for number, one in enumerate(asked["baseline"])}
-    scored = judge_scores(mine, full, chance=mean_score(chances).value, reference=workload.reference)
-    row = {"score_verdict": scored.verdict, "score_reason": scored.reason}
+    scored = judge_scores(*scores, chance=mean_score(chances).value, reference=workload.reference)
+    row |= {"score_verdict": scored.verdict, "score_reason": scored.reason}
     return row if scored.delta is None else {**row, **interval_columns("score_delta", scored.delta)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kvbench.quality.scores import Scores, judge_scores, mean_score, score_delta
+from kvbench.quality.scores import Scores, judge_scores, length_ratio, mean_score, score_delta
 
 
 def scores(**tasks: list[float]) -> Scores:
@@ -67,3 +67,17 @@ def test_what_may_be_said(
     found = judge_scores(scores(one=mine), scores(one=full), chance=chance, reference=reference)
     assert (found.verdict, found.delta is not None) == (verdict, has_delta)
     assert found.reason
+
+
+def test_lengths_are_compared_all_together_in_pairs() -> None:
+    full = {("answers", number): float(number + 1) for number in range(40)}
+    found = length_ratio({sample: 2 * length for sample, length in full.items()}, full)
+    assert (found.low, found.value, found.high) == (2, 2, 2)
+    mine = {sample: length + (30 if sample[1] % 2 else -0.5) for sample, length in full.items()}
+    found = length_ratio(mine, full)
+    assert found.value == pytest.approx(sum(mine.values()) / sum(full.values()))
+    assert found.low < found.value < found.high
+    assert (
+        length_ratio({("answers", 0): 3.0, ("answers", 1): 0.0}, {("answers", 0): 2.0, ("answers", 1): 0.0}).value
+        == 1.5
+    )

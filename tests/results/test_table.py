@@ -62,7 +62,7 @@ ASKED: Record = row(
     score_delta_high=-0.2,
     score_verdict="worse",
     score_reason="the interval excludes 0",
-    score_samples=1200,
+    asked_samples=1200,
 )
 GATED: dict[str, object] = {
     "score_delta": None,
@@ -457,7 +457,7 @@ def test_how_much_of_a_prompt_is_left_is_said() -> None:
 
 
 def test_scores_stand_in_a_table_of_their_own() -> None:
-    full = {**baseline(), "score": 0.873, "score_low": 0.84, "score_high": 0.9, "score_samples": 1200}
+    full = {**baseline(), "score": 0.873, "score_low": 0.84, "score_high": 0.9, "asked_samples": 1200}
     text = shown(frame([full, ASKED]), width=200)
     _, mine = [line.split() for line in text.split("\n") if line.startswith("h2o 25%")]
     assert mine[2:] == ["62.0", "[58.0,", "66.0]", "-25.3", "[-30.0,", "-20.0]", "worse", "1,200"]

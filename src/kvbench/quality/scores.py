@@ -52,6 +52,22 @@ def score_delta(mine: Scores, full: Scores) -> Interval:
     )
 
 
+def length_ratio(mine: Scores, full: Scores) -> Interval:
+    """Return how many times as long as the baseline's an arm's answers are, all together, samples drawn in pairs.
+
+    Args:
+        mine: tokens of each of the arm's answers.
+        full: of the baseline's, for the same samples; at least one of them is not empty.
+    """
+    pairs = np.array([[length, full[sample]] for sample, length in sorted(mine.items())], dtype=float)
+    drawn = pairs[np.random.default_rng(SEED).integers(len(pairs), size=(RESAMPLES, len(pairs)))].sum(axis=1)
+    drawn = drawn[drawn[:, 1] > 0]
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [tail, 1 - tail])
+    total = pairs.sum(axis=0)
+    return Interval(value=float(total[0] / total[1]), low=float(low), high=float(high))
+
+
 def judge_scores(mine: Scores, full: Scores, *, chance: float, reference: float) -> Scored:
     """Return what may be said of an arm's scores, and why.
 

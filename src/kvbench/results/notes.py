@@ -54,7 +54,7 @@ def of_rows(named: Named) -> Iterator[RenderableType]:
         yield _note(title, text)
     for title, text in serving.notes(rows) if any(row["requests"] for row in rows) else ():
         yield _note(title, text)
-    for title, text, style in scores.notes(rows) if any(row["score"] is not None for row in rows) else ():
+    for title, text, style in scores.notes(rows) if any(row["asked_samples"] for row in rows) else ():
         yield _note(title, text, style)
     if any(row["regime"] == "overhead_bound" for row in rows):
         yield _note("overhead", "all that a step reads fits in the processor's own cache: its speed allows no verdict")

@@ -150,7 +150,7 @@ _TIME: list[_Column] = [
 ]
 
 _SERVING: list[_Column] = [
-    ("requests", _COUNT, "requests", "served; the columns down to same_share are empty where there are none"),
+    ("requests", _COUNT, "requests", "served; the columns down to preemptions are empty where there are none"),
     ("serve_s", _REAL, "s", "from the first arrival to the last token; median"),
     ("passes", _COUNT, "", "of the model over tokens of several requests"),
     ("ttft_p99_ms", _REAL, "ms", "99th percentile of ttft over requests, which is from arrival to first token"),
@@ -163,7 +163,7 @@ _SERVING: list[_Column] = [
     ("prefill_tokens_computed", _COUNT, "tokens", "of prompts that passes read, again where pages were taken away"),
     ("prefill_tokens_reused", _COUNT, "tokens", "of prompts whose entries were there already"),
     ("preemptions", _COUNT, "", "how often a request under way lost its pages"),
-    ("same_share", _REAL, "share", "requests that got the very tokens that the baseline gave them"),
+    ("same_share", _REAL, "share", "requests, or answers, that got the very tokens that the baseline gave them"),
 ]
 
 _MEMORY: list[_Column] = [
@@ -235,7 +235,12 @@ _QUALITY: list[_Column] = [
     ("score_delta_high", _REAL, "", "upper end of its 95% interval"),
     ("score_verdict", _WORD, "", "what may be claimed of the score"),
     ("score_reason", _WORD, "", "why"),
-    ("score_samples", _COUNT, "", "samples of all tasks that were asked"),
+    ("asked_samples", _COUNT, "", "conversations of all tasks; this and the next five are those of samples.parquet"),
+    ("answer_length", _REAL, "tokens", "generated for an answer, in the mean"),
+    ("ended_share", _REAL, "share", "answers that the model ended, rather than the most tokens there may be"),
+    ("length_ratio", _REAL, "ratio", "tokens of all answers over those of the full cache's; above 1 is longer"),
+    ("length_ratio_low", _REAL, "ratio", "lower end of its 95% interval"),
+    ("length_ratio_high", _REAL, "ratio", "upper end of its 95% interval"),
     ("recall_key_value", _REAL, "share", "values recalled exactly"),
     ("recall_passkey", _REAL, "share", "passkeys recalled exactly"),
     ("key_error", _REAL, "ratio", "root mean square of what packing does to a prompt's keys, over that of the keys"),

@@ -149,8 +149,8 @@ def _tables(group: _Group, console: Console) -> Iterator[RenderableType]:
         tables.append(_table(away, elsewhere.columns_of(rows), elsewhere.FIELDS, elsewhere.units_of(rows)))
     if any(row["requests"] for row in group.rows):
         tables.append(_table(named, serving.COLUMNS, serving.FIELDS, serving.units_of(group.rows)))
-    if any(row["score"] is not None for row in group.rows):
-        tables.append(_table(named, scores.COLUMNS, scores.FIELDS, {}))
+    if any(row["asked_samples"] for row in group.rows):
+        tables.append(_table(named, scores.columns_of(group.rows), scores.FIELDS, {}))
     if any(row["network"] for row in group.rows):
         tables.append(_table(named, networks.COLUMNS, networks.FIELDS, networks.units_of(group.rows)))
     for table in tables:

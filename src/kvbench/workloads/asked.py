@@ -19,7 +19,7 @@ class Turn:
 
     Args:
         question: token ids, read one at a time through the compressed cache; at least one.
-        references: answers that are right; how an answer is held against them, the metric says.
+        references: answers that are right; how an answer is held against them, the metric says. None: not scored.
         new_tokens: most tokens that are generated.
         until: texts that end an answer beside the model's own end; none of them is part of it.
     """
@@ -69,9 +69,9 @@ class Conversation:
         """Tokens of context, questions and the longest answers."""
         return len(self.context) + sum(len(turn.question) + turn.new_tokens for turn in self.turns)
 
-    def score_of(self, answer: str, turn: Turn) -> float:
-        """Return the score of an answer to one of the turns, from 0 to 1."""
-        return METRICS[self.metric](answer, turn.references, self.classes)
+    def score_of(self, answer: str, turn: Turn) -> float | None:
+        """Return the score of an answer to one of the turns, from 0 to 1; None where nothing is right or wrong."""
+        return None if not turn.references else METRICS[self.metric](answer, turn.references, self.classes)
 
 
 @dataclass(frozen=True, kw_only=True)

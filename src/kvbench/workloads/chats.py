@@ -1,0 +1,56 @@
+"""Texts as a chat template writes them, cut where a context ends and where answers come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+Chat = Literal["auto", "never"]
+
+_END = "\ue000the context ends here\ue000"  # stand in a chat until its text is cut there
+_ANSWER = "\ue000an answer comes here\ue000"
+_SAME_EVERY_DAY = {"date_string": "26 Jul 2024", "enable_thinking": False}  # what templates ask for that have a choice
+
+
+def has_template(tokenizer: Any) -> bool:
+    """Return whether a tokenizer says how a chat is written."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def as_chat(tokenizer: Any, context: str, questions: Sequence[str]) -> list[str]:
+    """Return the text up to the end of a context, and what follows up to each answer, without the answers.
+
+    Args:
+        tokenizer: with a chat template.
+        context: begins the first message.
+        questions: the first one ends that message, every other is a message of its own.
+
+    Raises:
+        ValueError: if the template does not write every message once.
+    """
+    messages = [{"role": "user", "content": context + _END + questions[0]}]
+    for question in questions[1:]:
+        messages += [{"role": "assistant", "content": _ANSWER}, {"role": "user", "content": question}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **_SAME_EVERY_DAY)
+    before, _, after = text.partition(_END)
+    pieces = [before, *after.split(_ANSWER)]
+    if _END in after or len(pieces) != len(questions) + 1:
+        raise ValueError("the tokenizer's chat template does not write every message once; set workload.chat=never.")
+    return pieces
+
+
+def ids_of(tokenizer: Any, prefix: tuple[int, ...], text: str) -> tuple[int, ...]:
+    """Return the ids of what a context's text is, with what the tokenizer puts before every text, once.
+
+    Args:
+        tokenizer: of the model.
+        prefix: ids before every text; a chat template may have written them already.
+        text: up to the end of the context.
+    """
+    ids = plain_ids(tokenizer, text)
+    return ids if ids[: len(prefix)] == prefix else (*prefix, *ids)
+
+
+def plain_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """Return the ids of a text and nothing before it."""
+    return tuple(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
