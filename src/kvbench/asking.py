@@ -14,8 +14,9 @@ from kvbench.job import Row
 from kvbench.measure.host import LocalHost
 from kvbench.quality.evaluate import bits_per_byte, likelihood, recall
 from kvbench.types import Sample
+from kvbench.workloads.asked import Asked
 from kvbench.workloads.perplexity import Perplexity
-from kvbench.workloads.recall import Recall, draw
+from kvbench.workloads.recall import draw
 
 RANDOM_WINDOW = 16  # tokens through both caches where weights are random: exactness only
 
@@ -96,16 +97,17 @@ def _likelihood_columns(bench: Bench, name: str, nll: float, scored_text: Sequen
 
 
 def ask_recall(bench: Bench) -> None:
-    """Ask every arm for what was hidden in its context."""
-    quality, workload = bench.job.quality, bench.job.workload
-    aware = isinstance(workload, Recall) and workload.question_in_cache
+    """Ask every arm for what was hidden in its context, where the workload itself asks nothing."""
+    quality = bench.job.quality
+    if isinstance(bench.job.workload, Asked):
+        return
     for name, arm in bench.arms.items():
         for task, mine in {} if arm.view.is_untrained else _samples(bench, name).items():
             bench.measured.rows[name][f"recall_{task}"] = recall(
                 arm,
                 mine,
-                question_in_cache=aware,
-                batch_size=workload.batch_size if isinstance(workload, Recall) else quality.batch_size,
+                question_in_cache=False,
+                batch_size=quality.batch_size,
                 progress=partial(bench.report, f"recall {task}"),
             )
             bench.measured.rows[name]["recall_samples"] = len(mine)
@@ -127,13 +129,9 @@ def write_text(bench: Bench) -> None:
 
 
 def _samples(bench: Bench, name: str) -> dict[str, list[Sample]]:
-    """Return an arm's samples of each recall task: the workload's own, or those that go with every run."""
-    tasks, quality, workload = bench.sources[name].tasks, bench.job.quality, bench.job.workload
-    if tasks is None:
-        return {}
-    if isinstance(workload, Recall):
-        return {workload.task: workload.draw(tasks, workload.samples, bench.sources[name])}
-    if quality.recall_samples == 0:
+    """Return an arm's samples of each recall task that goes with every run."""
+    tasks, quality = bench.sources[name].tasks, bench.job.quality
+    if tasks is None or quality.recall_samples == 0:
         return {}
     lengths = (quality.recall_samples, quality.recall_tokens, quality.pairs)
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,15 @@ from kvbench.workloads.prefill import Prefill
 from kvbench.workloads.recall import Recall
 from kvbench.workloads.source import TokenSource, read_text
 from kvbench.workloads.text import Text
+
+RECALL: dict[str, Any] = {
+    "prompt_tokens": 9,
+    "pairs": 1,
+    "samples": 1,
+    "batch_size": 1,
+    "question_in_cache": False,
+    "reference": -1.0,
+}
 
 
 def source(text: tuple[int, ...] = tuple(range(100)), prefix: tuple[int, ...] = (7,)) -> TokenSource:
@@ -64,9 +74,10 @@ def test_prefill_workload_has_a_run_per_length() -> None:
             r"workload\.path=/no/such/file is no file",
         ),
         (
-            lambda: Recall(task="riddle", prompt_tokens=9, pairs=1, samples=1, batch_size=1, question_in_cache=False),  # type: ignore[arg-type]
+            lambda: Recall(task="riddle", **RECALL),  # type: ignore[arg-type]
             r"workload\.task must be key_value or passkey",
         ),
+        (lambda: Recall(task="passkey", **RECALL | {"pairs": 0}), r"workload\.pairs must be at least 1; got 0"),
     ],
 )
 def test_workloads_that_cannot_be_name_the_key(make: object, message: str) -> None:
@@ -86,7 +97,7 @@ def test_empty_and_binary_files_are_refused(tmp_path: Path) -> None:
 
 def test_text_and_recall_need_a_tokenizer() -> None:
     text = Text(path="", prompt_tokens=4, new_tokens=1, batch_size=1)
-    recall = Recall(task="passkey", prompt_tokens=9, pairs=1, samples=1, batch_size=1, question_in_cache=False)
+    recall = Recall(task="passkey", **RECALL)
     with pytest.raises(ValueError, match="workload=text needs a tokenizer"):
         text.ids(source(text=()), text.runs()[0])
     with pytest.raises(ValueError, match="workload=recall needs a tokenizer"):

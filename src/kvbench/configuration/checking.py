@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from kvbench.quality import Quality
     from kvbench.results.sink import Sink
     from kvbench.strategies.base import CacheStrategy
+    from kvbench.workloads.asked import Asked
     from kvbench.workloads.decode import Decode
     from kvbench.workloads.perplexity import Perplexity
     from kvbench.workloads.prefill import Prefill
-    from kvbench.workloads.recall import Recall
     from kvbench.workloads.requests import Requests
     from kvbench.workloads.text import Text
 
@@ -62,7 +62,7 @@ class Checked:
     model: ModelSpec
     engine: Eager | BlackBoxEngine | Batcher
     scheduler: Scheduler | Unscheduled
-    workload: Decode | Prefill | Text | Perplexity | Recall | Requests
+    workload: Decode | Prefill | Text | Perplexity | Asked | Requests
     quality: Quality
     measure: Settings
     sink: Sink

@@ -15,7 +15,7 @@ from kvbench.results.labels import BYTE_UNITS, best_unit, labels
 
 _LINE_HEIGHT, _NAME_WIDTH = 0.05, 0.1  # of the picture, for keeping names apart
 
-Measure = Literal["nll_delta_nats", "kl_nats", "top1_agreement", "recall_key_value", "recall_passkey"]
+Measure = Literal["score", "nll_delta_nats", "kl_nats", "top1_agreement", "recall_key_value", "recall_passkey"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class _Axis:
 
 
 _AXES: dict[str, _Axis] = {
+    "score": _Axis(title="score", more_is_better=True),
     "nll_delta_nats": _Axis(title="loss above the full cache (nats per token)", more_is_better=False),
     "kl_nats": _Axis(title="divergence from the full cache (nats per token)", more_is_better=False),
     "top1_agreement": _Axis(title="tokens on which the full cache agrees", more_is_better=True),

@@ -94,14 +94,17 @@ class Asked(ABC):
     question_in_cache: bool
     reference: float
 
-    text_path = ""  # of a text that contexts are made of; "" for the held-out text
-
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing."""
         numbers = {name: getattr(self, name) for name in ("prompt_tokens", "samples", "batch_size")}
         positive("workload", **numbers)
         if self.reference > 1:
             raise ValueError(f"workload.reference must be a score from 0 to 1, or -1 for none; got {self.reference}.")
+
+    @property
+    def text_path(self) -> str:
+        """File of the text that contexts are made of; "" for the held-out text."""
+        return ""
 
     @abstractmethod
     def conversations(self, source: TokenSource) -> list[Conversation]:

@@ -12,7 +12,7 @@ from kvbench.workloads.source import TokenSource, positive
 
 @dataclass(frozen=True, kw_only=True)
 class LongGeneration(Asked):
-    """Prompts that are answered until the model ends, or there is no more room; nothing is right or wrong.
+    r"""Prompts that are answered until the model ends, or there is no more room; nothing is right or wrong.
 
     All of a prompt but its last token is compressed; that one is read through the cache, so that no answer begins with
     what was still whole.
@@ -20,7 +20,7 @@ class LongGeneration(Asked):
     Args:
         path: JSON lines of {"prompt": ""}; "" for windows of the embedded text, to be gone on with.
         new_tokens: most tokens of an answer.
-        until: texts that end an answer beside the model's own end.
+        until: texts that end an answer beside the model's own end; "\n" is the end of a line, as a shell passes it.
         chat: "auto" writes a file's prompts as chats where the tokenizer has a template, "never" as they are.
     """
 
@@ -78,5 +78,6 @@ class LongGeneration(Asked):
         return found
 
     def _conversation(self, ids: tuple[int, ...]) -> Conversation:
-        turn = Turn(question=ids[-1:], references=(), new_tokens=self.new_tokens, until=self.until)
+        until = tuple(text.replace("\\n", "\n") for text in self.until)
+        turn = Turn(question=ids[-1:], references=(), new_tokens=self.new_tokens, until=until)
         return Conversation(task="answers", context=ids[:-1], turns=(turn,), metric="exact")

@@ -6,13 +6,16 @@ of five distinct digits. Keys and values are words that are one token each, so a
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from kvbench.types import RunShape, Sample, Span
+from kvbench.types import Sample, Span
+from kvbench.workloads.asked import Asked, Conversation, Turn
+from kvbench.workloads.composing import found, tokenizer_of, woven
 from kvbench.workloads.source import TokenSource, positive
 
 _WORD = re.compile(r"^[\u0120\u2581][a-z]{3,}$")  # how byte-level BPE and SentencePiece write " word"
@@ -125,13 +128,7 @@ class RecallTasks:
             )
         start = rng.randrange(len(self.filler) - num_filler + 1)
         gaps = sorted(rng.randrange(num_filler + 1) for _ in needles)
-        out = list(self.prefix)
-        done = 0
-        for gap, needle in zip(gaps, needles, strict=True):
-            out += self.filler[start + done : start + gap]
-            out += needle
-            done = gap
-        return (*out, *self.filler[start + done : start + num_filler])
+        return (*self.prefix, *woven(self.filler[start : start + num_filler], needles, gaps))
 
 
 def _assemble(context: tuple[int, ...], asked: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> Sample:
@@ -146,51 +143,43 @@ def _assemble(context: tuple[int, ...], asked: Sequence[tuple[tuple[int, ...], t
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recall:
+class Recall(Asked):
     """Contexts that hide something, the question about it, and the exact answer.
 
     Args:
         task: "key_value" hides pairs, "passkey" five digits.
-        prompt_tokens: tokens that are read and compressed.
         pairs: pairs hidden per context.
-        samples: contexts asked about.
-        batch_size: contexts at once.
-        question_in_cache: whether the question is part of what is compressed (query-aware).
     """
 
     task: Literal["key_value", "passkey"]
-    prompt_tokens: int
     pairs: int
-    samples: int
-    batch_size: int
-    question_in_cache: bool
-
-    text_path = ""
-    new_tokens = 32  # room for a question, its answer and some text after it
 
     def __post_init__(self) -> None:
-        """Refuse lengths that mean nothing."""
-        numbers = {name: getattr(self, name) for name in ("prompt_tokens", "pairs", "samples", "batch_size")}
-        positive("workload", **numbers)
+        """Refuse numbers and tasks that mean nothing."""
+        super().__post_init__()
+        positive("workload", pairs=self.pairs)
         if self.task not in ("key_value", "passkey"):
             raise ValueError(f"workload.task must be key_value or passkey; got {self.task!r}.")
 
-    def runs(self) -> list[RunShape]:
-        """Return the shape of one batch."""
-        return [RunShape(prompt_lengths=(self.prompt_tokens,) * self.batch_size, new_tokens=self.new_tokens)]
+    def conversations(self, source: TokenSource) -> list[Conversation]:
+        """Return a conversation of one question for each sample."""
+        tasks, tokenizer = needed(source), tokenizer_of(source, "recall")
+        is_pairs = self.task == "key_value"
+        chance = 1 / len(tasks.values) if is_pairs else 1 / math.perm(10, 5)
 
-    def ids(self, source: TokenSource, run: RunShape) -> list[list[int]]:
-        """Return prompt, what is left of question and answer, and text after it [B, prompt + new]."""
-        tasks = needed(source)
-        total = run.prompt_tokens + self.new_tokens
-        return [
-            [*sample.ids, *tasks.filler[: total - len(sample.ids)]]
-            for sample in self.draw(tasks, run.batch_size, source)
-        ]
+        def asked(sample: Sample) -> Conversation:
+            context, question, answer = (sample.ids[span.start : span.stop] for span in sample.spans)
+            lead = (*tasks.pair_mark, question[-1]) if is_pairs else tasks.passkey_lead
+            turn = Turn(question=question, references=(tokenizer.decode(list(answer)),), new_tokens=len(answer))
+            depth = found(context, lead) / len(context)
+            return Conversation(
+                task=self.task, context=context, turns=(turn,), metric="exact", depth=depth, chance=chance
+            )
 
-    def draw(self, tasks: RecallTasks, count: int, source: TokenSource) -> list[Sample]:
-        """Return samples whose compressed part has exactly `prompt_tokens` tokens."""
-        return draw(tasks, self.task, count, self.prompt_tokens, self.pairs, source.seed, self.question_in_cache)
+        drawn = draw(
+            tasks, self.task, self.samples, self.prompt_tokens, self.pairs, source.seed, self.question_in_cache
+        )
+        return [asked(sample) for sample in drawn]
 
 
 def draw(
@@ -219,8 +208,10 @@ def needed(source: TokenSource) -> RecallTasks:
     """Return the recall tasks of a source.
 
     Raises:
-        ValueError: if its model has no tokenizer.
+        ValueError: if its model has no tokenizer, or one that has too few words.
     """
-    if source.tasks is None:
-        raise ValueError("workload=recall needs a tokenizer; random weights have none. Use workload=decode.")
-    return source.tasks
+    if source.tasks is not None:
+        return source.tasks
+    if source.tokenizer is not None:
+        return RecallTasks.build(source.tokenizer, source.text)
+    raise ValueError("workload=recall needs a tokenizer; random weights have none. Use workload=decode.")
