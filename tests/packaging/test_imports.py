@@ -29,7 +29,7 @@ MAY_IMPORT = {
         "types",
     },  # models: for hooks
     "models": {"types"},
-    "workloads": {"types"},
+    "workloads": {"folders", "types"},
     "engines": {"cache", "folders", "models", "strategies", "types"},
     "quality": {"engines", "measure", "types", "workloads"},
     "plots": {"results"},

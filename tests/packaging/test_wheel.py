@@ -51,6 +51,10 @@ def test_what_another_environment_runs_is_in_the_wheel(wheel: list[str]) -> None
     assert {"kvbench/engines/vllm_pins.txt", "kvbench/engines/vllm_worker.py"} <= set(wheel)
 
 
+def test_published_prompts_are_in_the_wheel(wheel: list[str]) -> None:
+    assert "kvbench/workloads/longbench.json" in wheel
+
+
 def test_models_types_and_licences_are_in_the_wheel(wheel: list[str]) -> None:
     models = ROOT / "src" / "kvbench" / "models"
     files = (file for file in models.glob("*/**/*") if file.is_file() and file.suffix != ".pyc")

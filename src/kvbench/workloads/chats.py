@@ -9,7 +9,7 @@ Chat = Literal["auto", "never"]
 
 _END = "\ue000the context ends here\ue000"  # stand in a chat until its text is cut there
 _ANSWER = "\ue000an answer comes here\ue000"
-_SAME_EVERY_DAY = {"date_string": "26 Jul 2024", "enable_thinking": False}  # what templates ask for that have a choice
+_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}{{ '' }}"  # what a template gets that asks for it
 
 
 def has_template(tokenizer: Any) -> bool:
@@ -31,10 +31,16 @@ def as_chat(tokenizer: Any, context: str, questions: Sequence[str]) -> list[str]
     messages = [{"role": "user", "content": context + _END + questions[0]}]
     for question in questions[1:]:
         messages += [{"role": "assistant", "content": _ANSWER}, {"role": "user", "content": question}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **_SAME_EVERY_DAY)
-    before, _, after = text.partition(_END)
-    pieces = [before, *after.split(_ANSWER)]
-    if _END in after or len(pieces) != len(questions) + 1:
+    text = tokenizer.apply_chat_template(
+        messages,
+        chat_template=_DAY + tokenizer.get_chat_template(),
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,  # models that can think first are told not to
+    )
+    before, *after = text.split(_END)
+    pieces = [before, *"".join(after).split(_ANSWER)]
+    if len(after) != 1 or len(pieces) != len(questions) + 1:
         raise ValueError("the tokenizer's chat template does not write every message once; set workload.chat=never.")
     return pieces
 

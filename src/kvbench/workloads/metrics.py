@@ -5,6 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from kvbench.workloads.longbench_scores import (
+    classification,
+    code_similarity,
+    numbers,
+    of_first_line,
+    qa_f1,
+    qa_f1_zh,
+    rouge_l,
+    rouge_l_zh,
+)
+
 Metric = Callable[[str, Sequence[str], Sequence[str]], float]  # answer, references, all classes there are
 
 
@@ -23,4 +34,17 @@ def contains_any(answer: str, references: Sequence[str], classes: Sequence[str])
     return float(any(reference.lower() in answer.lower() for reference in references))
 
 
-METRICS: Final[Mapping[str, Metric]] = {"exact": exact, "contains_all": contains_all, "contains_any": contains_any}
+METRICS: Final[Mapping[str, Metric]] = {
+    "exact": exact,
+    "contains_all": contains_all,
+    "contains_any": contains_any,
+    "qa_f1": qa_f1,
+    "qa_f1_zh": qa_f1_zh,
+    "qa_f1_first_line": of_first_line(qa_f1),
+    "rouge_l": rouge_l,
+    "rouge_l_zh": rouge_l_zh,
+    "rouge_l_first_line": of_first_line(rouge_l),
+    "classification_first_line": of_first_line(classification),
+    "numbers": numbers,
+    "code_similarity": code_similarity,
+}
