@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,8 +13,10 @@ from kvbench.bench import Bench
 from kvbench.engines.arm import generate
 from kvbench.job import Row
 from kvbench.measure.host import LocalHost
+from kvbench.quality import ATTENTION_STEPS, ATTENTION_WINDOWS
 from kvbench.quality.evaluate import bits_per_byte, likelihood, recall
-from kvbench.types import Sample
+from kvbench.tracing import attention_lost, follow
+from kvbench.types import RunShape, Sample
 from kvbench.workloads.asked import Asked
 from kvbench.workloads.perplexity import Perplexity
 from kvbench.workloads.recall import draw
@@ -111,6 +114,23 @@ def ask_recall(bench: Bench) -> None:
                 progress=partial(bench.report, f"recall {task}"),
             )
             bench.measured.rows[name]["recall_samples"] = len(mine)
+
+
+def ask_attention(bench: Bench) -> None:
+    """Ask how much of the full cache's attention, on short texts, goes to what the strategy has let go for good."""
+    arm, full, tokens = bench.arms["strategy"], bench.job.baseline, bench.job.quality.attention_tokens
+    has_nothing_to_say = bench.on["strategy"].weights == "random" or arm.view.is_untrained
+    if full is None or tokens == 0 or not arm.strategy.forgets or has_nothing_to_say:
+        return
+    prompt = tokens - ATTENTION_STEPS
+    run = RunShape(prompt_lengths=(prompt,) * ATTENTION_WINDOWS, new_tokens=ATTENTION_STEPS)
+    if arm.strategy.unsupported(arm.view, run) is not None:  # such as a budget that is too small for short texts
+        return
+    bench.report("attention", 0.0)
+    windows = bench.sources["strategy"].windows(ATTENTION_WINDOWS, tokens)
+    ids = torch.tensor(windows, device=arm.view.device)
+    lost = attention_lost(replace(arm, strategy=full), ids, follow(arm, ids, prompt).held)
+    bench.measured.rows["strategy"]["attention_lost"] = lost.mean().item()
 
 
 def write_text(bench: Bench) -> None:

@@ -183,11 +183,11 @@ def check_lengths(job: Job) -> None:
                 f"model={job.spec.name} reads at most {most} positions; lower {_lengths_of(job)} or choose another "
                 f"model."
             )
-    quality = job.quality.context_tokens + 1 + job.quality.scored_tokens
-    if most is not None and job.quality.text_windows and quality > most:
+    quality = job.quality.longest_window
+    if most is not None and quality > most:
         raise ValueError(
             f"quality reads windows of {quality} tokens, but model={job.spec.name} reads at most {most} positions; "
-            f"lower quality.context_tokens or set quality=none."
+            f"lower quality.context_tokens and quality.attention_tokens, or set quality=none."
         )
 
 

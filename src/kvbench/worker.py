@@ -8,7 +8,7 @@ import transformers.models.gpt2.modeling_gpt2
 import transformers.models.llama.modeling_llama
 import transformers.utils.logging
 
-from kvbench.asking import all_cores, ask_likelihood, ask_recall, write_text
+from kvbench.asking import all_cores, ask_attention, ask_likelihood, ask_recall, write_text
 from kvbench.bench import Bench
 from kvbench.columns import above, held, moved
 from kvbench.engines.arm import DecodeArm
@@ -34,6 +34,7 @@ def time_and_quality(job: Job, report: Report) -> Measured:
     with all_cores(bench):
         ask_likelihood(bench)
         ask_recall(bench)
+        ask_attention(bench)
         write_text(bench)
     return bench.measured
 

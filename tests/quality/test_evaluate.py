@@ -116,8 +116,26 @@ def test_bits_per_byte_of_one_nat_per_two_bytes() -> None:
     assert bits_per_byte(1.0, 2) == pytest.approx(0.7213475)
 
 
-def test_negative_windows_name_the_key() -> None:
-    with pytest.raises(ValueError, match=r"quality\.text_windows and quality\.recall_samples"):
-        Quality(
-            text_windows=-1, context_tokens=1, scored_tokens=1, recall_samples=0, recall_tokens=1, pairs=1, batch_size=1
-        )
+@pytest.mark.parametrize(
+    ("key", "number", "message"),
+    [
+        ("text_windows", -1, r"quality\.text_windows and quality\.recall_samples"),
+        ("recall_samples", -1, r"quality\.text_windows and quality\.recall_samples"),
+        ("attention_tokens", 16, r"quality\.attention_tokens must be 0 \(none\) or more than the 16 .* got 16"),
+    ],
+)
+def test_numbers_that_mean_nothing_name_the_key(key: str, number: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        quality(**{key: number})
+
+
+def test_the_longest_window_is_that_of_what_is_asked() -> None:
+    assert quality(text_windows=1, context_tokens=40, scored_tokens=8, attention_tokens=30).longest_window == 49
+    assert quality(text_windows=1, context_tokens=40, scored_tokens=8, attention_tokens=50).longest_window == 50
+    assert quality(text_windows=0, context_tokens=40, scored_tokens=8, attention_tokens=0).longest_window == 0
+
+
+def quality(**changes: int) -> Quality:
+    """Return what is asked, little of it."""
+    least = {"context_tokens": 1, "scored_tokens": 1, "recall_tokens": 1, "pairs": 1, "batch_size": 1}
+    return Quality(**{"text_windows": 0, "recall_samples": 0, "attention_tokens": 0, **least, **changes})

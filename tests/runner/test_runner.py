@@ -33,6 +33,7 @@ SMALL_QUALITY = [
     "quality.recall_samples=8",
     "quality.recall_tokens=128",
     "quality.pairs=4",
+    "quality.attention_tokens=96",
 ]
 
 
@@ -98,6 +99,8 @@ def test_quality_was_measured_for_both_arms(done: tuple[Path, Result]) -> None:
     assert mine["nll_nats"] - full["nll_nats"] == pytest.approx(mine["nll_delta_nats"])
     assert mine["quality_tokens"] == 16
     assert full["recall_key_value"] > 0.5
+    assert 0.01 < mine["attention_lost"] < 0.5
+    assert pd.isna(full["attention_lost"])
 
 
 def test_a_finished_run_is_not_repeated_and_force_repeats_it_beside(done: tuple[Path, Result]) -> None:
@@ -118,6 +121,7 @@ def test_random_weights_leave_quality_empty_and_say_so(tmp_path: Path) -> None:
     assert (found["status"], found["weights"]) == ("ok", "random"), found["reason"]
     assert pd.isna(found["nll_nats"])
     assert pd.isna(found["recall_key_value"])
+    assert pd.isna(found["attention_lost"])
     assert found["max_logit_difference"] >= 0
 
 
@@ -245,6 +249,10 @@ def test_what_is_missing_is_an_unavailable_row_until_it_is_there(
         ),
         (["workload.prompt_tokens=3000"], r"model=tiny reads at most 2048 positions; lower workload\.prompt_tokens"),
         (["quality.context_tokens=3000"], r"lower quality\.context_tokens"),
+        (
+            ["quality.attention_tokens=3000"],
+            r"windows of 3000 tokens, but .* quality\.attention_tokens, or set quality",
+        ),
         (["measure.threads=4096"], r"Set measure\.threads"),
         (["engine=transformers"], "engine=transformers brings its own cache"),
         (["strategy=transformers", "engine.attention=flash"], r"engine\.attention cannot be .* Choices: eager, flash"),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from kvbench.workloads.source import positive
+
+ATTENTION_WINDOWS: Final = 4  # short texts in which lost attention is measured
+ATTENTION_STEPS: Final = 16  # their last tokens, fed one at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +22,8 @@ class Quality:
         recall_samples: samples of each recall task; 0 for none.
         recall_tokens: context tokens of a recall sample.
         pairs: key-value pairs hidden in a context.
+        attention_tokens: tokens of a short text, of which the last few are fed one at a time to see how much attention
+            goes to what has left; 0 for none.
         batch_size: rows at once.
     """
 
@@ -27,6 +33,7 @@ class Quality:
     recall_samples: int
     recall_tokens: int
     pairs: int
+    attention_tokens: int
     batch_size: int
 
     def __post_init__(self) -> None:
@@ -36,6 +43,11 @@ class Quality:
                 f"quality.text_windows and quality.recall_samples must be 0 (none) or more; got {self.text_windows} "
                 f"and {self.recall_samples}."
             )
+        if self.attention_tokens != 0 and self.attention_tokens <= ATTENTION_STEPS:
+            raise ValueError(
+                f"quality.attention_tokens must be 0 (none) or more than the {ATTENTION_STEPS} that are decoded; got "
+                f"{self.attention_tokens}."
+            )
         positive(
             "quality",
             context_tokens=self.context_tokens,
@@ -44,3 +56,9 @@ class Quality:
             pairs=self.pairs,
             batch_size=self.batch_size,
         )
+
+    @property
+    def longest_window(self) -> int:
+        """Tokens of the longest window of text that is read; 0 where none is."""
+        scored = self.context_tokens + 1 + self.scored_tokens if self.text_windows > 0 else 0
+        return max(scored, self.attention_tokens)

@@ -243,6 +243,12 @@ _QUALITY: list[_Column] = [
     ("length_ratio_high", _REAL, "ratio", "upper end of its 95% interval"),
     ("recall_key_value", _REAL, "share", "values recalled exactly"),
     ("recall_passkey", _REAL, "share", "passkeys recalled exactly"),
+    (
+        "attention_lost",
+        _REAL,
+        "share",
+        "of the full cache's attention on short texts, to what left for good; mean over decode steps, layers, heads",
+    ),
     ("key_error", _REAL, "ratio", "root mean square of what packing does to a prompt's keys, over that of the keys"),
     ("value_error", _REAL, "ratio", "the same of its values"),
     ("max_logit_difference", _REAL, "logits", "largest difference from the full cache's logits"),

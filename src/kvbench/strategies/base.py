@@ -315,6 +315,11 @@ class CacheStrategy:
         return max(1, self.codec.flush_tokens, self.trigger.period if self.budget.limits else 0)
 
     @property
+    def forgets(self) -> bool:
+        """Whether entries leave for good: neither kept elsewhere nor merged into those that stay."""
+        return self.budget.limits and not self.evicted.merges and not isinstance(self.evicted, Handing)
+
+    @property
     def keeps_budget(self) -> bool:
         """Whether the budget also holds while decoding."""
         return self.trigger.period > 0 or not self.budget.limits
