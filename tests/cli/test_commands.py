@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.resources import files
@@ -115,6 +116,45 @@ def test_trace_draws_in_the_terminal_and_as_a_picture(
     assert out[1].endswith("#|")
     assert picture.stat().st_size > 1000
     assert main(["trace", *line.split(), "--config-dir", str(outside), "--out", str(tmp_path / "no" / "held.png")]) == 2
+
+
+def test_trace_says_what_attention_is_lost_and_writes_the_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "trace model=tiny workload.prompt_tokens=80 workload.new_tokens=4 measure.threads=1"
+    for name, end in [
+        ("h2o", r"attention lost, from the first layer to the last: (\d+\.\d%, ){3}\d+\.\d%; mean \d+\.\d%"),
+        ("quest", r"attention lost: not counted, for nothing is decoded or nothing leaves for good"),
+    ]:
+        picture = tmp_path / f"{name}.svg"
+        assert main([*line.split(), f"strategy={name}", "--layer", "1", "--out", str(picture)]) == 0
+        assert re.fullmatch(end, capsys.readouterr().out.splitlines()[-2])
+        drawn = picture.read_text(encoding="utf-8")
+        assert ("share of attention lost" in drawn) == (name == "h2o")
+        assert "share of heads that hold a token at the end" in drawn
+    assert main([*line.split(), "--layer", "4"]) == 2
+    assert "--layer must be one of the model's 4 layers, from 0; got 4" in capsys.readouterr().err
+
+
+def test_means_of_lost_attention_are_told_by_layer() -> None:
+    lost = trace.lost_table(torch.tensor([[0.1, 0.5], [0.2, 0.3]]))
+    assert lost["step"].tolist() == [1, 1, 2, 2]
+    assert trace.told(lost) == "attention lost, from the first layer to the last: 15.0%, 40.0%; mean 27.5%"
+
+
+class Bytes:
+    """A tokenizer whose tokens are bytes."""
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(ids).decode("utf-8", errors="replace")
+
+
+def test_pieces_make_up_the_text_and_unfinished_characters_wait() -> None:
+    assert trace.pieces_of(Bytes(), list("a \u00e9!".encode())) == ["a", " ", "", "\u00e9", "!"]
+    text = "\u20ac\U0001d11e" * 9 + "z"
+    pieces = trace.pieces_of(Bytes(), list(text.encode()))
+    assert "".join(pieces) == text
+    assert pieces[:7] == ["", "", "\u20ac", "", "", "", "\U0001d11e"]
 
 
 def test_the_catalogue_has_a_line_for_everything() -> None:

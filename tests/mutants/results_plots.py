@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 from matplotlib.axes import Axes
 
 from kvbench.plots import (
+    attention_lost,
     decode_latency,
     held_positions,
+    held_text,
     memory_against_context,
     named_by_page,
     page_utilisation,
@@ -71,6 +75,31 @@ def forgets_layers(held: pd.DataFrame, ax: Axes, *, rows: str) -> pd.DataFrame:
     return held_positions(held.assign(layer=0), ax)
 
 
+def lost_by_step(lost: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Take layers for steps."""
+    return attention_lost(lost.rename(columns={"step": "layer", "layer": "step"}), ax)
+
+
+def lost_upside_down(lost: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Draw the last layer on top."""
+    return attention_lost(lost.assign(layer=-lost["layer"]), ax)
+
+
+def text_at_the_start(held: pd.DataFrame, pieces: Sequence[str], ax: Axes, *, prompt_tokens: int) -> pd.DataFrame:
+    """Show what was held when the prompt had been read."""
+    return held_text(held[held["step"] == 0], pieces, ax, prompt_tokens=prompt_tokens)
+
+
+def text_a_token_further(held: pd.DataFrame, pieces: Sequence[str], ax: Axes, *, prompt_tokens: int) -> pd.DataFrame:
+    """Colour the token behind the one that is held."""
+    return held_text(held.assign(position=held["position"] + 1), pieces, ax, prompt_tokens=prompt_tokens)
+
+
+def text_of_any_head(held: pd.DataFrame, pieces: Sequence[str], ax: Axes, *, prompt_tokens: int) -> pd.DataFrame:
+    """Call a token held when one head of each layer holds it."""
+    return held_text(held.assign(head=0), pieces, ax, prompt_tokens=prompt_tokens)
+
+
 def both_arms_named(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """Name the baseline by pages as well."""
     return named_by_page(frame.assign(arm="strategy"), runs).assign(arm=frame["arm"])
@@ -84,3 +113,5 @@ def waste_drawn(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
 LATENCIES = [with_first_steps, with_disturbed_blocks, with_the_second_baseline, in_seconds]
 FRONTS = [front_of_the_last, front_with_ties, front_upside_down]
 TRACES = [counts_entries, forgets_layers]
+LOSSES = [lost_by_step, lost_upside_down]
+TEXTS = [text_at_the_start, text_a_token_further, text_of_any_head]

@@ -65,7 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     trace = _add(commands, "trace", "trace:main", "draw which positions each layer held: kvbench trace strategy=snapkv")
     trace.add_argument("overrides", nargs="*", help="as for run")
     trace.add_argument("--config-dir", help="folder with more configurations")
-    trace.add_argument("--out", default="", help="picture to write (.png, .svg or .pdf)")
+    trace.add_argument("--out", default="", help="picture over the text to write (.png, .svg or .pdf)")
+    trace.add_argument("--layer", type=int, help="the only one whose entries the picture shows (default: all)")
 
     calibrate = _add(
         commands,

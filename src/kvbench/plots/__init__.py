@@ -4,11 +4,14 @@ from kvbench.plots.latency import decode_latency
 from kvbench.plots.memory import memory_against_context
 from kvbench.plots.pages import named_by_page, page_utilisation
 from kvbench.plots.quality import quality_against_memory
-from kvbench.plots.trace import held_positions
+from kvbench.plots.text import held_text
+from kvbench.plots.trace import attention_lost, held_positions
 
 __all__ = [
+    "attention_lost",
     "decode_latency",
     "held_positions",
+    "held_text",
     "memory_against_context",
     "named_by_page",
     "page_utilisation",
