@@ -14,6 +14,7 @@ from kvbench.plots import (
     held_text,
     memory_against_context,
     named_by_page,
+    needle_map,
     page_utilisation,
     quality_against_memory,
 )
@@ -110,6 +111,24 @@ def waste_drawn(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     return page_utilisation(runs.assign(page_utilisation=1 - runs["page_utilisation"]), ax)
 
 
+def upside_down(samples: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Draw the deepest needles first."""
+    table = needle_map(samples, ax)
+    ax.invert_yaxis()
+    return table
+
+
+def best_of_each(samples: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Draw the best score of each cell."""
+    return needle_map(samples.sort_values("score").drop_duplicates(["depth", "context_tokens"], keep="last"), ax)
+
+
+def turned_over(samples: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Draw the mistakes."""
+    return needle_map(samples.assign(score=1 - samples["score"]), ax)
+
+
+MAPS = [upside_down, best_of_each, turned_over]
 LATENCIES = [with_first_steps, with_disturbed_blocks, with_the_second_baseline, in_seconds]
 FRONTS = [front_of_the_last, front_with_ties, front_upside_down]
 TRACES = [counts_entries, forgets_layers]

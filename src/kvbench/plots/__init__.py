@@ -2,6 +2,7 @@
 
 from kvbench.plots.latency import decode_latency
 from kvbench.plots.memory import memory_against_context
+from kvbench.plots.needles import needle_map
 from kvbench.plots.pages import named_by_page, page_utilisation
 from kvbench.plots.quality import quality_against_memory
 from kvbench.plots.text import held_text
@@ -14,6 +15,7 @@ __all__ = [
     "held_text",
     "memory_against_context",
     "named_by_page",
+    "needle_map",
     "page_utilisation",
     "quality_against_memory",
 ]
