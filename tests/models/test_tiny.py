@@ -11,13 +11,17 @@ import torch
 from kvbench.api import strategy
 from kvbench.cache.doors import ATTENTION
 from kvbench.configuration import build_group, compose, resolved
-from kvbench.engines.arm import Arm
+from kvbench.engines.arm import Arm, generate
 from kvbench.engines.eager import Eager
 from kvbench.model_card import PAIRS, recalled, text_loss
 from kvbench.models.load import Loaded, load
 from kvbench.models.spec import TINY, ModelSpec
+from kvbench.types import RunShape
+from kvbench.workloads.asked import Conversation
 from kvbench.workloads.recall import RecallTasks
+from kvbench.workloads.ruler.marks import MARKED
 from tests.mutants.tiny import untrained
+from tests.support.hiding import held
 
 CARD = json.loads((TINY / "card.json").read_text())
 LONG, SAMPLES = 1024, 12
@@ -74,6 +78,40 @@ def test_loss_on_held_out_text_is_the_cards(tiny: Loaded) -> None:
 def test_loss_check_catches_a_model_that_was_not_trained(tiny: Loaded) -> None:
     with pytest.raises(AssertionError):
         check_loss(untrained(load(spec(), seed=0, attention="sdpa").model), tiny)
+
+
+def answered(tiny: Loaded, asked: Conversation) -> str:
+    """Return what the full cache says to the first question."""
+    assert tiny.tokenizer is not None
+    turn = asked.turns[0]
+    prompt = torch.tensor([[*asked.context, *turn.question]])
+    arm = Arm(
+        name="arm", model=tiny.model, view=tiny.view, strategy=strategy("baseline"), engine=Eager(prefill_chunk=0)
+    )
+    with torch.no_grad():
+        run = RunShape(prompt_lengths=(prompt.shape[1],), new_tokens=turn.new_tokens)
+        return str(tiny.tokenizer.decode(generate(arm, run, prompt)[0]))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["workload=niah", "workload.samples=1", "workload.depths=[0.0,0.4,1.0]"],
+        [
+            "workload=ruler",
+            "workload.wording=marks",
+            "workload.prompt_tokens=512",
+            f"workload.tasks=[{','.join(MARKED)}]",
+        ],
+    ],
+)
+def test_full_cache_finds_needles_in_the_words_it_knows(tiny: Loaded, overrides: list[str]) -> None:
+    asked = build_group(resolved(compose(overrides))["workload"], "workload").conversations(held())
+    alone = [replace(one, turns=one.turns[:1]) for one in asked]
+    said = [answered(tiny, one) for one in alone]
+    assert sum(one.score_of(text, one.turns[0]) or 0 for one, text in zip(alone, said, strict=True)) >= len(said) - 1
+    others = [one.score_of(text, one.turns[0]) or 0 for one, text in zip(alone, [*said[1:], said[0]], strict=True)]
+    assert sum(others) <= 1, "and nobody else's answers are right"
 
 
 @pytest.mark.parametrize("task", ["key_value", "passkey"])
