@@ -15,7 +15,7 @@ from kvbench.job import Row
 from kvbench.measure.host import LocalHost
 from kvbench.quality import ATTENTION_STEPS, ATTENTION_WINDOWS
 from kvbench.quality.evaluate import bits_per_byte, likelihood, recall
-from kvbench.tracing import attention_lost, follow
+from kvbench.tracing import attention_lost, held_by
 from kvbench.types import RunShape, Sample
 from kvbench.workloads.asked import Asked
 from kvbench.workloads.perplexity import Perplexity
@@ -129,7 +129,7 @@ def ask_attention(bench: Bench) -> None:
     bench.report("attention", 0.0)
     windows = bench.sources["strategy"].windows(ATTENTION_WINDOWS, tokens)
     ids = torch.tensor(windows, device=arm.view.device)
-    lost = attention_lost(replace(arm, strategy=full), ids, follow(arm, ids, prompt).held)
+    lost = attention_lost(replace(arm, strategy=full), ids, held_by(arm, ids, prompt))
     bench.measured.rows["strategy"]["attention_lost"] = lost.mean().item()
 
 

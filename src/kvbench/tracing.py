@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from kvbench.cache.doors import ATTENTION
+from kvbench.cache.kv_cache import KVCache
 from kvbench.cache.watched import WatchedCache
 from kvbench.engines.arm import Arm
 from kvbench.engines.eager import Eager
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
 from kvbench.types import DECODE, RunShape
+
+Held = Sequence[Sequence[Tensor]]  # per step and layer [B, 1 or G, m]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,7 @@ class Trace:
     """
 
     logits: Tensor
-    held: tuple[tuple[Tensor, ...], ...]
+    held: Held
 
 
 def trace(model: nn.Module, strategy: CacheStrategy, ids: Tensor, prompt_tokens: int) -> Trace:
@@ -46,30 +49,22 @@ def trace(model: nn.Module, strategy: CacheStrategy, ids: Tensor, prompt_tokens:
     arm = arm_of(model, strategy)
     arm.model.set_attn_implementation(ATTENTION)  # type: ignore[operator]
     try:
-        return follow(arm, ids, prompt_tokens)
+        with torch.no_grad():
+            return _trace(arm.model, arm.cache(_run_of(ids, prompt_tokens)), strategy, ids)
     finally:
         model.set_attn_implementation(before)  # type: ignore[operator]
 
 
-def arm_of(model: nn.Module, strategy: CacheStrategy) -> Arm:
-    """Return a strategy on the model it makes of one."""
-    prepared = strategy.prepare(model)
-    view = strategy.transform.view(prepared, view_of(model))
-    return Arm(name="strategy", model=prepared, view=view, strategy=strategy, engine=Eager(prefill_chunk=0))
-
-
-@torch.no_grad()
-def follow(arm: Arm, ids: Tensor, prompt_tokens: int) -> Trace:
-    """Do the same with an arm, whose model attends through its cache."""
-    cache = arm.cache(_run_of(ids, prompt_tokens))
+def _trace(model: nn.Module, cache: KVCache, strategy: CacheStrategy, ids: Tensor) -> Trace:
+    run = cache.run
     logits, held = [], []
-    prompt = list(cache.prompt_passes(prompt_tokens, 0))
-    decoded = [(DECODE, slice(at, at + 1)) for at in range(prompt_tokens, ids.shape[1])]
-    with arm.strategy.attach(arm.model, cache):
+    prompt = list(cache.prompt_passes(run.prompt_tokens, 0))
+    decoded = [(DECODE, slice(at, at + 1)) for at in range(run.prompt_tokens, ids.shape[1])]
+    with strategy.attach(model, cache):
         for number, (step, columns) in enumerate([*prompt, *decoded], 1):
             cache.begin(step)
             positions = cache.position_ids(columns.stop - columns.start)
-            part = arm.model(ids[:, columns], past_key_values=cache, use_cache=True, position_ids=positions)
+            part = model(ids[:, columns], past_key_values=cache, use_cache=True, position_ids=positions)
             if step.phase != "repeat":
                 logits.append(part.logits)
             if number >= len(prompt):
@@ -77,8 +72,27 @@ def follow(arm: Arm, ids: Tensor, prompt_tokens: int) -> Trace:
     return Trace(logits=torch.cat(logits, dim=1), held=tuple(held))
 
 
+def arm_of(model: nn.Module, strategy: CacheStrategy) -> Arm:
+    """Return a strategy on the model that it makes of one."""
+    prepared = strategy.prepare(model)
+    view = strategy.transform.view(prepared, view_of(model))
+    return Arm(name="strategy", model=prepared, view=view, strategy=strategy, engine=Eager(prefill_chunk=0))
+
+
 @torch.no_grad()
-def attention_lost(full: Arm, ids: Tensor, held: Sequence[Sequence[Tensor]]) -> Tensor:
+def held_by(arm: Arm, ids: Tensor, prompt_tokens: int) -> Held:
+    """Return what `trace` says is held, without the logits of a whole prompt; the model attends through its cache."""
+    cache = arm.cache(_run_of(ids, prompt_tokens))
+    arm.prefill(cache, ids[:, :prompt_tokens])
+    held = [tuple(layer.held_positions() for layer in cache.layers)]
+    for at in range(prompt_tokens, ids.shape[1]):
+        arm.step(cache, ids[:, at : at + 1])
+        held.append(tuple(layer.held_positions() for layer in cache.layers))
+    return tuple(held)
+
+
+@torch.no_grad()
+def attention_lost(full: Arm, ids: Tensor, held: Held) -> Tensor:
     """Return which share of the full cache's attention falls on what a strategy no longer holds [steps, layers].
 
     Each decoded token attends in the full cache, whose keys are those of the full cache's own pass. A position is lost

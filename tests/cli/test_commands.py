@@ -13,7 +13,6 @@ import torch
 
 from kvbench.cli import main, trace
 from kvbench.cli.catalogue import catalogue
-from kvbench.tracing import Trace
 from tests.cli.conftest import FakeRunner
 
 HEAVY = ("torch", "hydra", "pandas", "matplotlib", "transformers", "pyarrow", "rich", "numpy")
@@ -81,12 +80,9 @@ def test_run_is_the_command_line_of_run_py(fake: FakeRunner) -> None:
     assert fake.strategies == ["h2o"]
 
 
-HELD = Trace(  # two steps, two layers, one head that holds all and two heads that hold different halves
-    logits=torch.zeros(1, 5, 3),
-    held=(
-        (torch.tensor([[[0, 1, 2, 3]]]), torch.tensor([[[0, 1], [2, 3]]])),
-        (torch.tensor([[[0, 1, 2, 3, 4]]]), torch.tensor([[[0, 1, -1], [2, 3, 4]]])),
-    ),
+HELD = (  # two steps, two layers, one head that holds all and two heads that hold different halves
+    (torch.tensor([[[0, 1, 2, 3]]]), torch.tensor([[[0, 1], [2, 3]]])),
+    (torch.tensor([[[0, 1, 2, 3, 4]]]), torch.tensor([[[0, 1, -1], [2, 3, 4]]])),
 )
 
 
@@ -132,6 +128,8 @@ def test_trace_says_what_attention_is_lost_and_writes_the_text(
         drawn = picture.read_text(encoding="utf-8")
         assert ("share of attention lost" in drawn) == (name == "h2o")
         assert "share of heads that hold a token at the end" in drawn
+    assert main(["trace", "model=tiny", "workload=prefill", "workload.prompt_tokens=[40]"]) == 0
+    assert capsys.readouterr().out.endswith("not counted, for nothing is decoded or nothing leaves for good\n")
     assert main([*line.split(), "--layer", "4"]) == 2
     assert "--layer must be one of the model's 4 layers, from 0; got 4" in capsys.readouterr().err
 

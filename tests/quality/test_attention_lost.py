@@ -124,6 +124,17 @@ def test_even_attention_is_lost_by_the_share_of_positions_that_left() -> None:
     torch.testing.assert_close(lost.double(), want.double(), rtol=0, atol=ROUNDING)
 
 
+@pytest.mark.parametrize("method", ["h2o", "adakv", "kvzip"])
+def test_what_is_held_is_what_a_trace_says(method: str) -> None:
+    """Without its logits, and where the prompt is read again for its scores."""
+    tokens = ids(8, 2, PROMPT + NEW)
+    said = tracing.trace(model("llama_gqa"), small(method), tokens, PROMPT).held
+    with attention(model("llama_gqa"), ATTENTION) as network:
+        found = tracing.held_by(tracing.arm_of(network, small(method)), tokens, PROMPT)
+    for mine, theirs in zip(found, said, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
 def test_a_trace_without_decoded_tokens_says_nothing() -> None:
     lost, _ = lost_of(model("llama_gqa"), strategy("baseline"), ids(7, 1, PROMPT))
     assert lost.shape == (0, 2)

@@ -24,7 +24,7 @@ from kvbench.configuration.composing import search_path
 from kvbench.models.load import load
 from kvbench.plots.text import height_of
 from kvbench.runner import check_lengths, job_of
-from kvbench.tracing import Trace, arm_of, attention_lost, follow
+from kvbench.tracing import Held, arm_of, attention_lost, held_by
 
 WIDTH = 9.0  # inches of a picture
 SHADES = " .:-=#"
@@ -50,10 +50,10 @@ def main(overrides: Sequence[str], config_dir: str | None, out: str, layer: int 
     run = job.workload.runs()[-1]
     ids = torch.tensor(job.workload.ids(source_of(job, loaded), run)[:1], device=loaded.view.device)
     arm = arm_of(loaded.model, checked.strategy)
-    traced = follow(arm, ids, run.prompt_tokens)
-    held, lost = table(traced), None
+    positions = held_by(arm, ids, run.prompt_tokens)
+    held, lost = table(positions), None
     if checked.strategy.forgets and ids.shape[1] > run.prompt_tokens:
-        lost = lost_table(attention_lost(replace(arm, strategy=strategy("baseline")), ids, traced.held))
+        lost = lost_table(attention_lost(replace(arm, strategy=strategy("baseline")), ids, positions))
     if layer is not None and layer not in set(held["layer"]):
         raise ValueError(f"--layer must be one of the model's {held['layer'].nunique()} layers, from 0; got {layer}.")
     console = Console()
@@ -66,11 +66,11 @@ def main(overrides: Sequence[str], config_dir: str | None, out: str, layer: int 
         _picture(shown, lost, Path(out), pieces=pieces, prompt_tokens=run.prompt_tokens, title=title)
 
 
-def table(traced: Trace) -> pd.DataFrame:
+def table(held: Held) -> pd.DataFrame:
     """Return one row per step, layer, KV head and position held of the first row of a batch."""
     parts = [
         {"step": step, "layer": layer, "head": head, "position": position}
-        for step, layers in enumerate(traced.held)
+        for step, layers in enumerate(held)
         for layer, positions in enumerate(layers)
         for head, row in enumerate(positions[0].tolist())
         for position in row

@@ -89,9 +89,9 @@ def _is_shown(tokens: int) -> np.ndarray:
 
 def _runs(pieces: Sequence[str]) -> Iterator[_Run]:
     """Yield what stands where, in order."""
-    for (line, token), cells in groupby(_cells(pieces), key=lambda cell: (cell.line, cell.token)):
-        first, *others = cells
-        yield _Run(line, first.column, "".join(cell.text for cell in (first, *others)), token)
+    for _, group in groupby(_cells(pieces), key=lambda cell: (cell.line, cell.token)):
+        cells = list(group)
+        yield cells[0]._replace(text="".join(cell.text for cell in cells))
 
 
 def _cells(pieces: Sequence[str]) -> Iterator[_Run]:
