@@ -29,6 +29,17 @@ def test_fewer_entries_lose_more_attention() -> None:
     assert lost("strategy=h2o", "strategy.budget.unit=tokens", "strategy.budget.amount=64") == 0
 
 
+def test_who_looks_at_attention_loses_less_of_it_than_lots_do() -> None:
+    """Lots that protect nothing lose about the share that left, but for a token's attention to itself."""
+    long = "quality.attention_tokens=256"
+    lots = lost("strategy=random_eviction", "strategy.selector.num_sink=0", "strategy.selector.num_recent=0", long)
+    chosen = lost("strategy=h2o", long)
+    assert isinstance(lots, float)
+    assert isinstance(chosen, float)
+    assert chosen < 0.5 * lots
+    assert 0.5 < lots < 0.75
+
+
 @pytest.mark.parametrize(
     "line",
     [
