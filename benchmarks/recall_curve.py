@@ -3,8 +3,8 @@
     python -m benchmarks.recall_curve --out benchmarks/results/recall_curve
 
 The embedded models are asked for key-value pairs (workload=recall) and for those of RULER's needles that have their
-notation (workload=ruler workload.wording=marks), through the compressed cache, the question after compression. Nothing is
-timed. A run that was killed goes on from the answers it has.
+notation (workload=ruler workload.wording=marks), through the compressed cache, the question after compression. Nothing
+is timed. A run that was killed goes on from the answers it has.
 """
 
 from __future__ import annotations

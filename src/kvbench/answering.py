@@ -86,6 +86,7 @@ def _rows(arm: str, number: int, one: Conversation, answers: Sequence[Answer]) -
             "context_tokens": len(one.context),
             "question_tokens": len(turn.question),
             "answer_tokens": len(said.tokens),
+            "is_chat": one.is_chat,
             "is_ended": said.is_ended,
             "score": one.score_of(said.text, turn),
             "chance": one.chance,

@@ -36,15 +36,15 @@ def changed(**settings: Any) -> tuple[tuple[object, str, object], ...]:
     return ((longbench, "TASKS", tasks), (longbench_data, "TASKS", tasks))
 
 
-def asking_in_the_context(self: LongBench, tokenizer: Any, row: Row) -> tuple[str, str]:
+def asking_in_the_context(self: LongBench, row: Row) -> tuple[str, str]:
     """Compress all but the last character of the prompt."""
-    whole = "".join(REAL_PROMPT(self, tokenizer, row))
+    whole = "".join(REAL_PROMPT(self, row))
     return whole[:-1], whole[-1]
 
 
-def without_what_comes_before(self: LongBench, tokenizer: Any, row: Row) -> tuple[str, str]:
+def without_what_comes_before(self: LongBench, row: Row) -> tuple[str, str]:
     """Begin with the context."""
-    return row.context, REAL_PROMPT(self, tokenizer, row)[1]
+    return row.context, REAL_PROMPT(self, row)[1]
 
 
 def from_the_end(self: LongBench, context: tuple[int, ...], question: Sequence[int], task: str) -> tuple[int, ...]:

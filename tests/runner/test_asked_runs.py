@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 import kvbench
+from kvbench.cli import main
 from kvbench.runner import Result
 from tests.runner.test_runner import SHORT, row
 
@@ -59,6 +60,17 @@ def test_scores_can_be_recomputed_from_the_samples(done: Result) -> None:
     assert mine["score_delta_low"] < mine["score_delta"] < mine["score_delta_high"] < 0
     assert mine["score_verdict"] == "worse"
     assert (samples["context_tokens"] == 128).all()
+    assert not samples["is_chat"].any()
+
+
+def test_scores_are_shown_task_by_task_and_answers_exported(
+    done: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["table", str(done.folder), "--tasks"]) == 0
+    (line,) = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("key_value")]
+    assert line[1:] == [f"{100 * row(done, arm)['score']:.1f}" for arm in ("baseline", "strategy")]
+    assert main(["export", str(done.folder), str(tmp_path / "answers.csv"), "--samples"]) == 0
+    assert len(pd.read_csv(tmp_path / "answers.csv")) == 48
 
 
 def test_a_cache_that_keeps_everything_answers_to_the_letter_as_the_full_one(tmp_path: Path) -> None:

@@ -165,6 +165,7 @@ def chats_are_what_the_template_makes_of_the_whole_prompt() -> None:
         want = made.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=False)
         context, question = texts(one)
         assert context + question == ("<s>" + filled(task) if task in NO_CHAT else want), task
+        assert one.is_chat is (task not in NO_CHAT), task
         assert context.endswith(rows()[task]["context"]), task
         assert one.context.count(source().prefix[0]) == 1, "one token stands before a text"
     assert asked(TEMPLATE, chat="never") == asked()

@@ -87,6 +87,7 @@ def test_a_chat_is_written_as_the_template_says_and_cut_where_answers_come(tmp_p
         "<end><user>Who? Ünal?<end><assistant>",
     ]
     (plain,) = workload("multi_turn", path, "workload.chat=never").conversations(source(TEMPLATE))
+    assert (one.is_chat, plain.is_chat) == (True, False)
     assert texts(plain)[1] == "\nWhen?"
 
 
@@ -120,6 +121,7 @@ def test_prompts_are_read_but_for_their_last_token_which_is_asked(tmp_path: Path
     assert "".join(texts(first)) == "<s><user>Tell me of ships.<end><assistant>"
     assert "".join(texts(second)) == "<s><user>And of trains.<end><assistant>"
     assert len(first.turns[0].question) == 1
+    assert first.is_chat
     assert first.score_of("anything", first.turns[0]) is None
     shape = ["workload.prompt_tokens=50", "workload.samples=3", "workload.until=[end]"]
     windows = workload("long_generation", *shape).conversations(source())

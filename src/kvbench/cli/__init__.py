@@ -53,6 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     table = _add(commands, "table", "show:table", "show the table of any tree of runs again")
     table.add_argument("path", nargs="?", default="runs", help="a run, a sweep or a whole tree (default: runs)")
 
+    table.add_argument("--tasks", action="store_true", help="scores of what was asked, task by task")
+
     compare = _add(commands, "compare", "show:compare", "set the runs of one folder against those of another")
     compare.add_argument("a", help="folder of a run or of many")
     compare.add_argument("b", help="folder of a run or of many")
@@ -61,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("path", help="a run, a sweep or a whole tree")
     export.add_argument("file", help="ends in .csv or .json")
     export.add_argument("--steps", action="store_true", help="every timed step instead of one row per arm")
+    export.add_argument("--samples", action="store_true", help="every question and its answer instead")
 
     trace = _add(commands, "trace", "trace:main", "draw which positions each layer held: kvbench trace strategy=snapkv")
     trace.add_argument("overrides", nargs="*", help="as for run")

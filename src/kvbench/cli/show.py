@@ -10,11 +10,15 @@ from kvbench.results.compare import compare as compared
 from kvbench.results.export import export as exported
 from kvbench.results.load import load
 from kvbench.results.table import print_table
+from kvbench.results.tasks import print_tasks
 
 
-def table(path: str) -> None:
-    """Print the table of a run, a sweep or a tree."""
-    print_table(load(path), Console(), path=Path(path))
+def table(path: str, *, tasks: bool) -> None:
+    """Print the table of a run, a sweep or a tree, or its scores task by task."""
+    if tasks:
+        print_tasks(load(path, samples=True), Console())
+    else:
+        print_table(load(path), Console(), path=Path(path))
 
 
 def compare(a: str, b: str) -> None:
@@ -22,8 +26,8 @@ def compare(a: str, b: str) -> None:
     print(compared(a, b).to_string(index=False))
 
 
-def export(path: str, file: str, *, steps: bool) -> None:
-    """Write runs, or their timed steps, as csv or json."""
-    frame = load(path, steps=steps)
+def export(path: str, file: str, *, steps: bool, samples: bool) -> None:
+    """Write runs, their timed steps, or what was asked and answered, as csv or json."""
+    frame = load(path, steps=steps, samples=samples)
     exported(frame, Path(file))
     print(f"{len(frame)} rows in {file}")

@@ -300,8 +300,9 @@ _SAMPLE: list[_Column] = [
     ("answer_tokens", _COUNT, "tokens", "generated, or scored where the text is given"),
 ]
 _SAMPLE_MEASURES: list[_Column] = [
-    ("score", _REAL, "", "of the answer, from 0 to 1; this and the next five are empty where the text is given"),
+    ("score", _REAL, "", "of the answer, from 0 to 1; this and the next six are empty where the text is given"),
     ("chance", _REAL, "", "score of whoever guesses"),
+    ("is_chat", _FLAG, "", "whether the tokenizer's chat template wrote the prompt"),
     ("is_ended", _FLAG, "", "whether the model ended its answer, rather than the most tokens there may be"),
     ("answer", _WORD, "", "what was generated"),
     ("references_json", _WORD, "", "answers that count, as a list"),

@@ -47,6 +47,7 @@ class Conversation:
         classes: all answers there are, where they are finitely many.
         depth: where in the context lies what is asked for, from 0 (its start) to 1; None where that means nothing.
         chance: score of whoever guesses.
+        is_chat: whether the tokenizer's chat template wrote it.
     """
 
     task: str
@@ -56,6 +57,7 @@ class Conversation:
     classes: tuple[str, ...] = ()
     depth: float | None = None
     chance: float = 0.0
+    is_chat: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be asked or scored."""

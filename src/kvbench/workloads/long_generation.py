@@ -53,18 +53,16 @@ class LongGeneration(Asked):
             )
         if not self.path:
             return [self._conversation(tuple(ids)) for ids in source.windows(self.samples, self.prompt_tokens)]
-        found = []
+        found, is_chat = [], self.chat == "auto" and has_template(source.tokenizer)
         for place, prompt in self._prompts()[: self.samples]:
-            text = prompt
-            if self.chat == "auto" and has_template(source.tokenizer):
-                text = "".join(as_chat(source.tokenizer, "", [prompt]))
+            text = "".join(as_chat(source.tokenizer, "", [prompt])) if is_chat else prompt
             ids = ids_of(source.tokenizer, source.prefix, text)
             if not 2 <= len(ids) <= self.prompt_tokens:
                 raise ValueError(
                     f"{place} has a prompt of {len(ids)} tokens; workload.prompt_tokens={self.prompt_tokens} allows "
                     f"from 2 to as many. Raise it, or leave the row out."
                 )
-            found.append(self._conversation(ids))
+            found.append(self._conversation(ids, is_chat=is_chat))
         return found
 
     def _prompts(self) -> list[tuple[str, str]]:
@@ -77,7 +75,7 @@ class LongGeneration(Asked):
             raise ValueError(f"workload.path={self.path} has no prompt.")
         return found
 
-    def _conversation(self, ids: tuple[int, ...]) -> Conversation:
+    def _conversation(self, ids: tuple[int, ...], *, is_chat: bool = False) -> Conversation:
         until = tuple(text.replace("\\n", "\n") for text in self.until)
         turn = Turn(question=ids[-1:], references=(), new_tokens=self.new_tokens, until=until)
-        return Conversation(task="answers", context=ids[:-1], turns=(turn,), metric="exact")
+        return Conversation(task="answers", context=ids[:-1], turns=(turn,), metric="exact", is_chat=is_chat)

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kvbench.workloads.asked import Asked, Conversation, Turn
 from kvbench.workloads.chats import Chat, as_chat, has_template, ids_of, plain_ids
@@ -74,7 +73,10 @@ class LongBench(Asked):
     def _conversation(self, source: TokenSource, row: Row) -> Conversation:
         """Return what a row asks."""
         task = TASKS[row.task]
-        before, after = self._prompt(source.tokenizer, row)
+        is_chat = self.chat == "auto" and task.chat and has_template(source.tokenizer)
+        before, after = self._prompt(row)
+        if is_chat:
+            before, after = as_chat(source.tokenizer, before, [after])
         context = ids_of(source.tokenizer, source.prefix, before)
         question = plain_ids(source.tokenizer, after)
         turn = Turn(question=question, references=row.answers, new_tokens=task.new_tokens, until=task.until)
@@ -85,17 +87,13 @@ class LongBench(Asked):
             metric=task.metric,
             classes=row.classes,
             chance=_chance(row),
+            is_chat=is_chat,
         )
 
-    def _prompt(self, tokenizer: Any, row: Row) -> tuple[str, str]:
+    def _prompt(self, row: Row) -> tuple[str, str]:
         """Return the text up to the end of the context, and what follows."""
-        task = TASKS[row.task]
-        before, _, after = task.prompt.partition("{context}")
-        texts = before + row.context, after.replace("{input}", row.question)
-        if self.chat == "auto" and task.chat and has_template(tokenizer):
-            before, after = as_chat(tokenizer, texts[0], texts[1:])
-            return before, after
-        return texts
+        before, _, after = TASKS[row.task].prompt.partition("{context}")
+        return before + row.context, after.replace("{input}", row.question)
 
     def _shortened(self, context: tuple[int, ...], question: Sequence[int], task: str) -> tuple[int, ...]:
         """Return a context of which the middle of the prompt is left out, so that it is no longer than asked for."""

@@ -93,7 +93,8 @@ class MultiTurn(Asked):
         self, source: TokenSource, place: str, context: str, turns: list[tuple[str, tuple[str, ...]]]
     ) -> Conversation:
         questions = [question for question, _ in turns]
-        if self.chat == "auto" and has_template(source.tokenizer):
+        is_chat = self.chat == "auto" and has_template(source.tokenizer)
+        if is_chat:
             first, *asked = as_chat(source.tokenizer, context, questions)
         else:
             first, asked = context, [f"\n{question}" for question in questions]
@@ -111,6 +112,7 @@ class MultiTurn(Asked):
                 for text, (_, answers) in zip(asked, turns, strict=True)
             ),
             metric=self.metric,
+            is_chat=is_chat,
         )
 
 
