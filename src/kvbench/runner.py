@@ -97,6 +97,8 @@ def run(config: DictConfig, checked: Checked, *, names: Names, progress: Progres
     there = finished(runs, sweep=checked.sweep, run_id=run_id)
     if there is not None and not config.force:
         return Result(rows=load(there), folder=there, is_new=False)
+    if isinstance(job.workload, Asked | Perplexity):
+        job.workload.bring()
     children.start()
     with open_draft(runs, sweep=checked.sweep, run_id=run_id, force=config.force) as draft:
         started = time.monotonic()

@@ -141,6 +141,18 @@ def test_a_text_is_scored_window_by_window(tmp_path: Path) -> None:
     assert mine["kl_nats"] == pytest.approx(samples.loc["strategy"]["kl_nats"].mean()) != 0
 
 
+@pytest.mark.parametrize("asks", ["workload=longbench", "workload=perplexity workload.dataset=wikitext2"])
+def test_what_the_hub_does_not_give_is_said_before_anything_is_loaded(
+    tmp_path: Path, asks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    small = [one for one in SMALL if not one.startswith("workload")]
+    with pytest.raises(ValueError, match=r"of the hub's data set .* at revision [0-9a-f]{40} .*workload\.path="):
+        kvbench.run([*small, *asks.split(), "workload.prompt_tokens=500", f"runs={tmp_path}"])
+    assert not list(tmp_path.iterdir())
+
+
 def journal_of(folder: Path) -> list[Path]:
     """Return the journals below a folder."""
     return list(folder.rglob(".answers-*.jsonl"))

@@ -75,6 +75,7 @@ def test_a_data_set_in_the_local_cache_is_read_without_a_network(
     place.parent.mkdir(parents=True)
     place.write_bytes(rows.read_bytes())
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert read_text(workload("workload.dataset=wikitext2").text_path).startswith("one")
     with pytest.raises(ValueError, match=r"data/test-00000.*emozilla/pg19.*workload\.path="):
         workload("workload.dataset=pg19").text_path  # noqa: B018

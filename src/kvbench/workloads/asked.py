@@ -108,6 +108,13 @@ class Asked(ABC):
         """File of the text that contexts are made of; "" for the held-out text."""
         return ""
 
+    def bring(self) -> None:  # noqa: B027  most read nothing from there
+        """Bring what is read from the hub, where something is.
+
+        Raises:
+            ValueError: that says which file is missing, and which key takes it.
+        """
+
     @abstractmethod
     def conversations(self, source: TokenSource) -> list[Conversation]:
         """Return what is asked, the same for the same seed.

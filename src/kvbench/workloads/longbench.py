@@ -52,6 +52,10 @@ class LongBench(Asked):
         if self.path and not Path(self.path).exists():
             raise ValueError(f"workload.path={self.path} is neither a folder nor a file.")
 
+    def bring(self) -> None:
+        """Bring the archive, or say that it is missing."""
+        self._place()
+
     def conversations(self, source: TokenSource) -> list[Conversation]:
         """Return a conversation of one question for each row, task by task; the same for every seed.
 
@@ -60,7 +64,7 @@ class LongBench(Asked):
         """
         if source.tokenizer is None:
             raise ValueError("workload=longbench needs a tokenizer; random weights have none. Use workload=decode.")
-        path = Path(self.path) if self.path else hub_file(DATASET, REVISION, FILE)
+        path = self._place()
         rows = read(path, [task for task in TASKS if self.tasks == (ALL,) or task in self.tasks], self.samples)
         missing = set() if self.tasks == (ALL,) else {*self.tasks} - {row.task for row in rows}
         if missing or not rows:
@@ -69,6 +73,9 @@ class LongBench(Asked):
                 f"folder of <task>.jsonl, one such file, or the published {FILE}; workload.tasks says which are asked."
             )
         return [self._conversation(source, row) for row in rows]
+
+    def _place(self) -> Path:
+        return Path(self.path) if self.path else hub_file(DATASET, REVISION, FILE)
 
     def _conversation(self, source: TokenSource, row: Row) -> Conversation:
         """Return what a row asks."""

@@ -80,6 +80,11 @@ class Perplexity:
             return self.path
         return str(hub_file(*DATASETS.get(self.dataset, (self.dataset, self.revision, self.file))))
 
+    def bring(self) -> None:
+        """Bring the text, or say which file is missing."""
+        if self.text_path:
+            read_text(self.text_path)
+
     def runs(self) -> list[RunShape]:
         """Return the shape of the one batch."""
         return [RunShape(prompt_lengths=(self.prompt_tokens,) * self.batch_size, new_tokens=self.new_tokens)]
