@@ -72,7 +72,7 @@ def _ask(bench: Bench, name: str, conversations: Sequence[Conversation], found: 
             mine = [conversations[number] for number in numbers]
             said = converse(arm, mine, question_in_cache=workload.question_in_cache, decoder=tokenizer)
             rows = {n: _rows(name, n, one, answers) for n, one, answers in zip(numbers, mine, said, strict=True)}
-            found.add([row for number in missing for row in rows[number]])
+            found.add([rows[number] for number in missing])
         bench.report(f"answers {name}", (index + 1) / len(groups))
 
 

@@ -36,7 +36,7 @@ def read(bench: Bench, names: Sequence[str], found: Journal) -> Measured:
                 arms = [bench.arms[name] for name in group]
                 ids = torch.tensor([window], device=arms[0].view.device)
                 told = likelihood(arms, ids, context=workload.prompt_tokens, batch_size=1, progress=lambda share: None)
-                found.add([_row(name, index, number, workload, told) for index, name in enumerate(group)])
+                found.add([[_row(name, index, number, workload, told) for index, name in enumerate(group)]])
             bench.report(f"text {' and '.join(group)}", (number + 1) / workload.windows)
     samples = {name: sorted(_of(found, name), key=lambda row: row["number"]) for name in names}
     measured = Measured(rows={name: _columns(bench, name, windows[name], samples[name]) for name in names})

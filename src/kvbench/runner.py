@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +37,7 @@ from kvbench.workloads.requests import Requests
 
 Progress = Callable[[str, float], None]
 
+READ_HERE = ("path", "squad", "hotpotqa", "trace")  # settings of workloads that name files of this machine
 NOT_IDENTITY = ("runs", "force", "sink", "sweep", "plugins")  # keys that do not change what is measured
 
 
@@ -207,7 +208,7 @@ def identify(config: DictConfig, job: Job, names: Names) -> Row:
     kept = {key: value for key, value in resolved.items() if key not in NOT_IDENTITY}
     config_json = json.dumps(kept, sort_keys=True)
     device, weights = str(device_of(job.spec)), origin_of(job.spec)
-    parts = [names.strategy, config_json, source_hash(), device, weights]
+    parts = [names.strategy, config_json, source_hash(), device, weights, *_read_here(job.workload)]
     if job.matched is not None:
         parts.append(f"{job.matched} {origin_of(job.matched)}")
     if _missing(job) is not None:
@@ -227,6 +228,15 @@ def identify(config: DictConfig, job: Job, names: Names) -> Row:
         "source_hash": source_hash(),
         "device": device,
     }
+
+
+def _read_here(workload: Any) -> Iterator[str]:
+    """Yield hashes of the files of this machine that a workload reads: another text is another run."""
+    for name in READ_HERE:
+        place = Path(getattr(workload, name, None) or ".")
+        for file in sorted(place.glob("*.jsonl")) if place != Path() and place.is_dir() else [place]:
+            if file.is_file():
+                yield f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}"
 
 
 def describe(job: Job, arm: str) -> Row:

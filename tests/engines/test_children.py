@@ -45,3 +45,9 @@ def test_a_process_that_hangs_is_ended() -> None:
 
 def test_the_traceback_of_an_error_is_kept_for_the_log() -> None:
     assert "stumble" in call("stumble").log
+
+
+@pytest.mark.parametrize(("renews", "status"), [(True, "ok"), (False, "timeout")])
+def test_time_begins_again_with_every_report_where_that_is_asked_for(renews: bool, status: str) -> None:
+    outcome = children.call(f"{HERE}:plod", 5, timeout_s=2.0, progress=lambda stage, share: None, renews=renews)
+    assert outcome.status == status

@@ -22,7 +22,7 @@ def test_records_are_there_when_it_is_opened_again(tmp_path: Path) -> None:
     for number in range(3):
         with Journal(path) as journal:
             assert journal.rows == every[: 2 * number]
-            journal.add(every[2 * number : 2 * number + 2])
+            journal.add([every[2 * number : 2 * number + 1], every[2 * number + 1 : 2 * number + 2]])
     assert rows_of(path) == every
     assert len(path.read_text().splitlines()) == 6
 
@@ -31,23 +31,23 @@ def test_records_are_there_when_it_is_opened_again(tmp_path: Path) -> None:
 def test_a_line_that_was_cut_is_as_if_it_had_never_been(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "journal"
     with Journal(path) as journal:
-        journal.add([{"number": 0}, {"number": 1, "answer": "long enough to cut"}])
+        journal.add([[{"number": 0}], [{"number": 1, "turn": 0}, {"number": 1, "turn": 1, "answer": "long enough"}]])
     path.write_bytes(path.read_bytes()[:-cut])
     with Journal(path) as journal:
         assert journal.rows == [{"number": 0}]
-        journal.add([{"number": 1}])
+        journal.add([[{"number": 1}]])
     assert rows_of(path) == [{"number": 0}, {"number": 1}]
 
 
 def _write(path: Path) -> None:
     with Journal(path) as journal:
-        journal.add([{"number": len(journal.rows)}])
+        journal.add([[{"number": len(journal.rows)}]])
 
 
 def test_who_comes_second_waits_and_finds_what_the_first_wrote(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     with Journal(path) as journal:
-        journal.add([{"number": 0}])
+        journal.add([[{"number": 0}]])
         child = multiprocessing.get_context("spawn").Process(target=_write, args=(path,))
         child.start()
         child.join(3)

@@ -16,7 +16,8 @@ import pytest
 
 import kvbench
 from kvbench.cli import main
-from kvbench.runner import Result
+from kvbench.configuration import check, compose
+from kvbench.runner import Names, Result, identify, job_of
 from tests.runner.test_runner import SHORT, row
 
 SMALL = [
@@ -141,6 +142,17 @@ def test_a_text_is_scored_window_by_window(tmp_path: Path) -> None:
     assert mine["kl_nats"] == pytest.approx(samples.loc["strategy"]["kl_nats"].mean()) != 0
 
 
+def test_another_text_under_the_same_name_is_another_run(tmp_path: Path) -> None:
+    text = tmp_path / "talks.jsonl"
+    found = []
+    for question in ("Who?", "Where?", "Who?"):
+        text.write_text(json.dumps({"turns": [question]}), encoding="utf-8")
+        job = job_of(check(compose(["workload=multi_turn", f"workload.path={text}"])))
+        names = Names(strategy="baseline", model="tiny", engine="eager", workload="multi_turn", overrides="")
+        found.append(identify(compose(["workload=multi_turn"]), job, names)["run_id"])
+    assert found[0] == found[2] != found[1]
+
+
 @pytest.mark.parametrize("asks", ["workload=longbench", "workload=perplexity workload.dataset=wikitext2"])
 def test_what_the_hub_does_not_give_is_said_before_anything_is_loaded(
     tmp_path: Path, asks: str, monkeypatch: pytest.MonkeyPatch
@@ -175,10 +187,10 @@ def test_a_killed_run_goes_on_from_where_it_was(tmp_path: Path) -> None:
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     (journal,) = journal_of(tmp_path)
-    known = [json.loads(text) for text in journal.read_text().splitlines() if text.endswith("}")]
+    known = [row for text in journal.read_text().splitlines() if text.endswith("]") for row in json.loads(text)]
     known[0]["answer"] = "said before"
     known[0]["score"] = 0.5
-    journal.write_text("".join(json.dumps(one) + "\n" for one in known) + '{"arm": "base')
+    journal.write_text("".join(json.dumps([one]) + "\n" for one in known) + '[{"arm": "base')
     again = kvbench.run(line)
     samples = kvbench.load(again.folder, samples=True)
     assert len(samples) == 96

@@ -49,3 +49,11 @@ def hang(number: int, report: Report) -> None:
 def waits_in_vain(report: Report) -> None:
     """Give up waiting for somebody else."""
     raise TimeoutError("in vain")
+
+
+def plod(steps: int, report: Report) -> int:
+    """Report every half second."""
+    for step in range(steps):
+        time.sleep(0.5)
+        report("on its way", step / steps)
+    return steps

@@ -15,8 +15,8 @@ Row = dict[str, Any]
 class Journal:
     """What a run that takes long has found so far: killed at any time, it goes on from there.
 
-    A line counts once its end has been written. Of two processes that write the same journal the second waits, and
-    finds what the first one wrote.
+    A line is a sample, all of its records, and counts once its end has been written. Of two processes that write the
+    same journal the second waits, and finds what the first one wrote.
 
     Args:
         path: of the file; made where there is none.
@@ -28,14 +28,14 @@ class Journal:
         self._file.seek(0)
         whole, _, _ = self._file.read().rpartition(b"\n")
         self._file.truncate(len(whole) + bool(whole))
-        self.rows: list[Row] = [json.loads(line) for line in whole.splitlines()]
+        self.rows: list[Row] = [row for line in whole.splitlines() for row in json.loads(line)]
 
-    def add(self, rows: Sequence[Row]) -> None:
-        """Append records; they are on the disk when this returns."""
-        self._file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    def add(self, samples: Sequence[Sequence[Row]]) -> None:
+        """Append the records of samples; they are on the disk when this returns."""
+        self._file.write(b"".join(json.dumps(rows).encode() + b"\n" for rows in samples))
         self._file.flush()
         os.fsync(self._file.fileno())
-        self.rows += rows
+        self.rows += [row for rows in samples for row in rows]
 
     def __enter__(self) -> Self:
         return self
