@@ -153,11 +153,11 @@ def draw(table: pd.DataFrame, path: Path) -> None:
                 if name == "baseline":
                     ax.axhline(float(mine["score"].iloc[0]), color="0.6", linewidth=1, linestyle="--", zorder=0)
                     continue
-                span = [mine["score"] - mine["score_low"], mine["score_high"] - mine["score"]]
+                kept, score, low, high = (mine[c].to_numpy() for c in ("kv_share", "score", "score_low", "score_high"))
                 ax.errorbar(
-                    mine["kv_share"],
-                    mine["score"],
-                    yerr=span,
+                    kept,
+                    score,
+                    yerr=[score - low, high - score],
                     label=name,
                     color=look.color,
                     marker=look.marker,
