@@ -234,7 +234,7 @@ def _read_here(workload: Any) -> Iterator[str]:
     """Yield hashes of the files of this machine that a workload reads: another text is another run."""
     for name in READ_HERE:
         place = Path(getattr(workload, name, None) or ".")
-        for file in sorted(place.glob("*.jsonl")) if place != Path() and place.is_dir() else [place]:
+        for file in sorted(place.iterdir()) if place != Path() and place.is_dir() else [place]:
             if file.is_file():
                 yield f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}"
 
@@ -258,7 +258,7 @@ def describe(job: Job, arm: str) -> Row:
         "fidelity": strategy.fidelity,
         "decode_rule": strategy.keeps_budget,
         "data_dependent": strategy.data_dependent,
-        "query_aware": bool(getattr(job.workload, "question_in_cache", False)),
+        "query_aware": getattr(job.workload, "query_aware", False),
         "statistic": strategy.statistic,
         "budget_unit": getattr(strategy.budget, "unit", None),
         "budget_amount": getattr(strategy.budget, "amount", None),
@@ -276,6 +276,9 @@ def measure(job: Job, log: Callable[[str], None], progress: Progress, journal: P
     """
     if isinstance(job.engine, BlackBoxEngine):
         return _beside_black_box(job, log, progress)
+    missing = _missing(job)
+    if missing is not None:
+        return Measured(rows={"strategy": {"status": "unavailable", "reason": missing}})
     is_serving = isinstance(job.engine, Batcher)
     parts = ("serve:serve", "serve:weigh_requests") if is_serving else ("worker:time_and_quality", "worker:weigh")
     ask, weigh = parts
@@ -307,8 +310,9 @@ def _add_answers(job: Job, measured: Measured, log: Callable[[str], None], progr
 
 
 def _missing(job: Job) -> str | None:
-    """Return what a black box or its attention lacks here, or None."""
-    parts = (part for part in (job.strategy, job.engine) if isinstance(part, BlackBox | BlackBoxEngine))
+    """Return what a black box, its attention or a workload lacks here, or None."""
+    told = (job.strategy, job.engine, job.workload)
+    parts = (part for part in told if isinstance(part, BlackBox | BlackBoxEngine | Asked))
     return next((reason for part in parts if (reason := part.unavailable()) is not None), None)
 
 

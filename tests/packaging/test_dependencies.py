@@ -23,9 +23,9 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CORE = [Requirement(line) for line in PROJECT["dependencies"]]
 DEV = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
-QUANTIZED = [Requirement(line) for line in PROJECT["optional-dependencies"]["quantized"]]
+EXTRAS = [Requirement(line) for name in ("quantized", "lm_eval") for line in PROJECT["optional-dependencies"][name]]
 IMPORTED_AS = {"hydra-core": "hydra"}
-BROUGHT = {"triton"}  # by torch for CUDA, and asked for before it is imported
+BROUGHT = {"triton", "lm_eval"}  # by torch for CUDA and by an extra, and asked for before they are imported
 
 
 def pins(text: str) -> dict[str, Version]:
@@ -39,7 +39,7 @@ def pins(text: str) -> dict[str, Version]:
 def check_pins(text: str) -> None:
     """Fail unless everything needed is pinned to a version that pyproject.toml allows."""
     pinned = pins(text)
-    for requirement in (*CORE, *DEV, *QUANTIZED):
+    for requirement in (*CORE, *DEV, *EXTRAS):
         name = canonicalize_name(requirement.name)
         assert name in pinned, f"{name} is not pinned"
         assert pinned[name] in requirement.specifier, f"{name} {pinned[name]} is not {requirement.specifier}"
@@ -90,7 +90,7 @@ def test_everything_needed_is_pinned_to_an_allowed_version() -> None:
 
 
 def test_nothing_is_pinned_that_is_not_needed() -> None:
-    extra = {canonicalize_name(requirement.name) for requirement in QUANTIZED}  # not installed here
+    extra = {canonicalize_name(requirement.name) for requirement in EXTRAS}  # not installed here
     assert set(pins(CONSTRAINTS)) - needed([*CORE, *DEV]) == extra
 
 

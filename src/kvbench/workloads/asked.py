@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain, cycle, islice
 
 from kvbench.types import RunShape
-from kvbench.workloads.metrics import METRICS
+from kvbench.workloads.metrics import METRICS, Metric
 from kvbench.workloads.source import TokenSource, positive
 
 TIMED_TOKENS = 32  # decoded after the prompt where time and memory are measured
@@ -43,7 +43,7 @@ class Conversation:
         task: name of what it is a sample of; scores are averaged by task first.
         context: token ids, with what the tokenizer puts before every text [T].
         turns: one after the other; what was asked and answered before stays in the cache.
-        metric: name in `kvbench.workloads.metrics.METRICS`.
+        metric: name in `kvbench.workloads.metrics.METRICS`, or what returns the score of an answer.
         classes: all answers there are, where they are finitely many.
         depth: where in the context lies what is asked for, from 0 (its start) to 1; None where that means nothing.
         chance: score of whoever guesses.
@@ -53,7 +53,7 @@ class Conversation:
     task: str
     context: tuple[int, ...]
     turns: tuple[Turn, ...]
-    metric: str
+    metric: str | Metric
     classes: tuple[str, ...] = ()
     depth: float | None = None
     chance: float = 0.0
@@ -63,7 +63,7 @@ class Conversation:
         """Refuse what cannot be asked or scored."""
         if not self.context or not self.turns:
             raise ValueError(f"a sample of {self.task} needs a context and at least one turn.")
-        if self.metric not in METRICS:
+        if isinstance(self.metric, str) and self.metric not in METRICS:
             raise ValueError(f"{self.task} is scored by {self.metric!r}; metrics are {', '.join(sorted(METRICS))}.")
 
     @property
@@ -73,7 +73,8 @@ class Conversation:
 
     def score_of(self, answer: str, turn: Turn) -> float | None:
         """Return the score of an answer to one of the turns, from 0 to 1; None where nothing is right or wrong."""
-        return None if not turn.references else METRICS[self.metric](answer, turn.references, self.classes)
+        score = METRICS[self.metric] if isinstance(self.metric, str) else self.metric
+        return score(answer, turn.references, self.classes) if turn.references else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,15 @@ class Asked(ABC):
         Raises:
             ValueError: that says which file is missing, and which key takes it.
         """
+
+    @property
+    def query_aware(self) -> bool:
+        """Whether what is compressed knows the question."""
+        return self.question_in_cache
+
+    def unavailable(self) -> str | None:
+        """Return what has to be installed first and how, or None."""
+        return None
 
     @abstractmethod
     def conversations(self, source: TokenSource) -> list[Conversation]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 Chat = Literal["auto", "never"]
@@ -31,18 +31,31 @@ def as_chat(tokenizer: Any, context: str, questions: Sequence[str]) -> list[str]
     messages = [{"role": "user", "content": context + _END + questions[0]}]
     for question in questions[1:]:
         messages += [{"role": "assistant", "content": _ANSWER}, {"role": "user", "content": question}]
-    text = tokenizer.apply_chat_template(
-        messages,
-        chat_template=_DAY + tokenizer.get_chat_template(),
-        tokenize=False,
-        add_generation_prompt=True,
-        enable_thinking=False,  # models that can think first are told not to
-    )
+    text = rendered(tokenizer, messages)
     before, *after = text.split(_END)
     pieces = [before, *"".join(after).split(_ANSWER)]
     if len(after) != 1 or len(pieces) != len(questions) + 1:
         raise ValueError("the tokenizer's chat template does not write every message once; set workload.chat=never.")
     return pieces
+
+
+def rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, goes_on: bool = False) -> str:
+    """Return what a template writes of messages, up to where an answer comes.
+
+    Args:
+        tokenizer: with a chat template.
+        messages: each with its role and its content.
+        goes_on: whether the last message is the beginning of that answer.
+    """
+    text: str = tokenizer.apply_chat_template(
+        messages,
+        chat_template=_DAY + tokenizer.get_chat_template(),
+        tokenize=False,
+        add_generation_prompt=not goes_on,
+        continue_final_message=goes_on,
+        enable_thinking=False,  # models that can think first are told not to
+    )
+    return text
 
 
 def ids_of(tokenizer: Any, prefix: tuple[int, ...], text: str) -> tuple[int, ...]:
