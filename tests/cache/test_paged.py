@@ -44,6 +44,10 @@ def test_pages_are_taken_when_they_are_needed() -> None:
     paging.pages_are_taken_when_they_are_needed()
 
 
+def test_pages_of_a_row_are_neighbours() -> None:
+    paging.pages_of_a_row_are_neighbours()
+
+
 def test_pages_are_used_well() -> None:
     paging.pages_are_used_well()
 

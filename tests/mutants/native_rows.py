@@ -160,15 +160,27 @@ MUTANTS = (
     ),
     _mutant(
         "all batch rows have the pages of the first",
-        "rows.table[batch * rows.table_step + entry / PAGE]",
-        "rows.table[entry / PAGE]",
+        "rows.table[batch * rows.table_step + first / PAGE]",
+        "rows.table[first / PAGE]",
         partial(rows_are_what_they_stand_for, PAGED[0], "native"),
     ),
     _mutant(
         "a page that does not exist is the first",
-        "if (page >= 0) each_row(entry, stop, page *",
-        "each_row(entry, stop, (page < 0 ? 0 : page) *",
+        "if (page >= 0) each_row(page *",
+        "each_row((page < 0 ? 0 : page) *",
         partial(rows_are_what_they_stand_for, PAGED[2], "native"),
+    ),
+    _mutant(
+        "rows behind a page are those of the next one in the pool",
+        "last = (first / step + 1) * step",
+        "last = first + step + 1",
+        partial(rows_are_what_they_stand_for, PAGED[0], "native"),
+    ),
+    _mutant(
+        "a page's sum is forgotten with the next page",
+        "if (block.first > rows->start(block.part))",
+        "if (OUTLIERS && block.first > rows->start(block.part))",
+        partial(rows_are_what_they_stand_for, PAGED[3], "native"),
     ),
     _mutant(
         "scales are those of another page",

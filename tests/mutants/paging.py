@@ -17,12 +17,30 @@ from tests.mutants.core_mutant import Mutant
 from tests.support import paging
 
 reserve, write, give_back, num_pages = PageTable.reserve, PagedPayload.write, PageTable.give_back, page_table.num_pages
-grow, room_bytes = PagedRoom.grow, LayerPlan.room_bytes
+grow, put, room_bytes = PagedRoom.grow, PagedRoom.put, LayerPlan.room_bytes
 
 
 def all_at_once(self: PageTable, stop: int) -> None:
     """Take every page with the first token."""
     reserve(self, self.capacity)
+
+
+def crossed(self: PagedRoom, page: Tensor, slot: int, entries: Tensor) -> None:
+    """Store the entries of a decode step in each other's pages."""
+    put(self, page.flip(0), slot, entries)
+
+
+def by_turns(self: PageTable, stop: int) -> None:
+    """Give each row a page before any has another."""
+    for slots in range(self.size * (self.taken + 1), stop + self.size, self.size):
+        reserve(self, slots)
+
+
+def with_the_last(self: PageTable, stop: int) -> None:
+    """Take a page too few where padding ends within one."""
+    unused, self.unused = self.unused, tuple(-(-each // self.size) * self.size for each in self.unused)
+    reserve(self, stop)
+    self.unused = unused
 
 
 def the_same_for_all(self: PageTable, stop: int) -> None:
@@ -71,9 +89,19 @@ MUTANTS = (
         killed_by=(paging.pages_are_taken_when_they_are_needed, paging.pages_are_used_well),
     ),
     Mutant(
+        name="rows take pages by turns",
+        patches=((PageTable, "reserve", by_turns),),
+        killed_by=(paging.pages_of_a_row_are_neighbours,),
+    ),
+    Mutant(
+        name="a page that holds some padding is not taken",
+        patches=((PageTable, "reserve", with_the_last),),
+        killed_by=(paging.pages_of_a_row_are_neighbours,),
+    ),
+    Mutant(
         name="rows share pages",
         patches=((PageTable, "reserve", the_same_for_all),),
-        killed_by=(partial(equal, 4),),
+        killed_by=(partial(equal, 4), paging.pages_of_a_row_are_neighbours),
     ),
     Mutant(
         name="entries lie at the first slot of their page",
@@ -83,6 +111,11 @@ MUTANTS = (
             paging.a_growing_cache_keeps_its_pages,
             partial(paging.the_native_kernel_reads_pages, torch.float32, 1e-4),
         ),
+    ),
+    Mutant(
+        name="rows store their entries in each other's pages",
+        patches=((PagedRoom, "put", crossed),),
+        killed_by=(partial(equal, 4), partial(equal, 4, name="baseline", lengths=paging.RAGGED)),
     ),
     Mutant(
         name="padding is counted",

@@ -14,6 +14,7 @@ from kvbench.cache import plan
 from kvbench.cache.codecs.base import as_bytes
 from kvbench.cache.page_table import PagePool, PageTable
 from kvbench.cache.paged import PagedRoom
+from kvbench.kernels.attend import EMPTY
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
 from kvbench.types import RunShape
@@ -142,6 +143,19 @@ def pages_are_used_well(size: int = 16, least: float = 0.96, longer: int = 400) 
     assert share == pytest.approx(held / (-(-held // size) * size))
     assert share is not None
     assert share > least
+
+
+def pages_of_a_row_are_neighbours(size: int = 4, unused: Sequence[int] = (0, 9, 3), tokens: int = 30) -> None:
+    """What a row takes at once lies in a row, and it takes the pages in which a loop over its slots finds any read."""
+    table = PageTable(size, 2 * tokens, unused, torch.device("cpu"))
+    table.reserve(tokens)
+    for pages, first in zip(table.index.tolist(), unused, strict=True):
+        read = {slot // size for slot in range(first, tokens)}
+        assert {column for column, page in enumerate(pages) if page != EMPTY} == read
+        mine = [pages[column] for column in sorted(read)]
+        assert mine == list(range(mine[0], mine[0] + len(mine)))
+    held = table.index[table.index != EMPTY].tolist()
+    assert len(held) == len(set(held)) == table.pool.taken
 
 
 def restoring_gives_pages_back(name: str, *overrides: str) -> None:

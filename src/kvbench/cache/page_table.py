@@ -91,14 +91,14 @@ class PageTable:
         self.pool.grow(num_pages(self.size, capacity, self.unused))
 
     def reserve(self, stop: int) -> None:
-        """Take pages for slots before `stop` that have none."""
+        """Take pages for slots before `stop` that have none; those of a row are neighbours where the pool has such."""
         needed = -(-stop // self.size)
-        while self.taken < needed:
-            last = (self.taken + 1) * self.size
-            for row, unused in enumerate(self.unused):
-                if unused < last:
-                    self.index[row, self.taken].fill_(self.pool.take())  # a number: nothing crosses to the device
-            self.taken += 1
+        if needed <= self.taken:
+            return
+        for row, unused in enumerate(self.unused):
+            for column in range(max(self.taken, unused // self.size), needed):
+                self.index[row, column].fill_(self.pool.take())  # a number: nothing crosses to the device
+        self.taken = needed
 
     def give_back(self, taken: int) -> None:
         """Let go of all pages of a row but the first so many."""

@@ -99,12 +99,19 @@ class PagedRoom:
         for room, rows in zip(self.kept, before, strict=True):
             as_bytes(room)[: len(rows)] = as_bytes(rows)
 
-    def store(self, page: Tensor, slot: Tensor, entries: Tensor) -> None:
+    def store(self, page: Tensor, slot: Tensor | int, entries: Tensor) -> None:
         """Store entries [1, G, N, D], each at a slot of a page [1 or G, N]."""
         head = torch.arange(self.heads, device=page.device)[:, None]
         row = (page.long() * self.heads + head) * self.size + slot
         entries = entries.reshape(1, 1, -1, self.dim)
         self.packing.write(self._in_a_row, self._run_in_a_row, row.reshape(1, 1, -1), entries)
+
+    def put(self, page: Tensor, slot: int, entries: Tensor) -> None:
+        """Store one entry per row [B, G, 1, D], all at the same slot of their pages [B]."""
+        if isinstance(self.packing, Numbers):
+            self.kept[0].select(2, slot).index_copy_(0, page.long(), entries.select(2, 0))
+        else:
+            self.store(page[None], slot, entries.transpose(0, 2))
 
     def clear(self, pages: Tensor) -> None:
         """Forget what lay in pages [n]: slots that hold nothing yet are read with a weight of 0."""
@@ -157,6 +164,9 @@ class PagedPayload:
         """Store entries [B, G, T, D] at slots start .. start + T; those of a page that is not needed go nowhere."""
         tokens = entries.shape[2]
         self.table.reserve(start + tokens)
+        if tokens == 1 and start >= self.table.first:
+            self.room.put(self.table.index[:, start // self.table.size], start % self.table.size, entries)
+            return
         slot = torch.arange(start, start + tokens, device=entries.device)
         page = self.table.pages_of(slot).flatten()
         slot, by_head = slot.repeat(len(entries)), entries.transpose(0, 1).flatten(1, 2)

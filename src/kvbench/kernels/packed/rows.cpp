@@ -189,19 +189,16 @@ struct Block {
     template <typename Use>
     void each_row(Use use) const {
         if constexpr (PAGE == 0)
-            each_row(first, last, 0, use);
-        else
-            for (long entry = first; entry < last;) {
-                const long begin = entry / PAGE * PAGE, stop = last < begin + PAGE ? last : begin + PAGE;
-                const long page = rows.table[batch * rows.table_step + entry / PAGE];
-                if (page >= 0) each_row(entry, stop, page * rows.heads * PAGE - begin, use);
-                entry = stop;
-            }
+            each_row(0, use);
+        else {
+            const long page = rows.table[batch * rows.table_step + first / PAGE];
+            if (page >= 0) each_row(page * rows.heads * PAGE - first / PAGE * PAGE, use);
+        }
     }
 
-    // Those from `first` to `last` which lie so much further.
+    // They lie so much further.
     template <typename Use>
-    void each_row(long first, long last, long further, Use use) const {
+    void each_row(long further, Use use) const {
         static_assert(PAGE == 0 || (!PER_CHANNEL && !OUTLIERS && !ROTARY), "these do not lie in pages");
         const uint8_t* codes = rows.codes + batch * rows.codes_step[0] + head * rows.codes_step[1];
         const Scale* scales = rows.scales + batch * rows.scales_step[0] + head * rows.scales_step[1];
@@ -243,10 +240,11 @@ Angles<ROTARY ? ROTARY : 1> angles_of(const Rows& rows) {
     return {rows.frequencies, least, most};
 }
 
-// Calls use(block) for all rows of all heads, each thread with its part of the rows.
+// Calls use(block) for all rows of all heads, each thread with its part of the rows. A page holds its rows of all heads,
+// and a block ends with it: all heads read one before any reads the next, and memory is read as it lies.
 template <typename Use>
 void each_block(const Rows& rows, Use use) {
-    const long step = ROTARY || OUTLIERS ? BLOCK : rows.entries;
+    const long step = PAGE ? PAGE : ROTARY || OUTLIERS ? BLOCK : rows.entries;
     const Levels levels(rows.levels);
     Angles<ROTARY ? ROTARY : 1> angles;
     if constexpr (ROTARY) angles = angles_of(rows);
@@ -255,8 +253,9 @@ void each_block(const Rows& rows, Use use) {
         for (long part = 0; part < rows.parts; part++) {
             RowAngle angle[ROTARY ? BLOCK : 1];
             Outliers outliers;
-            for (long first = rows.start(part), stop = rows.start(part + 1); first < stop; first += step) {
-                const long last = stop - first < step ? stop : first + step;
+            for (long first = rows.start(part), stop = rows.start(part + 1), last; first < stop; first = last) {
+                last = (first / step + 1) * step;
+                if (last > stop) last = stop;
                 if constexpr (OUTLIERS) outliers.read(rows, batch, first, last);
                 for (long head = 0; head < rows.heads; head++) {
                     const long from = batch * rows.positions_step[0] + head * rows.positions_step[1];
@@ -294,7 +293,7 @@ extern "C" void weighted(const float* weights, long row_step, float* out, const 
         const float* mine = weights + block.index() * SHARE * row_step;
         float* sums = out + (block.part * rows->batch * rows->heads + block.index()) * SHARE * DIM;
         Floats sum[SHARE][N] = {};
-        if (OUTLIERS && block.first > rows->start(block.part))
+        if (block.first > rows->start(block.part))
             for (int q = 0; q < SHARE; q++) padded(sums + q * DIM, sum[q]);
         block.each_row([&](long entry, const Floats* row) {
             for (int q = 0; q < SHARE; q++) {

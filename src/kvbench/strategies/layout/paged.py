@@ -18,6 +18,10 @@ KEY = "strategy.layout.kernel"
 class Paged(Separate):
     """Each layer's entries lie in pages of equal size, anywhere in a pool, and a table says whose they are.
 
+    On a CPU attention reads a page with all its heads before the next one, as it lies in memory; what a row takes at
+    once are neighbours where the pool has such. Any other order gives the same numbers, and takes longer where pages
+    are small.
+
     Source: Kwon et al. (PagedAttention), arXiv:2309.06180, sec. 4.
 
     Args:
