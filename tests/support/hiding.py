@@ -34,6 +34,7 @@ NIAH: dict[str, Any] = {
     "depths": (0.0, 0.3, 0.5, 1.0),
     "prompt_tokens": 700,
     "new_tokens": 16,
+    "chat": "auto",
     "samples": 2,
     "batch_size": 4,
     "question_in_cache": False,
@@ -151,6 +152,7 @@ def ruler(**changed: Any) -> Ruler:
         "prompt_tokens": TOKENS["embedded"],
         "samples": 3,
         "batch_size": 1,
+        "chat": "auto",
         "question_in_cache": False,
         "reference": -1.0,
     }

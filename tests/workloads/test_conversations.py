@@ -129,6 +129,33 @@ def test_prompts_are_read_but_for_their_last_token_which_is_asked(tmp_path: Path
     assert windows[0].turns[0].until == ("end",)
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("niah", ["workload.lengths=[0.5]", "workload.prompt_tokens=400", "workload.samples=1"]),
+        ("passkey", ["workload.lengths=[1.0]", "workload.prompt_tokens=400", "workload.samples=1"]),
+        ("ruler", ["workload.tasks=[niah_single_2,niah_multivalue,cwe,fwe]", "workload.samples=2"]),
+    ],
+)
+def test_what_is_hidden_is_asked_for_as_a_chat(name: str, overrides: list[str]) -> None:
+    made = workload(name, *overrides)
+    chats, plain = made.conversations(source(TEMPLATE)), made.conversations(source())
+    assert plain == workload(name, *overrides, "workload.chat=never").conversations(source(TEMPLATE))
+    for chat, one in zip(chats, plain, strict=True):
+        (context, question), (_, asked) = texts(chat), texts(one)
+        assert (chat.is_chat, one.is_chat) == (True, False)
+        assert context.startswith("<s><user>")
+        assert (context + question).count("<s>") == (context + question).count("<user>") == 1
+        before, after = question.split("<end><assistant>")
+        assert before + after == asked
+        assert (after == "") is (name != "ruler")
+        if name == "ruler":
+            assert chat.longest <= made.prompt_tokens
+            assert chat.longest == one.longest or chat.task not in ("niah_single_2", "niah_multivalue")
+        else:
+            assert len(chat.context) == len(one.context)
+
+
 @pytest.mark.parametrize("template", ["<user>", "{{ messages[0].content }}{{ messages[0].content }}"])
 def test_a_template_that_drops_or_repeats_messages_is_refused(template: str) -> None:
     with pytest.raises(ValueError, match=r"does not write every message once; set workload\.chat=never"):

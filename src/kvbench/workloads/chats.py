@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 Chat = Literal["auto", "never"]
@@ -37,6 +38,35 @@ def as_chat(tokenizer: Any, context: str, questions: Sequence[str]) -> list[str]
     if len(after) != 1 or len(pieces) != len(questions) + 1:
         raise ValueError("the tokenizer's chat template does not write every message once; set workload.chat=never.")
     return pieces
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """What stands around a message: nothing, or what a chat template writes.
+
+    Args:
+        prefix: ids before it, with what the tokenizer puts before every text.
+        after: text between the message and the answer.
+        is_chat: whether a template wrote them.
+    """
+
+    prefix: tuple[int, ...]
+    after: str
+    is_chat: bool
+
+    @staticmethod
+    def of(tokenizer: Any, prefix: tuple[int, ...], chat: Chat) -> Frame:
+        """Return what stands around a message.
+
+        Args:
+            tokenizer: of the model.
+            prefix: ids before every text.
+            chat: "auto" for a chat where the tokenizer has a template, "never" for none.
+        """
+        if chat == "never" or not has_template(tokenizer):
+            return Frame(prefix=prefix, after="", is_chat=False)
+        before, after = as_chat(tokenizer, "", [""])
+        return Frame(prefix=ids_of(tokenizer, prefix, before), after=after, is_chat=True)
 
 
 def rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, goes_on: bool = False) -> str:

@@ -17,6 +17,7 @@ from itertools import pairwise, product
 from typing import Any
 
 from kvbench.workloads.asked import Asked, Conversation, Turn
+from kvbench.workloads.chats import Chat, Frame
 from kvbench.workloads.composing import Haystack, check_readable, tokenizer_of, woven, written
 from kvbench.workloads.source import TokenSource, positive, read_text
 
@@ -38,6 +39,7 @@ class Niah(Asked):
         lengths: of the contexts, as shares of `prompt_tokens`; the question counts where it is in the cache.
         depths: of the filler, the share of it that stands before the needle.
         new_tokens: most tokens of an answer.
+        chat: "auto" writes a chat where the tokenizer has a template; "never" does not.
     """
 
     task: str
@@ -50,6 +52,7 @@ class Niah(Asked):
     lengths: tuple[float, ...]
     depths: tuple[float, ...]
     new_tokens: int
+    chat: Chat
 
     def __post_init__(self) -> None:
         """Refuse grids without cells, and needles that cannot be asked for."""
@@ -79,8 +82,9 @@ class Niah(Asked):
         """Return the samples of each cell, in the order of lengths and depths."""
         tokenizer = tokenizer_of(source, self.task)
         haystack, rng = Haystack.of(source, self.filler), random.Random(f"{self.task}-{source.seed}")
-        before = (*source.prefix, *written(tokenizer, self.intro))
-        asked = written(tokenizer, self.question)
+        frame = Frame.of(tokenizer, source.prefix, self.chat)
+        before = (*frame.prefix, *written(tokenizer, self.intro))
+        asked = written(tokenizer, self.question + frame.after)
 
         def sample(tokens: int, depth: float) -> Conversation:
             key = haystack.without(lambda: drawn(self.key, rng), "workload.key")
@@ -90,7 +94,12 @@ class Niah(Asked):
             turn = Turn(question=asked, references=(key,), new_tokens=self._room(tokenizer, key))
             check_readable(tokenizer, context, (key,))
             return Conversation(
-                task=f"{self.task}_{tokens}", context=context, turns=(turn,), metric="contains_all", depth=depth
+                task=f"{self.task}_{tokens}",
+                context=context,
+                turns=(turn,),
+                metric="contains_all",
+                depth=depth,
+                is_chat=frame.is_chat,
             )
 
         sizes = [round(share * self.prompt_tokens) for share in self.lengths]

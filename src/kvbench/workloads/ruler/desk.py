@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import Any, Final
 
 from kvbench.workloads.asked import Conversation, Turn
+from kvbench.workloads.chats import Frame
 from kvbench.workloads.composing import Haystack, check_readable, written
 
 PUBLISHED: Final[dict[str, Any]] = json.loads(
@@ -45,7 +46,7 @@ class Desk:
     Args:
         task: its name.
         tokenizer: of the model.
-        prefix: ids that it puts before every text.
+        frame: what stands around a prompt.
         haystack: running text.
         tokens: of context, question and answer together, at most.
         rng: source of every choice.
@@ -53,7 +54,7 @@ class Desk:
 
     task: str
     tokenizer: Any
-    prefix: tuple[int, ...]
+    frame: Frame
     haystack: Haystack
     tokens: int
     rng: random.Random
@@ -98,8 +99,7 @@ class Desk:
 
     def text(self, name: str, context: str, **said: object) -> str:
         """Return a published prompt as text, with the beginning of its answer."""
-        prompt = PUBLISHED["prompts"][name]
-        return str(prompt["template"] + prompt["answer_prefix"]).format(context=context, **said)
+        return "".join(parts_of(name, context, **said))
 
     def prompt(self, name: str, separator: str, example: str = "", **said: object) -> Prompt:
         """Return what stands around a body whose items each begin with a separator.
@@ -110,8 +110,8 @@ class Desk:
             example: text that comes first.
             said: what stands in the template's places.
         """
-        before, after = self.text(name, "\0", **said).split("\0")
-        ids = (*self.prefix, *self.ids(example + before.removesuffix(separator)))
+        before, after = self.frame.after.join(parts_of(name, "\0", **said)).split("\0")
+        ids = (*self.frame.prefix, *self.ids(example + before.removesuffix(separator)))
         question, new_tokens = self.ids(after), int(PUBLISHED["prompts"][name]["new_tokens"])
         room = self.tokens - len(ids) - len(question) - new_tokens
         return Prompt(before=ids, question=question, new_tokens=new_tokens, room=room)
@@ -143,8 +143,15 @@ class Desk:
             turns=(turn,),
             metric="contains_any" if self.task.startswith("qa") else "contains_all",
             depth=None if depth is None else (len(prompt.before) + depth) / len(context),
+            is_chat=self.frame.is_chat,
         )
 
     def short(self, what: str) -> ValueError:
         """Return what is raised where a sample does not fit."""
         return ValueError(f"workload.prompt_tokens={self.tokens} is too short for {what} of {self.task}; raise it.")
+
+
+def parts_of(name: str, context: str, **said: object) -> list[str]:
+    """Return a published prompt as text, and the beginning of its answer."""
+    prompt = PUBLISHED["prompts"][name]
+    return [str(prompt[part]).format(context=context, **said) for part in ("template", "answer_prefix")]

@@ -1,8 +1,8 @@
 """RULER as a workload.
 
 Source: Hsieh et al., 2024, arXiv:2404.06654; NVIDIA/RULER, whose prompts and numbers are in published.json.
-Deviates: as the modules of the tasks say. Pieces of a prompt are tokenised one by one, so that lengths are exact. No
-    chat template stands around a prompt: it is RULER's for base models.
+Deviates: as the modules of the tasks say. Pieces of a prompt are tokenised one by one, so that lengths are exact. What
+    stands around a chat is the tokenizer's own template, where it has one; the published script brings some of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import partial
 from typing import Literal, get_args
 
 from kvbench.workloads.asked import Asked, Conversation
+from kvbench.workloads.chats import Chat, Frame
 from kvbench.workloads.composing import Haystack, tokenizer_of
 from kvbench.workloads.ruler.chains import chains
 from kvbench.workloads.ruler.desk import PUBLISHED, Desk
@@ -39,6 +40,7 @@ class Ruler(Asked):
         path: UTF-8 text that needles are hidden in and words are taken from; "" for the held-out text.
         squad: SQuAD 2.0's dev-v2.0.json, that qa_1 asks about; "" without.
         hotpotqa: HotpotQA's hotpot_dev_distractor_v1.json, that qa_2 asks about; "" without.
+        chat: "auto" writes published prompts as chats where the tokenizer has a template; "never" does not.
     """
 
     tasks: tuple[str, ...]
@@ -46,6 +48,7 @@ class Ruler(Asked):
     path: str
     squad: str
     hotpotqa: str
+    chat: Chat
 
     def __post_init__(self) -> None:
         """Refuse tasks that there are not, or that lack their file."""
@@ -74,13 +77,14 @@ class Ruler(Asked):
     def conversations(self, source: TokenSource) -> list[Conversation]:
         """Return the samples of each task."""
         tokenizer, haystack = tokenizer_of(source, "ruler"), Haystack.of(source)
+        frame = Frame.of(tokenizer, source.prefix, "never" if self.wording == "marks" else self.chat)
         makers = dict.fromkeys(self.tasks, self._marked(source)) if self.wording == "marks" else self._published()
         made = []
         for task in self.tasks:
             desk = Desk(
                 task=task,
                 tokenizer=tokenizer,
-                prefix=source.prefix,
+                frame=frame,
                 haystack=haystack,
                 tokens=self.prompt_tokens,
                 rng=random.Random(f"{task}-{source.seed}"),
