@@ -473,3 +473,12 @@ def test_no_difference_is_shown_where_the_full_cache_says_nothing() -> None:
     assert mine[2:] == ["62.0", "[58.0,", "66.0]", "-", "-", "at", "chance", "1,200"]
     assert "points above" not in text
     assert str(GATED["score_reason"]) in " ".join(text.split())
+
+
+@pytest.mark.parametrize("width", [70, 160])
+def test_what_nobody_was_asked_has_no_column(width: int) -> None:
+    rows = [{**record, "recall_key_value": None, "recall_passkey": None} for record in (baseline(), row("h2o"))]
+    text = shown(frame(rows), width=width)
+    assert "top-1" in text
+    assert "recall" not in text
+    assert "passkey" not in text

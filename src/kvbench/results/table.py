@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from kvbench.results import elsewhere, networks, notes, scores, serving
-from kvbench.results.cells import FIELDS, QUALITY, Field, Row, Units, has_quality, label_of, plain, units_of
+from kvbench.results.cells import FIELDS, QUALITY, Field, Row, Units, label_of, plain, units_of
 
 _KIND = (
     "schema_version",
@@ -160,10 +160,12 @@ def _tables(group: _Group, console: Console) -> Iterator[RenderableType]:
 
 def _told(layout: _Layout, rows: Sequence[Row]) -> _Layout:
     """Return a layout without what nobody was asked."""
-    if has_quality(rows):
-        return layout
-    kept = (tuple(column for column in columns if not QUALITY.keys() & set(column)) for columns in layout)
-    return tuple(columns for columns in kept if columns != (("strategy",),))
+    unasked = {name for name, column in QUALITY.items() if all(row[column] is None for row in rows)}
+    tables = (
+        tuple(left for column in columns if (left := tuple(name for name in column if name not in unasked)))
+        for columns in layout
+    )
+    return tuple(columns for columns in tables if columns != (("strategy",),))
 
 
 def _width(table: Table, console: Console) -> int:
