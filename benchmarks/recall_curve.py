@@ -27,7 +27,7 @@ from kvbench.configuration import check, compose
 from kvbench.job import Job, Measured, Row
 from kvbench.measure.host import LocalHost
 from kvbench.plots.looks import looks
-from kvbench.quality.scores import Scores, mean_score, score_delta
+from kvbench.quality.scores import mean_score, of_samples, score_delta
 from kvbench.results.journal import Journal
 from kvbench.runner import job_of
 from kvbench.types import RunShape
@@ -104,7 +104,7 @@ def kv_share(bench: Bench) -> float:
 def told(bench: Bench, known: Row, mine: list[Row], full: list[Row]) -> Iterator[Row]:
     """Yield a row per task, with the score and how far it is from the full cache's."""
     for task in sorted({row["task"] for row in mine}):
-        scores, base = of_task(mine, task), of_task(full, task)
+        scores, base = (of_samples([row for row in rows if row["task"] == task], "score") for rows in (mine, full))
         score, delta = mean_score(scores), score_delta(scores, base)
         same = [a["answer"] == b["answer"] for a, b in zip(mine, full, strict=True) if a["task"] == task]
         print(f"{known['strategy']:16s} {known['kept'] or '-':>6}  {task:16s} {score.value:6.1%}", flush=True)
@@ -121,15 +121,6 @@ def told(bench: Bench, known: Row, mine: list[Row], full: list[Row]) -> Iterator
             "score_delta_high": delta.high,
             "same_share": sum(same) / len(same),
         }
-
-
-def of_task(rows: list[Row], task: str) -> Scores:
-    """Return each sample's mean score over its turns."""
-    turns: dict[tuple[str, int], list[float]] = {}
-    for row in rows:
-        if row["task"] == task:
-            turns.setdefault((task, row["number"]), []).append(row["score"])
-    return {sample: sum(scores) / len(scores) for sample, scores in turns.items()}
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
@@ -200,6 +191,12 @@ def main() -> None:
         pd.DataFrame(rows).assign(commit=commit.strip()).to_parquet(file)
     table = pd.read_parquet(file)
     draw(table, arguments.out / "scores.png")
+    cells = ["model", "strategy", "kept"]
+    shown = table.pivot_table(index=cells, columns="task", values="score", dropna=False).dropna(how="all")
+    shown.insert(0, "bytes", table.groupby(cells, dropna=False)["kv_share"].first())
+    print((100 * shown).round().to_string())
+    widest = max((table["score"] - table["score_low"]).max(), (table["score_high"] - table["score"]).max())
+    print(f"intervals reach up to {100 * widest:.0f} points to one side")
     kept = table[(table["kept"] == 1) & (table["strategy"] != "baseline")]
     print(
         f"at 100%: {kept['same_share'].min():.0%} of the answers are the full cache's, in the least of {len(kept)} rows"

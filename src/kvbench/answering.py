@@ -13,7 +13,7 @@ from kvbench.bench import Bench
 from kvbench.columns import interval_columns
 from kvbench.job import Job, Measured, Row
 from kvbench.quality.conversing import Answer, batches, converse
-from kvbench.quality.scores import Scores, judge_scores, length_ratio, mean_score
+from kvbench.quality.scores import judge_scores, length_ratio, mean_score, of_samples
 from kvbench.reading import read
 from kvbench.results.journal import Journal
 from kvbench.types import RunShape
@@ -54,8 +54,9 @@ def ask(bench: Bench, names: Sequence[str], found: Journal) -> Measured:
             measured.rows[name] = {"status": "unsupported", "reason": refused}
             continue
         _ask(bench, name, conversations, found)
-        measured.samples += sorted(_of(found, name), key=lambda row: (row["number"], row["turn"]))
-        measured.rows[name] |= _columns(measured.samples, name)
+        mine = sorted(found.of(name), key=lambda row: (row["number"], row["turn"]))
+        measured.samples += mine
+        measured.rows[name] |= _columns(mine)
     if len(asked) == 2 and all("status" not in row for row in measured.rows.values()):
         measured.rows["strategy"] |= _compare(bench.job.workload, asked, measured.samples)
     return measured
@@ -64,7 +65,7 @@ def ask(bench: Bench, names: Sequence[str], found: Journal) -> Measured:
 def _ask(bench: Bench, name: str, conversations: Sequence[Conversation], found: Journal) -> None:
     arm, workload, tokenizer = bench.arms[name], bench.job.workload, bench.on[name].tokenizer
     assert tokenizer is not None
-    done = {row["number"] for row in _of(found, name)}
+    done = {row["number"] for row in found.of(name)}
     groups = batches(conversations, workload.batch_size)
     for index, numbers in enumerate(groups):
         missing = [number for number in numbers if number not in done]
@@ -98,25 +99,12 @@ def _rows(arm: str, number: int, one: Conversation, answers: Sequence[Answer]) -
     ]
 
 
-def _of(found: Journal, name: str) -> list[Row]:
-    return [row for row in found.rows if row["arm"] == name]
-
-
-def _of_samples(samples: Sequence[Row], name: str, column: str) -> Scores:
-    """Return the mean over an arm's turns of each sample; nothing of samples without a value."""
-    turns: dict[tuple[str, int], list[float]] = {}
-    for row in samples:
-        if row["arm"] == name and row[column] is not None:
-            turns.setdefault((row["task"], row["number"]), []).append(row[column])
-    return {sample: sum(values) / len(values) for sample, values in turns.items()}
-
-
-def _columns(samples: Sequence[Row], name: str) -> Row:
-    mine, scores = [row for row in samples if row["arm"] == name], _of_samples(samples, name, "score")
+def _columns(rows: Sequence[Row]) -> Row:
+    scores = of_samples(rows, "score")
     row: Row = {
-        "asked_samples": len({row["number"] for row in mine}),
-        "answer_length": float(np.mean([row["answer_tokens"] for row in mine])),
-        "ended_share": float(np.mean([row["is_ended"] for row in mine])),
+        "asked_samples": len({row["number"] for row in rows}),
+        "answer_length": float(np.mean([row["answer_tokens"] for row in rows])),
+        "ended_share": float(np.mean([row["is_ended"] for row in rows])),
     }
     return {**row, **interval_columns("score", mean_score(scores))} if scores else row
 
@@ -124,17 +112,17 @@ def _columns(samples: Sequence[Row], name: str) -> Row:
 def _compare(workload: Asked, asked: dict[str, list[Conversation]], samples: Sequence[Row]) -> Row:
     if asked["strategy"] != asked["baseline"]:
         return {"score_verdict": "none", "score_reason": "the two networks do not read the same tokens"}
-    said = {(row["arm"], row["number"], row["turn"]): row["answer"] for row in samples}
-    mine = [(answer, said["baseline", *place]) for (arm, *place), answer in said.items() if arm == "strategy"]
-    row: Row = {"same_share": float(np.mean([answer == other for answer, other in mine]))}
-    lengths = [_of_samples(samples, name, "answer_tokens") for name in ("strategy", "baseline")]
-    if any(lengths[1].values()):
+    mine, full = ([row for row in samples if row["arm"] == name] for name in ("strategy", "baseline"))
+    same = [one["answer"] == other["answer"] for one, other in zip(mine, full, strict=True)]
+    row: Row = {"same_share": float(np.mean(same))}
+    if any(other["answer_tokens"] for other in full):
+        lengths = (of_samples(rows, "answer_tokens") for rows in (mine, full))
         row |= interval_columns("length_ratio", length_ratio(*lengths))
-    scores = [_of_samples(samples, name, "score") for name in ("strategy", "baseline")]
+    scores = [of_samples(rows, "score") for rows in (mine, full)]
     if not scores[0]:
         return row
-    chances = {(one.task, number): one.chance for number, one in enumerate(asked["baseline"])}
-    scored = judge_scores(*scores, chance=mean_score(chances).value, reference=workload.reference)
+    chance = mean_score(of_samples([each for each in full if each["score"] is not None], "chance")).value
+    scored = judge_scores(*scores, chance=chance, reference=workload.reference)
     row |= {"score_verdict": scored.verdict, "score_reason": scored.reason}
     return row if scored.delta is None else {**row, **interval_columns("score_delta", scored.delta)}
 

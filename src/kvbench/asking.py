@@ -119,8 +119,7 @@ def ask_recall(bench: Bench) -> None:
 def ask_attention(bench: Bench) -> None:
     """Ask how much of the full cache's attention, on short texts, goes to what the strategy has let go for good."""
     arm, full, tokens = bench.arms["strategy"], bench.job.baseline, bench.job.quality.attention_tokens
-    has_nothing_to_say = bench.on["strategy"].weights == "random" or arm.view.is_untrained
-    if full is None or tokens == 0 or not arm.strategy.forgets or has_nothing_to_say:
+    if full is None or tokens == 0 or not arm.strategy.forgets or bench.is_random("strategy"):
         return
     prompt = tokens - ATTENTION_STEPS
     run = RunShape(prompt_lengths=(prompt,) * ATTENTION_WINDOWS, new_tokens=ATTENTION_STEPS)

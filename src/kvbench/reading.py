@@ -32,13 +32,13 @@ def read(bench: Bench, names: Sequence[str], found: Journal) -> Measured:
     are_alike = bench.job.matched is None and len({str(ids) for ids in windows.values()}) == 1
     for group in [list(names)] if are_alike else [[name] for name in names]:
         for number, window in enumerate(windows[group[0]]):
-            if all((row["arm"], row["number"]) != (group[0], number) for row in found.rows):
+            if all(row["number"] != number for row in found.of(group[0])):
                 arms = [bench.arms[name] for name in group]
                 ids = torch.tensor([window], device=arms[0].view.device)
                 told = likelihood(arms, ids, context=workload.prompt_tokens, batch_size=1, progress=lambda share: None)
                 found.add([[_row(name, index, number, workload, told) for index, name in enumerate(group)]])
             bench.report(f"text {' and '.join(group)}", (number + 1) / workload.windows)
-    samples = {name: sorted(_of(found, name), key=lambda row: row["number"]) for name in names}
+    samples = {name: sorted(found.of(name), key=lambda row: row["number"]) for name in names}
     measured = Measured(rows={name: _columns(bench, name, windows[name], samples[name]) for name in names})
     measured.samples = [row for rows in samples.values() for row in rows]
     if len(names) == 2 and are_alike:
@@ -61,10 +61,6 @@ def _row(name: str, index: int, number: int, workload: Perplexity, told: Likelih
     if name == "strategy":
         row |= {"kl_nats": told.kl / told.tokens, "top1_agreement": told.agree / told.tokens}
     return row
-
-
-def _of(found: Journal, name: str) -> list[Row]:
-    return [row for row in found.rows if row["arm"] == name]
 
 
 def _columns(bench: Bench, name: str, windows: Sequence[Sequence[int]], rows: Sequence[Row]) -> Row:

@@ -232,9 +232,8 @@ def identify(config: DictConfig, job: Job, names: Names) -> Row:
 
 def _read_here(workload: Any) -> Iterator[str]:
     """Yield hashes of the files of this machine that a workload reads: another text is another run."""
-    for name in READ_HERE:
-        place = Path(getattr(workload, name, None) or ".")
-        for file in sorted(place.iterdir()) if place != Path() and place.is_dir() else [place]:
+    for place in (Path(path) for name in READ_HERE if (path := getattr(workload, name, ""))):
+        for file in sorted(place.iterdir()) if place.is_dir() else [place]:
             if file.is_file():
                 yield f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}"
 
@@ -279,20 +278,17 @@ def measure(job: Job, log: Callable[[str], None], progress: Progress, journal: P
     missing = _missing(job)
     if missing is not None:
         return Measured(rows={"strategy": {"status": "unavailable", "reason": missing}})
-    is_serving = isinstance(job.engine, Batcher)
-    parts = ("serve:serve", "serve:weigh_requests") if is_serving else ("worker:time_and_quality", "worker:weigh")
-    ask, weigh = parts
-    timed = _call(ask, job, log=log, job=job, progress=progress)
+    timing, weighing = "worker:time_and_quality", "worker:weigh"
+    if isinstance(job.engine, Batcher):
+        timing, weighing = "serve:serve", "serve:weigh_requests"
+    timed = _call(timing, job, log=log, job=job, progress=progress)
     if isinstance(timed, Measured):
         for name, row in timed.rows.items():
             if row["status"] == "ok":
-                weighed = _call(weigh, job, name, log=log, job=job, progress=progress)
+                weighed = _call(weighing, job, name, log=log, job=job, progress=progress)
                 row |= weighed.rows["strategy"] if isinstance(weighed, Measured) else weighed
-        if (
-            isinstance(job.workload, Asked | Perplexity)
-            and journal is not None
-            and timed.rows["strategy"]["status"] == "ok"
-        ):
+        asks = isinstance(job.workload, Asked | Perplexity)
+        if asks and journal is not None and timed.rows["strategy"]["status"] == "ok":
             _add_answers(job, timed, log, progress, journal)
         return timed
     return Measured(rows={"strategy": timed})

@@ -44,6 +44,11 @@ class Sample:
     ids: tuple[int, ...]
     spans: tuple[Span, ...]
 
+    @property
+    def pieces(self) -> list[tuple[int, ...]]:
+        """Token ids of each span."""
+        return [self.ids[span.start : span.stop] for span in self.spans]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:

@@ -17,6 +17,7 @@ def answers(strategy: str, task: str, scores: list[float | None], **more: object
     budget: dict[str, object] = {"budget_unit": None, "budget_amount": None}
     if strategy != "baseline":
         budget = {"budget_unit": "ratio", "budget_amount": 0.25}
+    known |= {"context_tokens": 500, "references_json": '["x"]'}
     return [
         {**known, **budget, "strategy": strategy, "task": task, "number": number, "turn": 0, "score": score, **more}
         for number, score in enumerate(scores)
@@ -42,6 +43,11 @@ def test_a_column_is_a_strategy_with_its_budget_and_the_baseline_comes_first() -
 
 def test_a_sample_that_several_runs_asked_counts_once() -> None:
     assert table(*FULL, answers("baseline", "vt", [1.0, 1.0, 0.4])).loc["vt"].tolist() == pytest.approx([0.8])
+
+
+def test_other_samples_of_the_same_numbers_count_too() -> None:
+    others = answers("baseline", "vt", [0.0, 0.0], references_json='["y"]')
+    assert table(*FULL, others).loc["vt"].tolist() == [0.5]
 
 
 def test_what_was_asked_otherwise_stands_apart() -> None:

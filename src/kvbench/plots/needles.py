@@ -25,7 +25,8 @@ def needle_map(samples: pd.DataFrame, ax: Axes) -> pd.DataFrame:
         The plotted table: depth (share), context_tokens, score (mean), samples (of the cell).
     """
     placed = samples[samples["depth"].notna()]
-    require_one(placed, [name for name in ("arm", "strategy", "model") if name in placed])
+    alike = ("arm", "strategy", "budget_unit", "budget_amount", "model", "weights", "workload", "query_aware")
+    require_one(placed, [name for name in alike if name in placed])
     cells = placed.groupby(["depth", "context_tokens"])["score"]
     table = cells.agg(score="mean", samples="count").reset_index()
     grid = table.pivot_table(index="depth", columns="context_tokens", values="score")

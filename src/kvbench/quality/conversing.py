@@ -51,13 +51,13 @@ class Answer:
         """Take the next token; none after the end."""
         if self.is_whole:
             return
-        if token in self.ends:
-            self.is_ended = True
+        self.is_ended = token in self.ends
+        self.tokens += [] if self.is_ended else [token]
+        if not (self.until or self.is_whole):  # nobody looks at the text yet
             return
-        self.tokens.append(token)
         text = decoder.decode(self.tokens, skip_special_tokens=True)
         cuts = [at for at in (text.find(stop) for stop in self.until) if at >= 0]
-        self.text, self.is_ended = text[: min(cuts, default=len(text))], bool(cuts)
+        self.text, self.is_ended = text[: min(cuts, default=len(text))], self.is_ended or bool(cuts)
 
 
 def converse(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,20 @@ class Scored:
     delta: Interval | None
     verdict: ScoreVerdict
     reason: str
+
+
+def of_samples(rows: Sequence[Mapping[str, Any]], column: str) -> Scores:
+    """Return the mean of a column over the turns of each sample; nothing of samples without a value.
+
+    Args:
+        rows: answers of one arm, with task and number of their sample.
+        column: of numbers.
+    """
+    turns: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        if row[column] is not None:
+            turns.setdefault((row["task"], row["number"]), []).append(row[column])
+    return {sample: sum(values) / len(values) for sample, values in turns.items()}
 
 
 def mean_score(scores: Scores) -> Interval:
@@ -62,10 +76,8 @@ def length_ratio(mine: Scores, full: Scores) -> Interval:
     pairs = np.array([[length, full[sample]] for sample, length in sorted(mine.items())], dtype=float)
     drawn = pairs[np.random.default_rng(SEED).integers(len(pairs), size=(RESAMPLES, len(pairs)))].sum(axis=1)
     drawn = drawn[drawn[:, 1] > 0]
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [tail, 1 - tail])
     total = pairs.sum(axis=0)
-    return Interval(value=float(total[0] / total[1]), low=float(low), high=float(high))
+    return _interval(total[0] / total[1], drawn[:, 0] / drawn[:, 1])
 
 
 def judge_scores(mine: Scores, full: Scores, *, chance: float, reference: float) -> Scored:
@@ -109,6 +121,10 @@ def _bootstrap(tasks: Sequence[Sequence[float]]) -> Interval:
     samples: list[NDArray[np.float64]] = [np.asarray(values, dtype=float) for values in tasks]
     for values in samples:
         drawn += values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1) / len(samples)
+    return _interval(np.mean([values.mean() for values in samples]), drawn)
+
+
+def _interval(value: np.floating[Any], drawn: NDArray[np.float64]) -> Interval:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Interval(value=float(np.mean([values.mean() for values in samples])), low=float(low), high=float(high))
+    return Interval(value=float(value), low=float(low), high=float(high))

@@ -30,6 +30,10 @@ class Journal:
         self._file.truncate(len(whole) + bool(whole))
         self.rows: list[Row] = [row for line in whole.splitlines() for row in json.loads(line)]
 
+    def of(self, arm: str) -> list[Row]:
+        """Return the records of one arm."""
+        return [row for row in self.rows if row["arm"] == arm]
+
     def add(self, samples: Sequence[Sequence[Row]]) -> None:
         """Append the records of samples; they are on the disk when this returns."""
         self._file.write(b"".join(json.dumps(rows).encode() + b"\n" for rows in samples))

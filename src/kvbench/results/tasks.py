@@ -26,7 +26,7 @@ def by_task(samples: pd.DataFrame) -> Iterator[tuple[dict[str, object], pd.DataF
     scored = samples[samples["score"].notna()]
     scored = scored.assign(label=labels(scored))
     for kind, mine in scored.groupby(_KIND, sort=False):
-        once = mine.drop_duplicates(["label", "task", "number", "turn"])
+        once = mine.drop_duplicates(["label", "task", "number", "turn", "context_tokens", "references_json"])
         table = once.pivot_table(index="task", columns="label", values="score", aggfunc="mean", sort=False)
         order = sorted(table.columns, key=lambda label: label != "baseline")
         yield dict(zip(_KIND, kind, strict=True)), table[order]

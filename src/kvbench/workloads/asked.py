@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, cycle, islice
 
 from kvbench.types import RunShape
@@ -139,7 +139,7 @@ class Asked(ABC):
 
     def ids(self, source: TokenSource, run: RunShape) -> list[list[int]]:
         """Return prompt and continuation of every row [B, prompt + new]."""
-        asked = self.conversations(source)
+        asked = replace(self, samples=min(self.samples, self.batch_size)).conversations(source)  # no more are timed
         texts = [[*one.context, *(token for turn in one.turns for token in turn.question)] for one in asked]
         rows = ([*texts[row % len(texts) :], *texts[: row % len(texts)]] for row in range(run.batch_size))
         return [list(islice(cycle(chain(*row)), run.prompt_tokens + TIMED_TOKENS)) for row in rows]

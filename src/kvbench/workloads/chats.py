@@ -13,9 +13,9 @@ _ANSWER = "\ue000an answer comes here\ue000"
 _DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}{{ '' }}"  # what a template gets that asks for it
 
 
-def has_template(tokenizer: Any) -> bool:
-    """Return whether a tokenizer says how a chat is written."""
-    return bool(getattr(tokenizer, "chat_template", None))
+def writes_chats(tokenizer: Any, chat: Chat) -> bool:
+    """Return whether prompts are written as chats: with "auto" where the tokenizer says how, with "never" nowhere."""
+    return chat == "auto" and bool(getattr(tokenizer, "chat_template", None))
 
 
 def as_chat(tokenizer: Any, context: str, questions: Sequence[str]) -> list[str]:
@@ -63,7 +63,7 @@ class Frame:
             prefix: ids before every text.
             chat: "auto" for a chat where the tokenizer has a template, "never" for none.
         """
-        if chat == "never" or not has_template(tokenizer):
+        if not writes_chats(tokenizer, chat):
             return Frame(prefix=prefix, after="", is_chat=False)
         before, after = as_chat(tokenizer, "", [""])
         return Frame(prefix=ids_of(tokenizer, prefix, before), after=after, is_chat=True)

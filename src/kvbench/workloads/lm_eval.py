@@ -16,7 +16,7 @@ from typing import Any
 
 from kvbench.workloads import harness
 from kvbench.workloads.asked import Asked, Conversation, Turn
-from kvbench.workloads.chats import Chat, has_template, ids_of, rendered
+from kvbench.workloads.chats import Chat, ids_of, rendered, writes_chats
 from kvbench.workloads.harness import Prompt
 from kvbench.workloads.source import TokenSource, positive
 
@@ -97,12 +97,8 @@ class LmEval(Asked):
             context=ids[:-1],
             turns=(turn,),
             metric=prompt.score,
-            is_chat=self.writes_chats(source.tokenizer),
+            is_chat=writes_chats(source.tokenizer, self.chat),
         )
-
-    def writes_chats(self, tokenizer: Any) -> bool:
-        """Return whether prompts are written as chats."""
-        return self.chat == "auto" and has_template(tokenizer)
 
 
 @lru_cache(maxsize=2)  # for each arm's tokenizer: reading thousands of yamls takes seconds
@@ -116,5 +112,5 @@ def _prompts(workload: LmEval, tokenizer: Any) -> tuple[Prompt, ...]:
         num_fewshot=workload.num_fewshot,
         samples=workload.samples,
         metric=workload.metric,
-        chat=chat if workload.writes_chats(tokenizer) else None,
+        chat=chat if writes_chats(tokenizer, workload.chat) else None,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kvbench.workloads.asked import Asked, Conversation, Turn
-from kvbench.workloads.chats import Chat, as_chat, has_template, ids_of
+from kvbench.workloads.chats import Chat, as_chat, ids_of, writes_chats
 from kvbench.workloads.rows import json_rows
 from kvbench.workloads.source import TokenSource, positive
 
@@ -53,7 +53,7 @@ class LongGeneration(Asked):
             )
         if not self.path:
             return [self._conversation(tuple(ids)) for ids in source.windows(self.samples, self.prompt_tokens)]
-        found, is_chat = [], self.chat == "auto" and has_template(source.tokenizer)
+        found, is_chat = [], writes_chats(source.tokenizer, self.chat)
         for place, prompt in self._prompts()[: self.samples]:
             text = "".join(as_chat(source.tokenizer, "", [prompt])) if is_chat else prompt
             ids = ids_of(source.tokenizer, source.prefix, text)

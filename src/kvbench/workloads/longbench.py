@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvbench.workloads.asked import Asked, Conversation, Turn
-from kvbench.workloads.chats import Chat, as_chat, has_template, ids_of, plain_ids
+from kvbench.workloads.chats import Chat, as_chat, ids_of, plain_ids, writes_chats
 from kvbench.workloads.hub import hub_file
 from kvbench.workloads.longbench_data import TASKS, Row, read
 from kvbench.workloads.source import TokenSource
@@ -80,7 +80,7 @@ class LongBench(Asked):
     def _conversation(self, source: TokenSource, row: Row) -> Conversation:
         """Return what a row asks."""
         task = TASKS[row.task]
-        is_chat = self.chat == "auto" and task.chat and has_template(source.tokenizer)
+        is_chat = task.chat and writes_chats(source.tokenizer, self.chat)
         before, after = self._prompt(row)
         if is_chat:
             before, after = as_chat(source.tokenizer, before, [after])

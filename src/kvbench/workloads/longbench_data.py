@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from kvbench.workloads.rows import lines_of
+
 CLASSIFICATION = "classification_first_line"
 _KEYS = ("input", "context", "answers", "all_classes", "dataset")
 _PARAGRAPH = re.compile("^(?:Paragraph |\u6bb5\u843d)([0-9]+)", re.MULTILINE)
@@ -106,16 +108,11 @@ def _texts(path: Path, tasks: Sequence[str]) -> Iterator[tuple[str, str, bytes]]
 
 
 def _rows(name: str, text: bytes, only: str) -> Iterator[Row]:
-    try:
-        lines = text.decode().split("\n")  # not at whatever else ends a line: texts hold it
-    except UnicodeDecodeError as error:
-        raise ValueError(f"workload.path={name} is not UTF-8 text.") from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                yield _row(line, only)
-            except ValueError as error:
-                raise ValueError(f"workload.path={name}, line {number}: {error}") from error
+    for place, line in lines_of(name, text):
+        try:
+            yield _row(line, only)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
 
 
 def _row(line: str, only: str) -> Row:

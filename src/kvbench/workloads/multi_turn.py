@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvbench.workloads.asked import Asked, Conversation, Turn
-from kvbench.workloads.chats import Chat, as_chat, has_template, ids_of, plain_ids
+from kvbench.workloads.chats import Chat, as_chat, ids_of, plain_ids, writes_chats
 from kvbench.workloads.metrics import METRICS
 from kvbench.workloads.recall import needed
 from kvbench.workloads.rows import json_rows
@@ -69,7 +69,7 @@ class MultiTurn(Asked):
         found = []
         for _ in range(self.samples):
             sample = tasks.key_value(rng, context_tokens=context, pairs=self.pairs, questions=self.turns)
-            pieces = [sample.ids[span.start : span.stop] for span in sample.spans]
+            pieces = sample.pieces
             turns = [
                 Turn(question=question, references=(source.tokenizer.decode(list(answer)),), new_tokens=len(answer))
                 for question, answer in zip(pieces[1::2], pieces[2::2], strict=True)
@@ -93,7 +93,7 @@ class MultiTurn(Asked):
         self, source: TokenSource, place: str, context: str, turns: list[tuple[str, tuple[str, ...]]]
     ) -> Conversation:
         questions = [question for question, _ in turns]
-        is_chat = self.chat == "auto" and has_template(source.tokenizer)
+        is_chat = writes_chats(source.tokenizer, self.chat)
         if is_chat:
             first, *asked = as_chat(source.tokenizer, context, questions)
         else:

@@ -168,7 +168,7 @@ class Recall(Asked):
         chance = 1 / len(tasks.values) if is_pairs else 1 / math.perm(10, 5)
 
         def asked(sample: Sample) -> Conversation:
-            context, question, answer = (sample.ids[span.start : span.stop] for span in sample.spans)
+            context, question, answer = sample.pieces
             lead = (*tasks.pair_mark, question[-1]) if is_pairs else tasks.passkey_lead
             turn = Turn(question=question, references=(tokenizer.decode(list(answer)),), new_tokens=len(answer))
             depth = found(context, lead) / len(context)

@@ -8,18 +8,34 @@ from pathlib import Path
 from typing import Any
 
 
+def lines_of(name: str, text: bytes) -> Iterator[tuple[str, str]]:
+    """Yield where each line stands that is not empty, for messages, and the line.
+
+    Args:
+        name: of the file, as `workload.path` says it.
+        text: in it.
+
+    Raises:
+        ValueError: if it is not UTF-8.
+    """
+    try:
+        lines = text.decode().split("\n")  # not at whatever else ends a line: texts hold it
+    except UnicodeDecodeError as error:
+        raise ValueError(f"workload.path={name} is not UTF-8 text.") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield f"workload.path={name}, line {number}", line
+
+
 def json_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield where a row stands, for messages, and the row.
 
     Raises:
-        ValueError: if there is no such file, or a line is no object.
+        ValueError: if there is no such file, it is not UTF-8, or a line is no object.
     """
     if not Path(path).is_file():
         raise ValueError(f"workload.path={path} is no file.")
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        place = f"workload.path={path}, line {number}"
+    for place, line in lines_of(path, Path(path).read_bytes()):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:

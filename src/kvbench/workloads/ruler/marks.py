@@ -29,7 +29,7 @@ def marked(desk: Desk, tasks: RecallTasks) -> Conversation:
         sample = hidden_in(desk, tasks, kind["haystack"]).key_value(
             desk.rng, context_tokens=room, pairs=kind["num_keys"], questions=questions
         )
-        parts = [sample.ids[span.start : span.stop] for span in sample.spans]
+        parts = sample.pieces
         context, asked = parts[0], list(zip(parts[1::2], parts[2::2], strict=True))
     turns = tuple(
         Turn(question=question, references=(desk.tokenizer.decode(list(answer)),), new_tokens=1)
