@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from kvbench.kernels.packed import native
+from kvbench.kernels import compiling
 from tests.mutants.core_mutant import Check, Mutant, each_of, seen_to_fail
 from tests.mutants.gear import MUTANTS
 from tests.support import codecs, gear
 
-needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(compiling.compiler() is None, reason="no C++ compiler")
 
 
 def test_codes_and_outliers_equal_plain_loops() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kvbench.configuration import ConfigError
-from kvbench.kernels.packed import native
+from kvbench.kernels import compiling
 from tests.mutants.core_mutant import Check, Mutant, each_of, seen_to_fail
 from tests.mutants.kvquant import MUTANTS
 from tests.support import codebooks, kvquant
@@ -44,7 +44,7 @@ def test_attention_is_that_on_what_is_read() -> None:
     kvquant.attention_is_that_on_what_is_read()
 
 
-@pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
+@pytest.mark.skipif(compiling.compiler() is None, reason="no C++ compiler")
 def test_native_attention_is_that_on_what_is_read() -> None:
     kvquant.attention_is_that_on_what_is_read("native")
 

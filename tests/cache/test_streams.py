@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvbench.kernels.packed import native
+from kvbench.kernels import compiling
 from tests.mutants.core_mutant import Check, Mutant, each_of, seen_to_fail
 from tests.mutants.streams import MUTANTS
 from tests.support import streams
@@ -38,7 +38,7 @@ def test_attention_reads_what_is_held() -> None:
     streams.attention_reads_what_is_held()
 
 
-@pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
+@pytest.mark.skipif(compiling.compiler() is None, reason="no C++ compiler")
 def test_native_attention_reads_what_is_held() -> None:
     streams.attention_reads_what_is_held("native")
 
@@ -48,7 +48,7 @@ def test_a_step_needs_little_room(rotary: int) -> None:
     streams.a_step_needs_little_room("reference", rotary)
 
 
-@pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
+@pytest.mark.skipif(compiling.compiler() is None, reason="no C++ compiler")
 @pytest.mark.parametrize("rotary", [0, 24])
 def test_a_native_step_needs_little_room(rotary: int) -> None:
     streams.a_step_needs_little_room("native", rotary)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kvbench.kernels import compiling
 from kvbench.kernels.packed import native, why_not
 from tests.mutants.core_mutant import Check, Mutant, each_of
 from tests.mutants.native_rows import MUTANTS
@@ -46,7 +47,7 @@ CASES = (  # each is compiled too
     Case(bits=8, dim=48, codebook=True, tokens=4, rotary=8, share=2),
     *PAGED,
 )
-has_compiler = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
+has_compiler = pytest.mark.skipif(compiling.compiler() is None, reason="no C++ compiler")
 
 
 @pytest.fixture
@@ -108,13 +109,13 @@ def test_the_oracle_fails_on_the_mutant(mutant: Mutant, check: Check, monkeypatc
 def test_what_was_compiled_once_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
     numbers = native._numbers(quantiser(8, symmetric=True).form(8), torch.empty(0, dtype=torch.float16))
-    first = native._compiled(native.ENCODER, numbers)
+    first = compiling.compiled(native.ENCODER, numbers, native.MEND)
     written = first.stat().st_mtime_ns
-    assert native._compiled(native.ENCODER, numbers) == first
+    assert compiling.compiled(native.ENCODER, numbers, native.MEND) == first
     assert first.stat().st_mtime_ns == written
     kept = {file.suffix: file.stat().st_mtime_ns for file in first.parent.iterdir()}
     assert kept.keys() <= {".so", ".h", ".gch"}, "a draft was left"
-    native._compiled(native.ENCODER, numbers | {"DIM": 9})
+    compiling.compiled(native.ENCODER, numbers | {"DIM": 9}, native.MEND)
     again = {file.suffix: file.stat().st_mtime_ns for file in first.parent.iterdir() if file.suffix != ".so"}
     assert again.items() <= kept.items(), "the standard headers were read again"
 
@@ -134,4 +135,4 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
     broken.write_text("int main( {", encoding="utf-8")
     monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match=r"did not compile; set strategy\.codec\.kernel=reference.*\n.*error"):
-        native._compiled(broken, {})
+        compiling.compiled(broken, {}, native.MEND)

@@ -18,7 +18,7 @@ KEYS = Case(codebook=True, outliers=7, rotary=32, tokens=ALL, expanded=True, sha
 FLOAT = quantiser(8, symmetric=True, levels="e4m3")
 
 
-def _changed(source: Path, before: str, after: str) -> Path:
+def changed(source: Path, before: str, after: str) -> Path:
     """Return a source with one thing in it, or in what it includes, changed."""
     texts = {file.name: file.read_text(encoding="utf-8") for file in (source, *source.parent.glob("*.h"))}
     assert sum(text.count(before) for text in texts.values()) == 1, f"{before!r} is not there once"
@@ -34,7 +34,7 @@ def _mutant(name: str, before: str, after: str, *killed_by: partial[None]) -> Mu
     fresh = functools.lru_cache(maxsize=None)(native._reader.__wrapped__)  # what was compiled of the true source stays
     return Mutant(
         name=name,
-        patches=((native, "SOURCE", _changed(native.SOURCE, before, after)), (native, "_reader", fresh)),
+        patches=((native, "SOURCE", changed(native.SOURCE, before, after)), (native, "_reader", fresh)),
         killed_by=killed_by,
     )
 
@@ -43,7 +43,7 @@ def _encoder(name: str, before: str, after: str, *killed_by: partial[None]) -> M
     fresh = functools.lru_cache(maxsize=None)(native._encoder.__wrapped__)
     return Mutant(
         name=name,
-        patches=((native, "ENCODER", _changed(native.ENCODER, before, after)), (native, "_encoder", fresh)),
+        patches=((native, "ENCODER", changed(native.ENCODER, before, after)), (native, "_encoder", fresh)),
         killed_by=killed_by,
     )
 

@@ -28,7 +28,7 @@ MAY_IMPORT = {
         "planning",
         "types",
     },  # models: for hooks
-    "models": {"types"},
+    "models": {"kernels", "types"},
     "workloads": {"folders", "types"},
     "engines": {"cache", "folders", "models", "strategies", "types"},
     "quality": {"engines", "measure", "types", "workloads"},

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from kvbench.cache.codecs.moments import Moments
 from kvbench.calibrated import fingerprint
+from kvbench.kernels import compiling
 from kvbench.kernels.packed import native
 from kvbench.models.view import view_of
 from kvbench.strategies.position.policies import Rank
@@ -64,7 +65,7 @@ def uncompiled() -> None:
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
         patch.setenv("KVBENCH_CACHE", folder)
         patch.setenv("CXX", "false")
-        native._compiled(native.SOURCE, {})
+        compiling.compiled(native.SOURCE, {}, native.MEND)
 
 
 def other(name: str, **parts: Any) -> Callable[[], object]:

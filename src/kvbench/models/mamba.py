@@ -10,6 +10,7 @@ from torch.nn.functional import conv1d, rms_norm, softplus
 from transformers import MambaConfig, MambaForCausalLM
 from transformers.modeling_outputs import CausalLMOutput
 
+from kvbench.kernels.selective_scan import is_native, selective_scan
 from kvbench.models.recurrence import States, check_keywords, chunks, predictions, scan, through_layers, wide
 from kvbench.types import StateShape
 
@@ -79,11 +80,20 @@ def mix(mixer: Any, hidden: Tensor, states: States, real: Tensor | None) -> tupl
     time, made, asked = mixer.x_proj(inputs).split([rank, size, size], dim=-1)
     time = softplus((time @ mixer.dt_proj.weight.mT).to(dtype) + mixer.dt_proj.bias.to(dtype))
     rate = -mixer.A_log.to(dtype).exp()
-    outs = []
     inputs = inputs.to(dtype)
-    for step, new, by, of in chunks(state.numel(), time, inputs, made.to(dtype), asked.to(dtype)):
-        seen = scan((step[..., None] * rate).exp(), (step * new)[..., None] * by[:, :, None], state)
-        outs.append((seen @ of[..., None]).squeeze(-1))
-        state = seen[:, -1]
-    out = torch.cat(outs, dim=1) + inputs * mixer.D.to(dtype)
+    select = selective_scan if is_native(hidden.device, dtype, channels) else read_states
+    out, state = select(time, inputs, made.to(dtype), asked.to(dtype), rate, state)
+    out = out + inputs * mixer.D.to(dtype)
     return mixer.out_proj((out * mixer.act(gate)).to(hidden.dtype)), (window[..., -width:], state)
+
+
+def read_states(
+    step: Tensor, fed: Tensor, by: Tensor, of: Tensor, rate: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return what `kvbench.kernels.selective_scan.selective_scan` does, anywhere and in any dtype."""
+    outs = []
+    for here, new, made, asked in chunks(state.numel(), step, fed, by, of):
+        seen = scan((here[..., None] * rate).exp(), (here * new)[..., None] * made[:, :, None], state)
+        outs.append((seen @ asked[..., None]).squeeze(-1))
+        state = seen[:, -1]
+    return torch.cat(outs, dim=1), state

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from kvbench.kernels.packed.native import compiler
+from kvbench.kernels.compiling import compiler
 
 SHAPES = 64  # of pools and batches, each of which may be compiled for, before torch refuses
 

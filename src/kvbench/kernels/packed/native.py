@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import shutil
-import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -15,25 +11,16 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from kvbench.folders import cache_folder
+from kvbench.kernels.compiling import compiled, compiler
 from kvbench.kernels.packed import steps
 
 if TYPE_CHECKING:
     from kvbench.kernels.packed import Form, Packed
 
-SOURCE, ENCODER, STANDARD = (Path(__file__).parent / name for name in ("rows.cpp", "encode.cpp", "standard.h"))
-LANGUAGE = ("-std=c++17", "-shared", "-fPIC", "-fopenmp", "-w")
-SPEED = ("-O3", "-march=native")
-SUMS = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math")
-FLAGS = (*LANGUAGE, *SPEED, *SUMS)  # with -ffast-math a library makes its whole process flush small numbers to 0
-QUOTED = 2000  # letters of what a compiler complains of
+SOURCE, ENCODER = (Path(__file__).with_name(name) for name in ("rows.cpp", "encode.cpp"))
+MEND = "set strategy.codec.kernel=reference, or CXX to another compiler"
 LEAST_ROWS = 64  # that are worth a thread
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
-
-
-def compiler() -> str | None:
-    """Return the C++ compiler: $CXX, or the first one on the path."""
-    return shutil.which(os.environ.get("CXX") or "") or shutil.which("g++") or shutil.which("clang++")
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -160,7 +147,7 @@ class Given:
 
 @cache
 def _reader(**numbers: int) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(_compiled(SOURCE, numbers)))
+    library = ctypes.CDLL(str(compiled(SOURCE, numbers, MEND)))
     library.logits.argtypes = [_POINTER, _POINTER, _LONG, _POINTER]
     library.weighted.argtypes = [_POINTER, _LONG, _POINTER, _POINTER]
     library.logits.restype = library.weighted.restype = None
@@ -169,7 +156,7 @@ def _reader(**numbers: int) -> ctypes.CDLL:
 
 @cache
 def _encoder(**numbers: int) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(_compiled(ENCODER, numbers)))
+    library = ctypes.CDLL(str(compiled(ENCODER, numbers, MEND)))
     library.encode.argtypes = [_POINTER, *[_LONG] * 4, ctypes.c_float, _LONG, _POINTER, _POINTER]
     library.encode.restype = None
     return library
@@ -185,60 +172,3 @@ def _numbers(form: Form, scale: Tensor) -> dict[str, int]:
         "BFLOAT": int(form.levels == "bfloat16"),
         "SHORT_SCALES": int(scale.dtype == torch.float8_e4m3fn),
     }
-
-
-def _compiled(source: Path, numbers: Mapping[str, int]) -> Path:
-    """Return the library for these numbers, compiled unless this machine has done so before."""
-    program = compiler()
-    assert program is not None
-    defined = [f"-D{name}={number}" for name, number in numbers.items()]
-    file = _place([source, *sorted(source.parent.glob("*.h"))], program, defined).with_suffix(".so")
-    if not file.is_file():
-        _compile([program, *FLAGS, *_standard(program), *defined, str(source)], file)
-    return file
-
-
-def _standard(program: str) -> list[str]:
-    """Return what makes GCC take the standard headers as it has read them before."""
-    if "clang" in Path(program).resolve().name:  # refuses what another version of it has read
-        return []
-    header = _place([STANDARD], program, []).with_suffix(".h")
-    file = header.with_suffix(".h.gch")
-    if not file.is_file():
-        draft = _draft(header)
-        shutil.copyfile(STANDARD, draft)
-        draft.replace(header)
-        _compile([program, *FLAGS, "-x", "c++-header", str(header)], file)
-    return ["-include", str(header)]
-
-
-def _place(sources: Sequence[Path], program: str, defined: Sequence[str]) -> Path:
-    """Return where what is made of sources is kept, without its ending."""
-    texts = [file.read_text(encoding="utf-8") for file in sources]
-    made_of = "\n".join([*texts, program, _processor(), *FLAGS, *defined])
-    return cache_folder() / "native" / hashlib.sha256(made_of.encode()).hexdigest()[:20]
-
-
-def _compile(command: Sequence[str], file: Path) -> None:
-    draft = _draft(file)
-    done = subprocess.run([*command, "-o", str(draft)], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise ValueError(
-            f"the native kernel did not compile; set strategy.codec.kernel=reference, or CXX to another compiler. "
-            f"{' '.join(command)}:\n{done.stderr.strip()[:QUOTED]}"
-        )
-    draft.replace(file)
-
-
-def _draft(file: Path) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return file.with_suffix(f".{os.getpid()}")
-
-
-def _processor() -> str:
-    """Return what the machine code depends on: the processor's extensions."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.is_file():
-        return ""
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
