@@ -16,10 +16,11 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from hydra_plugins.kvbench_sweeper.tuner import space_of
 from kvbench.cli.catalogue import catalogue, first_line
 from kvbench.configuration import Checked, ConfigError, check, compose, resolved
 from kvbench.configuration.building import TARGET, build, schema
-from kvbench.configuration.composing import ASKED, VERSION_BASE
+from kvbench.configuration.composing import ASKED, VERSION_BASE, parse
 from tests.mutants import configuration as mutants
 
 CONF = Path(str(files("kvbench.conf"))).resolve()
@@ -139,7 +140,25 @@ def rows_of(conf: Path, experiment: str) -> list[str]:
     return params["+row"].split(",")
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.endswith("_search")])
+def test_every_search_makes_whole_runs_from_end_to_end(name: str) -> None:
+    space: dict[str, Any]
+    _, space = space_of(parse([f"{key}={said}" for key, said in searched(name).items()]))
+    assert len(space) == len(searched(name))
+    said = {key: vars(kind) for key, kind in space.items()}
+    ends = {key: kind.get("choices") or (kind["low"], kind["high"]) for key, kind in said.items()}
+    for end in (0, -1):
+        chosen = [f"{key}={values[end]}" for key, values in ends.items()]
+        assert isinstance(check(compose([f"+experiment={name}", *chosen])), Checked)
+
+
+def searched(name: str) -> dict[str, str]:
+    """Return what an experiment sweeps over or searches, by key."""
+    params: dict[str, str] = plain(CONF / "experiment" / f"{name}.yaml")["hydra"]["sweeper"]["params"]
+    return params
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if not name.endswith("_search")])
 def test_every_experiment_names_rows_that_are_there_and_make_whole_runs(name: str) -> None:
     params = plain(CONF / "experiment" / f"{name}.yaml")["hydra"]["sweeper"]["params"]
     known = {"+row": set(ROWS), "strategy": set(STRATEGIES)}

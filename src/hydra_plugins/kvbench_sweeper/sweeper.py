@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import open_dict
 
@@ -17,7 +18,15 @@ from kvbench.configuration.reading import read_once
 
 
 class RowSweeper(BasicSweeper):
-    """Every combination of comma lists; each row is composed and checked before the first one starts."""
+    """Every combination of comma lists; each row is composed and checked before the first one starts.
+
+    Args:
+        params: what an experiment sweeps over, which the command line beats.
+    """
+
+    def __init__(self, params: Mapping[str, str]) -> None:
+        """Take what is swept over."""
+        super().__init__(max_batch_size=None, params=dict(params))
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
         """Run the rows that compose, then show them in one table.
@@ -38,7 +47,7 @@ class RowSweeper(BasicSweeper):
             raise SystemExit(complain(ConfigError(_listed(refused, len(rows)))))
         if refused:
             say(f"{len(refused)} of {len(rows)} rows cannot be run:\n{_listed(refused, len(rows))}")
-        _make_folder(Path(self.config.hydra.sweep.dir), self.config.runs)
+        make_folder(Path(self.config.hydra.sweep.dir), self.config.runs)
         good = {label: row for label, row in rows.items() if label not in refused}
         jobs = self.launcher.launch(list(good.values()), initial_job_idx=0)
         self._report(dict(zip(good, jobs, strict=True)), refused)
@@ -59,15 +68,18 @@ class RowSweeper(BasicSweeper):
 
     def _rows(self, arguments: Sequence[str]) -> dict[str, list[str]]:
         """Return the overrides of every row by what distinguishes it; experiments' parameters vary fastest."""
+        rows = self.split_arguments(self._asked(arguments), None)[0]
+        common = set.intersection(*map(set, rows))
+        return {" ".join(part for part in row if part not in common) or " ".join(row): row for row in rows}
+
+    def _asked(self, arguments: Sequence[str]) -> list[Override]:
+        """Return the overrides of the command line, and those of the experiment that it does not beat."""
         assert self.hydra_context is not None
         loader = self.hydra_context.config_loader
         given = parse(arguments, loader)
         names = {override.key_or_group for override in given}
         params = parse([f"{key}={value}" for key, value in self.params.items()], loader)
-        own = [override for override in params if override.key_or_group not in names]
-        rows = self.split_arguments([*given, *own], None)[0]
-        common = set.intersection(*map(set, rows))
-        return {" ".join(part for part in row if part not in common) or " ".join(row): row for row in rows}
+        return [*given, *(override for override in params if override.key_or_group not in names)]
 
     def _refusal(self, row: Sequence[str]) -> str | None:
         """Return why a row cannot run, or None."""
@@ -93,7 +105,13 @@ def _listed(refused: Mapping[str, str], num_rows: int) -> str:
     return "\n".join(why if why.startswith(row) else f"{row}: {why}" for row, why in refused.items())
 
 
-def _make_folder(folder: Path, runs: str) -> None:
+def make_folder(folder: Path, runs: str) -> None:
+    """Make the folder of a sweep, or end with the reason why not.
+
+    Args:
+        folder: of the sweep.
+        runs: as it was set.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
