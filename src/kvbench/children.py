@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import multiprocessing
+import os
 import signal
 import time
 import traceback
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from threading import Thread
 from typing import Any
 
 # imported once by the fork server, so that a child starts in a tenth of a second
@@ -70,7 +72,7 @@ def _listen(receiver: Connection, child: Any, timeout_s: float, progress: Progre
     while receiver.poll(max(0.0, deadline - time.monotonic())):
         try:
             kind, *content = receiver.recv()
-        except EOFError:
+        except (EOFError, OSError):  # the latter where it died in the middle of what it said
             child.join()
             if child.exitcode == -signal.SIGKILL:
                 return Outcome(status="out_of_memory", reason="the measuring process was killed by the system")
@@ -87,6 +89,8 @@ def _listen(receiver: Connection, child: Any, timeout_s: float, progress: Progre
 
 
 def _context() -> Any:
+    if multiprocessing.get_start_method(allow_none=True) == "loky":  # joblib's own, which no child knows
+        multiprocessing.set_start_method("forkserver", force=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     return context
@@ -95,6 +99,7 @@ def _context() -> Any:
 def _run(sender: Connection, function: str, arguments: tuple[Any, ...]) -> None:
     import torch
 
+    Thread(target=_end_with_parent, daemon=True).start()  # sleeps until then
     gc.freeze()  # what was imported stays, and is not looked through for garbage
 
     def report(stage: str, share: float) -> None:
@@ -111,6 +116,14 @@ def _run(sender: Connection, function: str, arguments: tuple[Any, ...]) -> None:
         sender.send(("failure", "error", _first_line(error), traceback.format_exc()))
     finally:
         sender.close()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that asked for it is killed, or it would go on beside whoever runs the same again."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _first_line(error: BaseException) -> str:

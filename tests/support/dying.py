@@ -6,6 +6,8 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from inspect import getclosurevars
+from pathlib import Path
 
 Report = Callable[[str, float], None]
 
@@ -41,6 +43,12 @@ def killed(number: int, report: Report) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def cut_off(number: int, report: Report) -> None:
+    """End in the middle of what is said: a length of 1,000 bytes, and one of them."""
+    os.write(getclosurevars(report).nonlocals["sender"].fileno(), (1000).to_bytes(4, "big") + b"x")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def hang(number: int, report: Report) -> None:
     """Never come back."""
     time.sleep(600)
@@ -57,3 +65,9 @@ def plod(steps: int, report: Report) -> int:
         time.sleep(0.5)
         report("on its way", step / steps)
     return steps
+
+
+def outlives(note: str, report: Report) -> None:
+    """Say which process this is, and go on for long without another word."""
+    Path(note).write_text(str(os.getpid()), encoding="utf-8")
+    time.sleep(600)
