@@ -109,24 +109,25 @@ def _run(sender: Connection, function: str, arguments: tuple[Any, ...]) -> None:
         module, _, name = function.partition(":")
         sender.send(("value", getattr(importlib.import_module(module), name)(*arguments, report)))
     except (MemoryError, torch.OutOfMemoryError) as error:
-        sender.send(("failure", "out_of_memory", _first_line(error), traceback.format_exc()))
+        sender.send(("failure", "out_of_memory", first_line(error), traceback.format_exc()))
     except TimeoutError as error:
-        sender.send(("failure", "timeout", _first_line(error), traceback.format_exc()))
+        sender.send(("failure", "timeout", first_line(error), traceback.format_exc()))
     except BaseException as error:  # noqa: BLE001  whatever ends a child is its row's reason
-        sender.send(("failure", "error", _first_line(error), traceback.format_exc()))
+        sender.send(("failure", "error", first_line(error), traceback.format_exc()))
     finally:
         sender.close()
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that asked for it is killed, or it would go on beside whoever runs the same again."""
+    """End this process when the one that asked for it is killed: it would go on beside whoever runs the same again."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
     os._exit(1)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return an error as the reason of a row."""
     text = str(error).strip()
     name = type(error).__name__
     if name in ("ModelError", "ValueError") and text:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from kvbench import children
 from kvbench.configuration import Checked, build_group, compose, resolved
 from kvbench.configuration.errors import hint
+from kvbench.configuration.identity import config_json, short_hash
 from kvbench.engines.batcher import Batcher
 from kvbench.engines.black_box import BlackBoxEngine
 from kvbench.engines.schedulers import Scheduler
@@ -25,7 +26,7 @@ from kvbench.measure.environment import environment, source_hash
 from kvbench.measure.host import LocalHost
 from kvbench.models.load import device_of, origin_of
 from kvbench.models.spec import ModelSpec
-from kvbench.results.folder import finished, open_draft
+from kvbench.results.folder import IDENTITY_FILE, Draft, finished, open_draft
 from kvbench.results.load import load
 from kvbench.strategies.base import CacheStrategy
 from kvbench.strategies.black_box import BlackBox
@@ -38,7 +39,6 @@ from kvbench.workloads.requests import Requests
 Progress = Callable[[str, float], None]
 
 READ_HERE = ("path", "squad", "hotpotqa", "trace")  # settings of workloads that name files of this machine
-NOT_IDENTITY = ("runs", "force", "sink", "sweep", "plugins")  # keys that do not change what is measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +102,9 @@ def run(config: DictConfig, checked: Checked, *, names: Names, progress: Progres
         job.workload.bring()
     children.start()
     with open_draft(runs, sweep=checked.sweep, run_id=run_id, force=config.force) as draft:
+        draft.write_json(IDENTITY_FILE, {key: value for key, value in identity.items() if key != "config_json"})
         started = time.monotonic()
-        measured = measure(job, draft.log, progress, draft.journal)
+        measured = _whatever_happens(job, draft, progress)
         draft.log(f"measured in {time.monotonic() - started:.1f} s")
         draft.write_text("config.yaml", OmegaConf.to_yaml(config, resolve=True))
         draft.write_json("env.json", environment(identity["device"]))
@@ -203,26 +204,23 @@ def _lengths_of(job: Job) -> str:
 
 def identify(config: DictConfig, job: Job, names: Names) -> Row:
     """Return what makes this run this run, its id among them."""
-    resolved = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(resolved, Mapping)
-    kept = {key: value for key, value in resolved.items() if key not in NOT_IDENTITY}
-    config_json = json.dumps(kept, sort_keys=True)
+    asked = config_json(config)
     device, weights = str(device_of(job.spec)), origin_of(job.spec)
-    parts = [names.strategy, config_json, source_hash(), device, weights, *_read_here(job.workload)]
+    parts = [names.strategy, asked, source_hash(), device, weights, *_read_here(job.workload)]
     if job.matched is not None:
         parts.append(f"{job.matched} {origin_of(job.matched)}")
     if _missing(job) is not None:
         parts.append("unavailable")  # once what is missing is there, it is another run
     return {
-        "run_id": hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12],
+        "run_id": short_hash("\n".join(parts)),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "strategy": names.strategy,
         "model": names.model,
         "engine": names.engine,
         "workload": names.workload,
         "seed": job.seed,
-        "config_hash": hashlib.sha256(config_json.encode()).hexdigest()[:12],
-        "config_json": config_json,
+        "config_hash": short_hash(asked),
+        "config_json": asked,
         "overrides": names.overrides,
         "weights": weights,
         "source_hash": source_hash(),
@@ -262,6 +260,18 @@ def describe(job: Job, arm: str) -> Row:
         "budget_unit": getattr(strategy.budget, "unit", None),
         "budget_amount": getattr(strategy.budget, "amount", None),
     }
+
+
+def _whatever_happens(job: Job, draft: Draft, progress: Progress) -> Measured:
+    """Measure, and turn what nobody foresaw into a row; what the user or the machine has to mend is raised."""
+    try:
+        return measure(job, draft.log, progress, draft.journal)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # noqa: BLE001  a sweep does not die of a row
+        draft.log(traceback.format_exc())
+        status = "out_of_memory" if isinstance(error, MemoryError) else "error"
+        return Measured(rows={"strategy": {"status": status, "reason": children.first_line(error)}})
 
 
 def measure(job: Job, log: Callable[[str], None], progress: Progress, journal: Path | None = None) -> Measured:

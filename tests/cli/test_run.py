@@ -73,7 +73,8 @@ def test_an_experiment_is_a_sweep_without_being_told(fake: FakeRunner) -> None:
         if names.strategy != "baseline":
             assert (checked.strategy.budget.unit, checked.strategy.budget.amount) == ("ratio", 0.25)  # type: ignore[attr-defined]
     assert [len(frame) for frame in fake.shown] == [5]
-    assert [str(path) for path in Path().rglob("*")] == ["runs", "runs/first_look"]
+    assert [path.parent.as_posix() for path in Path().rglob("*")] == [".", "runs", "runs/first_look"]
+    assert len(list(Path().glob("runs/first_look/sweep-*.json"))) == 1
 
 
 def test_the_command_line_wins_over_an_experiment_and_its_rows(fake: FakeRunner) -> None:

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from omegaconf import open_dict
 
-from kvbench.cli.messages import complain, say
+from kvbench.children import first_line
+from kvbench.cli.messages import FAILED, complain, say
+from kvbench.cli.progress import OfSweep
 from kvbench.cli.run import leave, show
 from kvbench.configuration import ConfigError, check
 from kvbench.configuration.composing import COMPOSITION_ERRORS, explain, parse
+from kvbench.configuration.identity import config_json, short_hash
 from kvbench.configuration.reading import read_once
+from kvbench.measure.environment import source_hash
+from kvbench.results.load import load
+from kvbench.results.sweeps import Planned, Standing, Sweep, now, standings
+
+if TYPE_CHECKING:
+    from kvbench.runner import Result
 
 
 class RowSweeper(BasicSweeper):
@@ -42,29 +55,48 @@ class RowSweeper(BasicSweeper):
             rows = self._rows(arguments)
         except COMPOSITION_ERRORS as error:
             raise SystemExit(complain(ConfigError(str(error)))) from error
-        refused = {label: reason for label, row in rows.items() if (reason := self._refusal(row))}
+        planned = [self._planned(label, row) for label, row in rows.items()]
+        refused = {row.label: row.refused for row in planned if row.refused}
         if len(refused) == len(rows):
             raise SystemExit(complain(ConfigError(_listed(refused, len(rows)))))
         if refused:
             say(f"{len(refused)} of {len(rows)} rows cannot be run:\n{_listed(refused, len(rows))}")
-        make_folder(Path(self.config.hydra.sweep.dir), self.config.runs)
+        folder = Path(self.config.hydra.sweep.dir)
+        make_folder(folder, self.config.runs)
+        sweep = Sweep(started_at=now(), source_hash=source_hash(), rows=planned)
+        with _writing(self.config.runs):
+            sweep.leave(folder)
         good = {label: row for label, row in rows.items() if label not in refused}
-        jobs = self.launcher.launch(list(good.values()), initial_job_idx=0)
-        self._report(dict(zip(good, jobs, strict=True)), refused)
-        return jobs
-
-    def _report(self, jobs: Mapping[str, JobReturn], refused: dict[str, str]) -> None:
-        done = {label: job.return_value for label, job in jobs.items() if job.status == JobStatus.COMPLETED}
-        results = [value for value in done.values() if not isinstance(value, Exception)]
+        jobs = dict(zip(good, self._launch(good, folder, sweep), strict=True))
+        outcomes = {label: job._return_value for label, job in jobs.items()}
+        refused |= {label: _reason(value) for label, value in outcomes.items() if isinstance(value, Exception)}
+        with _writing(self.config.runs):
+            replace(sweep, rows=[replace(row, refused=refused.get(row.label, "")) for row in planned]).leave(folder)
+        results = [value for value in outcomes.values() if not isinstance(value, Exception)]
         show(results)
+        status = _complain(refused, len(rows))
         for job in jobs.values():
             assert job.return_value is not None  # reading it raises what nobody foresaw
-        refused |= {label: str(value) for label, value in done.items() if isinstance(value, Exception)}
-        if refused:
-            num_rows = len(refused) + len(results)
-            message = f"{len(refused)} of {num_rows} rows were not run:\n{_listed(refused, num_rows)}"
-            raise SystemExit(complain(ConfigError(message)))
+        if status:
+            raise SystemExit(status)
         leave(results)
+        return list(jobs.values())
+
+    def _launch(self, rows: Mapping[str, list[str]], folder: Path, sweep: Sweep) -> Sequence[JobReturn]:
+        """Run rows where the launcher runs them; where it gives up, show what is there."""
+        assert self.launcher is not None
+        if type(self.launcher) is BasicLauncher:  # in this process, one after the other
+            assert self.launcher.task_function is not None
+            with OfSweep(list(rows)).around(self.launcher.task_function) as self.launcher.task_function:
+                return self.launcher.launch(list(rows.values()), initial_job_idx=0)
+        status = f"kvbench sweep status {folder}"
+        say(f"{len(rows)} rows go to {type(self.launcher).__name__}; {status} says how far they are")
+        try:
+            return self.launcher.launch(list(rows.values()), initial_job_idx=0)
+        except Exception as error:  # one of its jobs was killed; others may go on
+            show([_result(folder, row) for row in standings(folder, sweep) if row.is_finished])
+            say(f"the launcher gave up: {first_line(error)}\n{status} says what is there; the same again runs the rest")
+            raise SystemExit(FAILED) from error
 
     def _rows(self, arguments: Sequence[str]) -> dict[str, list[str]]:
         """Return the overrides of every row by what distinguishes it; experiments' parameters vary fastest."""
@@ -81,21 +113,40 @@ class RowSweeper(BasicSweeper):
         params = parse([f"{key}={value}" for key, value in self.params.items()], loader)
         return [*given, *(override for override in params if override.key_or_group not in names)]
 
-    def _refusal(self, row: Sequence[str]) -> str | None:
-        """Return why a row cannot run, or None."""
+    def _planned(self, label: str, row: Sequence[str]) -> Planned:
+        """Return what a row measures, or why it cannot."""
         assert self.hydra_context is not None
         assert self.config is not None
         loader = self.hydra_context.config_loader
         try:
             config = loader.load_sweep_config(self.config, list(row))
+            strategy = config.hydra.runtime.choices["strategy"]
             with open_dict(config):
                 del config["hydra"]
             check(config)
         except ConfigError as error:
-            return str(error)
+            return Planned(label=label, refused=str(error))
         except COMPOSITION_ERRORS as error:
-            return str(explain(error, row, loader))
-        return None
+            return Planned(label=label, refused=str(explain(error, row, loader)))
+        return Planned(label=label, strategy=strategy, config_hash=short_hash(config_json(config)))
+
+
+def _complain(refused: Mapping[str, str], num_rows: int) -> int:
+    """Say which rows were not run, and return the exit status."""
+    if not refused:
+        return 0
+    return complain(ConfigError(f"{len(refused)} of {num_rows} rows were not run:\n{_listed(refused, num_rows)}"))
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError | OSError) else first_line(error)
+
+
+def _result(folder: Path, row: Standing) -> Result:
+    from kvbench.runner import Result  # here, because it imports torch
+
+    place = folder / row.run_id
+    return Result(rows=load(place), folder=place, is_new=True)
 
 
 def _listed(refused: Mapping[str, str], num_rows: int) -> str:
@@ -112,8 +163,14 @@ def make_folder(folder: Path, runs: str) -> None:
         folder: of the sweep.
         runs: as it was set.
     """
-    try:
+    with _writing(runs):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _writing(runs: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         reason = f"runs={runs} cannot be written: {error}. Set runs=<folder>."
         raise SystemExit(complain(OSError(reason))) from error

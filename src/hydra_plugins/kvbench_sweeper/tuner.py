@@ -166,7 +166,7 @@ class Tuner(RowSweeper):
         from optuna.trial import TrialState
 
         assert self.launcher is not None
-        reasons = [self._refusal(row) for row in rows]
+        reasons = [self._planned("", row).refused or None for row in rows]
         good = [list(row) for row, reason in zip(rows, reasons, strict=True) if reason is None]
         jobs = list(self.launcher.launch(good, initial_job_idx=trials[0].number)) if good else []
         left = iter(jobs)

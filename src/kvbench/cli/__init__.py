@@ -65,6 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--steps", action="store_true", help="every timed step instead of one row per arm")
     export.add_argument("--samples", action="store_true", help="every question and its answer instead")
 
+    sweep = _add(
+        commands, "sweep", "sweep:main", "say which rows of a sweep are done: kvbench sweep status runs/survey"
+    )
+    sweep.add_argument("action", choices=("status",))
+    sweep.add_argument("path", nargs="?", default="runs", help="a sweep or a whole tree (default: runs)")
+
     trace = _add(commands, "trace", "trace:main", "draw which positions each layer held: kvbench trace strategy=snapkv")
     trace.add_argument("overrides", nargs="*", help="as for run")
     trace.add_argument("--config-dir", help="folder with more configurations")

@@ -16,21 +16,19 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 
 from kvbench.api import execute
 from kvbench.cli.messages import FAILED, complain
+from kvbench.cli.progress import of_run
 from kvbench.configuration import check, compose, compose_all
 from kvbench.configuration.composing import CONF, ROOT, VERSION_BASE, parse, search_path, with_sweep
 
 if TYPE_CHECKING:
-    from kvbench.runner import Progress, Result
+    from kvbench.runner import Result
 
 _ABOUT_THE_SWEEP = re.compile(r"\+*(hydra[./]|(experiment|runs|sweep)=)|~")
 _EXPERIMENT = re.compile(r"\+*experiment=")
 _MULTIRUN = ("-m", "--multirun")
-_NEVER_DONE = 0.999  # a stage that is done is followed by another; the clock stops at 1
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -65,7 +63,8 @@ def _job(config: DictConfig) -> Result | Exception:
     """Measure one composed configuration; return why not, where the user or the machine does not allow it."""
     chosen = HydraConfig.get()
     try:
-        with _progress(f"{chosen.runtime.choices['strategy']} on {chosen.runtime.choices['model']}") as progress:
+        title = f"{chosen.runtime.choices['strategy']} on {chosen.runtime.choices['model']}"
+        with of_run(title, alone=chosen.mode == RunMode.RUN) as progress:
             result = execute(config, chosen, progress)
     except (ValueError, OSError) as error:
         if chosen.mode == RunMode.RUN:
@@ -103,15 +102,6 @@ def leave(results: Sequence[Result]) -> None:
     """Exit with status 1 if a strategy failed; one that is unsupported or out of memory is a result."""
     if any((result.rows["status"] == "error").any() for result in results):
         raise SystemExit(FAILED)
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Progress]:
-    """Hold a progress bar on the error stream."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[stage]}"))
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=1.0, stage="")
-        yield lambda stage, share: bar.update(task, completed=min(share, _NEVER_DONE), stage=stage)
 
 
 def _left_to_rows(overrides: Sequence[str]) -> list[str]:

@@ -34,6 +34,7 @@ LOG_FILE = "run.log"
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "env.json"
 TEXTS_FILE = "texts.json"
+IDENTITY_FILE = "identity.json"
 
 DAY_S = 86_400
 _DRAFT = re.compile(r"\.draft-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]+")
@@ -193,6 +194,18 @@ class Draft:
             raise
         self.folder, self.is_renamed = target, True
         return True
+
+
+def under_way(place: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the drafts of a sweep that somebody still writes, and on which machine.
+
+    Args:
+        place: folder of the sweep.
+    """
+    for folder in place.glob(".draft-*"):
+        named = _DRAFT.fullmatch(folder.name)
+        if named is not None and not _is_left_over(folder):
+            yield folder, named["host"]
 
 
 def append_log(folder: Path, line: str) -> None:

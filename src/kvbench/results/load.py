@@ -50,15 +50,20 @@ def load(path: str | Path, *, steps: bool = False, requests: bool = False, sampl
     root = Path(path)
     if not root.is_dir():
         raise ValueError(f"no folder {root}: give the folder that runs= named, or one inside it.")
-    runs = _runs([folder / RUN_FILE for folder in _folders(root)])
+    runs = rows_below(root)
     if not runs.num_rows:
         raise ValueError(f"no finished run below {root}: run something first, or give the folder that runs= named.")
-    runs = runs.take(pc.sort_indices(runs, [(name, "ascending") for name in ("created_at", "folder", "arm")]))
     parts = {STEPS_FILE: (steps, STEPS), REQUESTS_FILE: (requests, REQUESTS), SAMPLES_FILE: (samples, SAMPLES)}
     for name, (is_asked, schema) in parts.items():
         if is_asked:
             return to_frame(_parts(runs, name, schema).drop_columns("folder"))
     return to_frame(runs.drop_columns("folder"))
+
+
+def rows_below(root: Path) -> pa.Table:
+    """Return the rows of all runs below a folder, oldest first, and in column `folder` where each lies."""
+    runs = _runs([folder / RUN_FILE for folder in _folders(root)])
+    return runs.take(pc.sort_indices(runs, [(name, "ascending") for name in ("created_at", "folder", "arm")]))
 
 
 def _folders(root: Path) -> list[Path]:
