@@ -71,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("action", choices=("status",))
     sweep.add_argument("path", nargs="?", default="runs", help="a sweep or a whole tree (default: runs)")
 
+    compact = _add(commands, "compact", "show:compact", "put the runs of a sweep into few files, which load at once")
+    compact.add_argument("path", help="a sweep or a whole tree")
+
     trace = _add(commands, "trace", "trace:main", "draw which positions each layer held: kvbench trace strategy=snapkv")
     trace.add_argument("overrides", nargs="*", help="as for run")
     trace.add_argument("--config-dir", help="folder with more configurations")

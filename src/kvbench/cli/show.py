@@ -1,4 +1,4 @@
-"""`kvbench table`, `compare` and `export`: finished runs again."""
+"""`kvbench table`, `compare`, `export` and `compact`: finished runs again."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from kvbench.results.compact import compact as compacted
 from kvbench.results.compare import compare as compared
 from kvbench.results.export import export as exported
 from kvbench.results.load import load
@@ -31,3 +32,12 @@ def export(path: str, file: str, *, steps: bool, samples: bool) -> None:
     frame = load(path, steps=steps, samples=samples)
     exported(frame, Path(file))
     print(f"{len(frame)} rows in {file}")
+
+
+def compact(path: str) -> None:
+    """Put the runs of a tree into few files, and say where they are."""
+    done = compacted(Path(path))
+    for sweep in done:
+        print(f"{sweep.num_runs} runs in {sweep.folder}, {sweep.num_new} of them new there")
+    if not done:
+        print(f"nothing new below {path}")

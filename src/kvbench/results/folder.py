@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,6 +37,7 @@ ENVIRONMENT_FILE = "env.json"
 TEXTS_FILE = "texts.json"
 IDENTITY_FILE = "identity.json"
 
+BUNDLE = "compact-"  # what names of folders begin with that hold many runs
 DAY_S = 86_400
 _DRAFT = re.compile(r"\.draft-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]+")
 _TAKEN = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
@@ -61,7 +63,7 @@ class Finished:
 
 
 def finished(runs: Path, *, sweep: str, run_id: str) -> Path | None:
-    """Return the folder of a finished run, or None.
+    """Return the folder of a finished run, or None; what was compacted keeps the name of the folder it had.
 
     Args:
         runs: where results go.
@@ -69,7 +71,34 @@ def finished(runs: Path, *, sweep: str, run_id: str) -> Path | None:
         run_id: name of the run.
     """
     folder = runs / sweep / run_id
-    return folder if (folder / RUN_FILE).is_file() else None
+    return folder if (folder / RUN_FILE).is_file() or run_id in compacted(folder.parent) else None
+
+
+def bundles(place: Path) -> list[Path]:
+    """Return the folders that hold many runs of a sweep each; whoever looks for a run looks for its own folder first.
+
+    Args:
+        place: folder of the sweep.
+    """
+    return sorted(file.parent for file in place.glob(f"{BUNDLE}*/{RUN_FILE}"))
+
+
+def compacted(place: Path) -> frozenset[str]:
+    """Return the names of the runs that lie in the bundles of a sweep.
+
+    Args:
+        place: folder of the sweep.
+    """
+    try:
+        files = [folder / RUN_FILE for folder in bundles(place)]
+        return frozenset[str]().union(*(_run_ids(file, file.stat().st_mtime_ns) for file in files))
+    except FileNotFoundError:  # just now put into another one, which is there before the first goes
+        return compacted(place)
+
+
+@lru_cache(maxsize=64)
+def _run_ids(file: Path, written_ns: int) -> frozenset[str]:
+    return frozenset(pq.read_table(file, columns=["run_id"])["run_id"].to_pylist())
 
 
 @contextmanager
@@ -103,16 +132,16 @@ class Draft:
         """Make the folder, after clearing away what killed runs left."""
         self.runs, self.sweep, self.run_id, self.force = runs, sweep, run_id, force
         self.place = runs / sweep
-        self.folder = self.place / f".draft-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.folder = draft_name(self.place)
         self.is_renamed = False
-        with _storing(runs):
+        with storing(runs):
             self.place.mkdir(parents=True, exist_ok=True)
-            _drop_leftovers(self.place)
+            drop_leftovers(self.place)
             self.folder.mkdir()
 
     def log(self, line: str) -> None:
         """Append a line to the run's log, also after it was finished."""
-        with _storing(self.runs):
+        with storing(self.runs):
             append_log(self.folder, line)
 
     def write_text(self, name: str, text: str) -> None:
@@ -122,7 +151,7 @@ class Draft:
             name: of the file.
             text: in it.
         """
-        with _storing(self.runs):
+        with storing(self.runs):
             (self.folder / name).write_text(text, encoding="utf-8")
 
     def write_json(self, name: str, value: object) -> None:
@@ -159,7 +188,7 @@ class Draft:
             if finished(self.runs, sweep=self.sweep, run_id=run_id):
                 continue
             run, timed = run_table(rows, run_id=run_id, sweep=self.sweep), step_table(steps, run_id=run_id)
-            with _storing(self.runs):
+            with storing(self.runs):
                 _write(run, self.folder / RUN_FILE)
                 _write(timed, self.folder / STEPS_FILE)
                 if requests:
@@ -224,7 +253,12 @@ def _write(table: pa.Table, path: Path) -> None:
 
 
 @contextmanager
-def _storing(runs: Path) -> Iterator[None]:
+def storing(runs: Path) -> Iterator[None]:
+    """Say what to do where results cannot be written.
+
+    Args:
+        runs: where they go.
+    """
     try:
         yield
     except OSError as error:
@@ -235,7 +269,21 @@ def _storing(runs: Path) -> Iterator[None]:
         ) from error
 
 
-def _drop_leftovers(place: Path) -> None:
+def draft_name(place: Path) -> Path:
+    """Return a hidden folder that is this process' own, and anybody's to remove once the process is gone.
+
+    Args:
+        place: in which it is to be.
+    """
+    return place / f".draft-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def drop_leftovers(place: Path) -> None:
+    """Remove what killed processes left.
+
+    Args:
+        place: in which they wrote.
+    """
     for folder in place.glob(".draft-*"):
         if _is_left_over(folder):
             shutil.rmtree(folder, ignore_errors=True)
