@@ -23,7 +23,11 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CORE = [Requirement(line) for line in PROJECT["dependencies"]]
 DEV = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
-EXTRAS = [Requirement(line) for name in ("quantized", "lm_eval") for line in PROJECT["optional-dependencies"][name]]
+EXTRAS = [
+    Requirement(line)
+    for name in ("quantized", "lm_eval", "joblib", "submitit", "ray")
+    for line in PROJECT["optional-dependencies"][name]
+]
 IMPORTED_AS = {"hydra-core": "hydra"}
 BROUGHT = {"triton", "lm_eval"}  # by torch for CUDA and by an extra, and asked for before they are imported
 

@@ -22,7 +22,7 @@ from tests.mutants import results_compact as mutants
 from tests.results.factory import baseline, failed, row, steps, write
 
 Compact = Callable[[Path], object]
-PARTS = ({}, {"steps": True}, {"requests": True}, {"samples": True})
+PARTS: tuple[dict[str, bool], ...] = ({}, {"steps": True}, {"requests": True}, {"samples": True})
 SAMPLE = {"arm": "strategy", "task": "t", "number": 0, "turn": 0, "answer": "yes", "score": 1.0}
 COUNTS = dict.fromkeys(("context_tokens", "question_tokens", "answer_tokens"), 3)
 

@@ -6,7 +6,8 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,15 +21,20 @@ from rich.console import Console
 from kvbench.api import execute
 from kvbench.cli.messages import FAILED, complain
 from kvbench.cli.progress import of_run
-from kvbench.configuration import check, compose, compose_all
+from kvbench.configuration import ConfigError, check, compose, compose_all
 from kvbench.configuration.composing import CONF, ROOT, VERSION_BASE, parse, search_path, with_sweep
+from kvbench.measure.turn import own_turn
 
 if TYPE_CHECKING:
+    from hydra.conf import HydraConf
+
     from kvbench.runner import Result
 
 _ABOUT_THE_SWEEP = re.compile(r"\+*(hydra[./]|(experiment|runs|sweep)=)|~")
 _EXPERIMENT = re.compile(r"\+*experiment=")
 _MULTIRUN = ("-m", "--multirun")
+_ONE_BY_ONE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+LAUNCHERS = ("joblib", "submitit", "ray")  # extras that bring a launcher each
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -42,6 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     overrides = with_sweep(parsed.overrides)
     try:
         elsewhere = search_path(parsed.config_dir)
+        _check_launcher(overrides)
         if parsed.multirun or any(map(_EXPERIMENT.match, overrides)):
             compose_all([*filter(_ABOUT_THE_SWEEP.match, overrides), *elsewhere])
             options.append("--multirun")
@@ -64,7 +71,7 @@ def _job(config: DictConfig) -> Result | Exception:
     chosen = HydraConfig.get()
     try:
         title = f"{chosen.runtime.choices['strategy']} on {chosen.runtime.choices['model']}"
-        with of_run(title, alone=chosen.mode == RunMode.RUN) as progress:
+        with of_run(title, alone=chosen.mode == RunMode.RUN) as progress, _turn(chosen):
             result = execute(config, chosen, progress)
     except (ValueError, OSError) as error:
         if chosen.mode == RunMode.RUN:
@@ -74,6 +81,12 @@ def _job(config: DictConfig) -> Result | Exception:
         show([result])
         leave([result])
     return result
+
+
+def _turn(chosen: HydraConf) -> AbstractContextManager[None]:
+    """Return what keeps jobs apart that a launcher puts on one machine: side by side they would time each other."""
+    is_apart = chosen.mode == RunMode.MULTIRUN and chosen.launcher["_target_"] != _ONE_BY_ONE
+    return own_turn() if is_apart else nullcontext()
 
 
 def show(results: Sequence[Result]) -> None:
@@ -102,6 +115,15 @@ def leave(results: Sequence[Result]) -> None:
     """Exit with status 1 if a strategy failed; one that is unsupported or out of memory is a result."""
     if any((result.rows["status"] == "error").any() for result in results):
         raise SystemExit(FAILED)
+
+
+def _check_launcher(overrides: Sequence[str]) -> None:
+    """Refuse a launcher that is not installed."""
+    for override in overrides:
+        name = override.removeprefix("hydra/launcher=")
+        extra = name.partition("_")[0]
+        if name != override and extra in LAUNCHERS and find_spec(f"hydra_plugins.hydra_{extra}_launcher") is None:
+            raise ConfigError(f"{override} is not installed: pip install 'kvbench[{extra}]'")
 
 
 def _left_to_rows(overrides: Sequence[str]) -> list[str]:
