@@ -56,7 +56,15 @@ def row(result: Result, arm: str = "strategy") -> pd.Series:
 
 def test_every_file_is_there(done: tuple[Path, Result]) -> None:
     names = {path.name for path in done[1].folder.iterdir()}
-    assert names >= {"config.yaml", "env.json", "run.parquet", "steps.parquet", "run.log", "texts.json"}
+    assert names >= {
+        "identity.json",
+        "config.yaml",
+        "env.json",
+        "run.parquet",
+        "steps.parquet",
+        "run.log",
+        "texts.json",
+    }
     texts = json.loads((done[1].folder / "texts.json").read_text())
     assert set(texts) == {"prompt", "strategy", "baseline"}
 
@@ -123,6 +131,37 @@ def test_random_weights_leave_quality_empty_and_say_so(tmp_path: Path) -> None:
     assert pd.isna(found["recall_key_value"])
     assert pd.isna(found["attention_lost"])
     assert found["max_logit_difference"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (RuntimeError("nobody foresaw this"), "error", "RuntimeError: nobody foresaw this"),
+        (MemoryError("of the parent"), "out_of_memory", "MemoryError: of the parent"),
+    ],
+)
+def test_what_nobody_foresaw_is_a_row_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, status: str, reason: str
+) -> None:
+    def stumble(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("kvbench.runner.measure", stumble)
+    monkeypatch.setattr("kvbench.children.start", lambda: None)
+    result = run(tmp_path, "strategy=h2o", "quality=none")
+    assert row(result)[["status", "reason"]].tolist() == [status, reason]
+    assert "Traceback" in (result.folder / "run.log").read_text()
+
+
+def test_what_the_machine_has_to_mend_is_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no process can be started")
+
+    monkeypatch.setattr("kvbench.runner.measure", full)
+    monkeypatch.setattr("kvbench.children.start", lambda: None)
+    with pytest.raises(OSError, match="no process can be started"):
+        run(tmp_path, "strategy=h2o", "quality=none")
+    assert not list(tmp_path.rglob("run.parquet"))
 
 
 def test_a_budget_below_the_protected_entries_is_an_unsupported_row(tmp_path: Path) -> None:
