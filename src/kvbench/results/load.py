@@ -15,6 +15,7 @@ from kvbench.results.folder import BUNDLE, REQUESTS_FILE, RUN_FILE, SAMPLES_FILE
 from kvbench.results.records import to_frame
 from kvbench.results.schema import REQUESTS, RUN, SAMPLES, SCHEMA_VERSION, STEPS
 
+_AT_ONCE = 200  # files: a data set keeps what describes each, a megabyte
 _SOURCE = pa.dictionary(pa.int32(), pa.string())  # one text for the many rows of a file
 
 # what a timed step means depends on these columns of its run
@@ -179,9 +180,13 @@ def _read(files: Sequence[Path], schema: pa.Schema) -> pa.Table:
     """Return tables one below the other, with column `source` for the folder of each row's file."""
     if not files:
         return schema.append(pa.field("source", _SOURCE)).empty_table()
+    return pa.concat_tables([_read_some(files[at : at + _AT_ONCE], schema) for at in range(0, len(files), _AT_ONCE)])
+
+
+def _read_some(files: Sequence[Path], schema: pa.Schema) -> pa.Table:
     dataset = ds.dataset([str(file) for file in files], schema=schema, format="parquet")
     try:
-        table = dataset.to_table(columns=[*schema.names, "__filename"])
+        table = dataset.to_table(columns=[*schema.names, "__filename"]).combine_chunks()
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OSError) as error:
         raise ValueError(f"cannot read results, move the damaged file away: {' '.join(str(error).split())}") from error
     sources = [_dirnames(chunk) for chunk in table["__filename"].dictionary_encode().chunks]
