@@ -15,6 +15,7 @@ from kvbench.cli import main, trace
 from kvbench.cli.catalogue import catalogue
 from tests.cli.conftest import FakeRunner
 
+REAL = Path(__file__).parents[1] / "fixtures" / "runs"  # how it was made: tests/fixtures/README.md
 HEAVY = ("torch", "hydra", "pandas", "matplotlib", "transformers", "pyarrow", "rich", "numpy")
 
 
@@ -73,6 +74,23 @@ def test_wrong_input_gives_one_message_and_status_2(
     err = capsys.readouterr().err
     assert err.startswith("kvbench: ")
     assert message in err
+
+
+def test_compare_exits_with_1_where_a_pair_is_above_a_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    slow, all_of_them = str(REAL / "adhoc-0430ffdc" / "a289ac48b792"), str(REAL)  # h2o at 1,024 tokens
+    assert main(["compare", slow, all_of_them, "--fail-above", "1.05"]) == 1
+    said = capsys.readouterr()
+    assert (
+        "h2o 25% over baseline: decode takes 1.081 times as long, [1.063, 1.090], above --fail-above 1.05" in said.err
+    )
+    assert "h2o 25% over h2o 25%" not in said.err
+    assert "a takes longer" in said.out
+    assert (
+        main(["compare", slow, all_of_them, "--same-strategy", "--fail-above", "1.05", "--fail-loss-above", "0"]) == 0
+    )
+    assert "no pair of 2 is above --fail-above 1.05, --fail-loss-above 0\n" in capsys.readouterr().out
+    assert main(["compare", slow, all_of_them]) == 0
+    assert main(["compare", slow, all_of_them, "--fail-above", "nan"]) == 2
 
 
 def test_run_is_the_command_line_of_run_py(fake: FakeRunner) -> None:

@@ -51,4 +51,24 @@ def times_across_days(a: Path, b: Path) -> pd.DataFrame:
     return found.assign(ratio=medians[0] / medians[1])
 
 
+def losses_of_any_tokens(a: Path, b: Path) -> pd.DataFrame:
+    """Subtract losses whatever they are of."""
+    found = compare(a, b)
+    return found.assign(nll_difference=found["nll_nats_a"] - found["nll_nats_b"])
+
+
+def bytes_upside_down(a: Path, b: Path) -> pd.DataFrame:
+    """Put a's bytes below the line."""
+    found = compare(a, b)
+    return found.assign(kv_ratio=1 / found["kv_ratio"])
+
+
+def baselines_bytes(a: Path, b: Path) -> pd.DataFrame:
+    """Take the bytes of the full cache beside each side."""
+    found = compare(a, b)
+    ours, theirs = (rows[rows["arm"] == "baseline"]["kv_allocated_bytes"] for rows in (load(a), load(b)))
+    return found.assign(kv_ratio=(ours / theirs.mask(theirs == 0)).to_numpy())
+
+
+BESIDE = [losses_of_any_tokens, bytes_upside_down, baselines_bytes]
 RATIOS = [with_first_steps, with_disturbed_blocks, always_the_median, each_arm_by_its_own, upside_down]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from kvbench.results.compare import compare, round_ratios
 from kvbench.results.load import load
 from kvbench.results.records import Record
 from tests.mutants import results_compare as mutants
-from tests.results.factory import baseline, row, steps, write
+from tests.results.factory import MIB, baseline, row, steps, write
 
 Ratios = Callable[[pd.DataFrame], pd.Series]
 SLOW_FIRST = 99.0
@@ -139,11 +140,59 @@ def test_runs_with_nothing_in_common_are_refused(tmp_path: Path) -> None:
     records = timed(random_blocks(1, 3.0), random_blocks(2, 4.0))
     write(tmp_path / "a", "r0", pair("h2o", model="tiny"), records)
     write(tmp_path / "b", "r0", pair("h2o", model="gpt2"), records)
-    with pytest.raises(ValueError, match=r"no run below .*/a has the model, .* of one below .*/b"):
+    write(tmp_path / "b", "r1", pair("h2o", model="tiny", batch_size=2), records)
+    write(tmp_path / "c", "r0", pair("h2o", model="gpt2"), records)
+    with pytest.raises(ValueError, match=r"no run below .*/a has the model, .* of one below .*/b: each of these is on"):
         compare(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(ValueError, match=r"one below .*/c: they differ in model \(tiny / gpt2\)\.$"):
+        compare(tmp_path / "a", tmp_path / "c")
 
 
 def test_constants_are_those_of_the_measurement() -> None:
     from kvbench.measure import statistics
 
     assert (module.RESAMPLES, module.CONFIDENCE) == (statistics.RESAMPLES, statistics.CONFIDENCE)
+
+
+def config(**nodes: object) -> str:
+    return json.dumps({"seed": 0, "quality": {"text_windows": 8}, "strategy": {"budget": {"amount": 0.25}}, **nodes})
+
+
+def check_bytes_and_losses_by_hand(comparer: Callable[[Path, Path], pd.DataFrame], runs: Path) -> None:
+    """12 MiB over 8 are 1.5, 2.61 nats less 2.5 are 0.11; of another seed there is no difference to tell."""
+    records = timed([[2.0] * 3] * 3, [[4.0] * 3] * 3)
+    known = {"a": (12, 2.61, config()), "b": (8, 2.5, config()), "c": (0, 2.5, config(seed=1))}
+    for side, (size, loss, config_json) in known.items():
+        ours = row("h2o", config_json=config_json, kv_allocated_bytes=size * MIB, nll_nats=loss)
+        write(runs / side, "r0", [ours, baseline(config_json=config_json)], records)
+    found, other = comparer(runs / "a", runs / "b").iloc[0], comparer(runs / "a", runs / "c").iloc[0]
+    assert found["kv_ratio"] == 1.5
+    assert found["nll_difference"] == pytest.approx(0.11)
+    assert pd.isna(other["nll_difference"])
+    assert pd.isna(other["kv_ratio"])
+
+
+def test_bytes_and_losses_by_hand(tmp_path: Path) -> None:
+    check_bytes_and_losses_by_hand(compare, tmp_path)
+
+
+@pytest.mark.parametrize("mutant", mutants.BESIDE)
+def test_oracle_catches_other_bytes_and_losses(mutant: Callable[[Path, Path], pd.DataFrame], tmp_path: Path) -> None:
+    with pytest.raises(AssertionError):
+        check_bytes_and_losses_by_hand(mutant, tmp_path)
+
+
+def test_a_strategy_meets_its_like_where_settings_agree_as_far_as_both_have_them(tmp_path: Path) -> None:
+    records = timed([[2.0] * 3] * 3, [[4.0] * 3] * 3)
+    half, more = {"budget": {"amount": 0.5}}, {"budget": {"amount": 0.25}, "new": {"setting": 1}}
+    for side, runs in (
+        ("a", {"r0": ("h2o", config()), "r1": ("snapkv", config())}),
+        ("b", {"r2": ("h2o", config(strategy=more)), "r3": ("h2o", config(strategy=half))}),
+        ("c", {"r4": ("quest", config())}),
+    ):
+        for run_id, (strategy, config_json) in runs.items():
+            write(tmp_path / side, run_id, pair(strategy, config_json=config_json), records)
+    found = compare(tmp_path / "a", tmp_path / "b", same_strategy=True)
+    assert found[["run_id_a", "run_id_b"]].to_numpy().tolist() == [["r0", "r2"]]
+    with pytest.raises(ValueError, match=r"no strategy below .*/a is one below .*/c with the same settings"):
+        compare(tmp_path / "a", tmp_path / "c", same_strategy=True)

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from math import inf
 
 from kvbench.cli.messages import complain
 
@@ -31,11 +32,13 @@ def main(arguments: Sequence[str]) -> int:
     parsed = vars(_parser().parse_args(list(arguments)))
     module, _, function = parsed.pop("home").partition(":")
     try:
-        getattr(import_module(f"kvbench.cli.{module}"), function)(**parsed)
+        status: int | None = getattr(import_module(f"kvbench.cli.{module}"), function)(**parsed)
     except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         return complain(error)
+    else:
+        return status or 0
     return 0
 
 
@@ -58,6 +61,22 @@ def _parser() -> argparse.ArgumentParser:
     compare = _add(commands, "compare", "show:compare", "set the runs of one folder against those of another")
     compare.add_argument("a", help="folder of a run or of many")
     compare.add_argument("b", help="folder of a run or of many")
+    compare.add_argument(
+        "--same-strategy", action="store_true", help="only runs of one strategy with the same settings"
+    )
+    compare.add_argument(
+        "--fail-above",
+        type=float,
+        default=inf,
+        metavar="RATIO",
+        help="exit with 1 if a pair's time, by the lower end of its interval, is more times b's: 1.05",
+    )
+    compare.add_argument(
+        "--fail-kv-above", type=float, default=inf, metavar="RATIO", help="the same of the cache's bytes"
+    )
+    compare.add_argument(
+        "--fail-loss-above", type=float, default=inf, metavar="NATS", help="the same of a's loss less b's, per token"
+    )
 
     export = _add(commands, "export", "show:export", "write results as csv or json")
     export.add_argument("path", help="a run, a sweep or a whole tree")

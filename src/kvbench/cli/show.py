@@ -6,10 +6,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from kvbench.cli.messages import FAILED, say
 from kvbench.results.compact import compact as compacted
 from kvbench.results.compare import compare as compared
 from kvbench.results.export import export as exported
 from kvbench.results.load import load
+from kvbench.results.pairs import names_of, print_pairs
+from kvbench.results.regressions import Limits, exceeded
 from kvbench.results.table import print_table
 from kvbench.results.tasks import print_tasks
 
@@ -22,9 +25,21 @@ def table(path: str, *, tasks: bool) -> None:
         print_table(load(path), Console(), path=Path(path))
 
 
-def compare(a: str, b: str) -> None:
-    """Print how the runs of one folder did against those of another."""
-    print(compared(a, b).to_string(index=False))
+def compare(
+    a: str, b: str, *, same_strategy: bool, fail_above: float, fail_kv_above: float, fail_loss_above: float
+) -> int:
+    """Print how the runs of one folder did against those of another; 1 if a pair exceeds a limit, else 0."""
+    limits = Limits(time=fail_above, kv=fail_kv_above, loss=fail_loss_above)
+    pairs = compared(a, b, same_strategy=same_strategy)
+    print_pairs(pairs, Console())
+    found = exceeded(pairs, names_of(pairs), limits)
+    for line in found:
+        say(line)
+    if limits.asked and not found:
+        print(
+            f"no pair of {len(pairs)} is above {', '.join(f'{flag} {limit:g}' for flag, limit in limits.asked.items())}"
+        )
+    return FAILED if found else 0
 
 
 def export(path: str, file: str, *, steps: bool, samples: bool) -> None:

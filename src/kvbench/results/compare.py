@@ -6,6 +6,7 @@ was timed block by block beside its own baseline, though, so those ratios are co
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,12 @@ from kvbench.results.load import load
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 _SAME = ["model", "weights", "workload", "batch_size", "prompt_tokens", "query_aware", "device_name", "phase"]
+_RUN = ["sweep", "run_id"]
+_BESIDE = ["kv_allocated_bytes", "nll_nats"]
+_SCORED = ("seed", "quality", "workload")  # keys of the configuration that say which tokens a loss is of
 
 
-def compare(a: str | Path, b: str | Path) -> pd.DataFrame:
+def compare(a: str | Path, b: str | Path, *, same_strategy: bool = False) -> pd.DataFrame:
     """Return how the runs of one folder did against those of another, recomputed from the timed steps.
 
     Every run of `a` meets every run of `b` with the same model, workload, lengths and device.
@@ -28,18 +32,46 @@ def compare(a: str | Path, b: str | Path) -> pd.DataFrame:
     Args:
         a: folder of a run or of many.
         b: folder of a run or of many.
+        same_strategy: whether only runs of one strategy meet, with the same settings as far as both sides have them.
 
     Returns:
         One row per pair and phase: the sides' names, each side's time over its own baseline's with its 95% interval
-        (`ratio_a`, `low_a`, `high_a`, ...), and `ratio`, `low`, `high` of a's over b's: below 1, a is faster.
+        (`ratio_a`, `low_a`, `high_a`, ...), and `ratio`, `low`, `high` of a's over b's: below 1, a is faster. Then
+        `kv_ratio` of a's bytes over b's, and `nll_difference`, a's loss less b's, empty where `seed`, `quality` or
+        `workload` differ: those are losses on other tokens.
     """
-    pairs = _side(a, seed=0).merge(_side(b, seed=1), on=_SAME, suffixes=("_a", "_b"))
+    ours, theirs = _side(a, seed=0), _side(b, seed=1)
+    pairs = ours.merge(theirs, on=_SAME, suffixes=("_a", "_b"))
     if pairs.empty:
-        raise ValueError(f"no run below {a} has the {', '.join(_SAME[:-1])} of one below {b}: nothing can be compared.")
+        raise ValueError(
+            f"no run below {a} has the {', '.join(_SAME[:-1])} of one below {b}: {_differing(ours, theirs)}."
+        )
+    if same_strategy:
+        pairs = pairs[[_is_same(*sides) for sides in zip(pairs["settings_a"], pairs["settings_b"], strict=True)]]
+        if pairs.empty:
+            raise ValueError(f"no strategy below {a} is one below {b} with the same settings; compare all of them.")
     tails = [_tails(a / b) for a, b in zip(pairs["drawn_a"], pairs["drawn_b"], strict=True)]
+    is_scored_alike = pairs["scored_a"] == pairs["scored_b"]
     return pairs.assign(
-        ratio=pairs["ratio_a"] / pairs["ratio_b"], low=[low for low, _ in tails], high=[high for _, high in tails]
-    ).drop(columns=["drawn_a", "drawn_b"])
+        ratio=pairs["ratio_a"] / pairs["ratio_b"],
+        low=[low for low, _ in tails],
+        high=[high for _, high in tails],
+        kv_ratio=pairs["kv_allocated_bytes_a"] / pairs["kv_allocated_bytes_b"].mask(pairs["kv_allocated_bytes_b"] == 0),
+        nll_difference=(pairs["nll_nats_a"] - pairs["nll_nats_b"]).where(is_scored_alike),
+    ).drop(columns=[f"{name}_{side}" for name in ("drawn", "scored", "settings") for side in "ab"])
+
+
+def _differing(ours: pd.DataFrame, theirs: pd.DataFrame) -> str:
+    """Return what keeps two sides apart."""
+    apart = [name for name in _SAME[:-1] if not set(ours[name]) & set(theirs[name])]
+    if not apart:
+        return "each of these is on both sides, but not together"
+    values = (" / ".join(", ".join(sorted(map(str, set(side[name])))) for side in (ours, theirs)) for name in apart)
+    return f"they differ in {', '.join(f'{name} ({value})' for name, value in zip(apart, values, strict=True))}"
+
+
+def _is_same(a: dict[str, str], b: dict[str, str]) -> bool:
+    return all(a[name] == b[name] for name in a.keys() & b.keys())
 
 
 def round_ratios(steps: pd.DataFrame) -> pd.Series:
@@ -77,7 +109,7 @@ def _side(path: str | Path, *, seed: int) -> pd.DataFrame:
         raise ValueError(f"no run below {path} was timed beside a baseline for two rounds: use compare=baseline.")
     timed = steps[steps["arm"] == "strategy"]
     known = timed.assign(strategy=labels(timed)).drop_duplicates(run)[[*run, "strategy", *_SAME[:-1]]]
-    table = known.merge(ratios.rename("ratios").reset_index(), on=run)
+    table = known.merge(ratios.rename("ratios").reset_index(), on=run).merge(_beside(path), on=_RUN)
     drawn = [_bootstrap(np.asarray(values), seed=seed) for values in table["ratios"]]
     tails = [_tails(medians) for medians in drawn]
     return table.assign(
@@ -86,6 +118,27 @@ def _side(path: str | Path, *, seed: int) -> pd.DataFrame:
         high=[high for _, high in tails],
         drawn=drawn,
     ).drop(columns="ratios")
+
+
+def _beside(path: str | Path) -> pd.DataFrame:
+    """Return what is known of a side's runs beside their times."""
+    rows = load(path)
+    rows = rows[rows["arm"] == "strategy"]
+    configs = [json.loads(text) for text in rows["config_json"]]
+    return rows[[*_RUN, *_BESIDE]].assign(
+        scored=[json.dumps([config.get(name) for name in _SCORED], sort_keys=True) for config in configs],
+        settings=[
+            {"strategy": name} | _flat(config.get("strategy", {}), "")
+            for name, config in zip(rows["strategy"], configs, strict=True)
+        ],
+    )
+
+
+def _flat(node: object, key: str) -> dict[str, str]:
+    """Return the values of a configuration by their full keys."""
+    if not isinstance(node, dict):
+        return {key: json.dumps(node)}
+    return {name: value for part, inner in node.items() for name, value in _flat(inner, f"{key}.{part}").items()}
 
 
 def _bootstrap(ratios: NDArray[np.float64], *, seed: int) -> NDArray[np.float64]:

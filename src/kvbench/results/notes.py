@@ -24,44 +24,44 @@ def legend(rows: Sequence[Row]) -> Iterator[RenderableType]:
     if any(ratio_of(row) for row in rows):
         what = "the prefill" if all(row["ratio"] is None for row in rows) else "a decode step"
         what = "serving all requests" if any(row["requests"] for row in rows) else what
-        yield _note("ratio", f"time of {what} over the baseline's, below 1 is faster, with its 95% interval")
+        yield note("ratio", f"time of {what} over the baseline's, below 1 is faster, with its 95% interval")
         if any(row["ceiling"] for row in rows):
-            yield _note("ceiling", "the most that the bytes read allow, as a speed-up")
+            yield note("ceiling", "the most that the bytes read allow, as a speed-up")
     if any(row["status"] == "ok" for row in rows):
         loss = "; nats per token above the full cache's loss" if has_quality(rows) else ""
-        yield _note("KV, loss" if loss else "KV", f"all storages of the cache on the device{loss}")
+        yield note("KV, loss" if loss else "KV", f"all storages of the cache on the device{loss}")
 
 
 def of_rows(named: Named) -> Iterator[RenderableType]:
     """Yield what is to be said of rows with their names; what holds for several of them once."""
     rows = [row for row, _ in named]
     for (title, style, reason), names in _reasons(named).items():
-        yield _note(title, f"{', '.join(names)}: {reason}", style=style)
+        yield note(title, f"{', '.join(names)}: {reason}", style=style)
     for row, name in named:
         if name.endswith(f"({row['run_id']})"):
-            yield _note("overrides", f"{row['run_id']}: {row['overrides'] or 'none'}")
+            yield note("overrides", f"{row['run_id']}: {row['overrides'] or 'none'}")
     for row, name in named:
         if row["network"]:
-            yield _note("network", f"{name} ran on {row['network']}: {_what_counts(row)}")
+            yield note("network", f"{name} ran on {row['network']}: {_what_counts(row)}")
         if row["stored_ratio"]:
             stored, read = row["stored_ratio"], row["runtime_ratio"]
             is_random = row["fidelity"] == "structure_only"
             lacks = "; its blocks were never trained: quality does not exist" if is_random else ""
             said = f"of the prompt {stored:.1f}x fewer bytes to store and {read:.1f}x fewer to read"
-            yield _note("context", f"{name}: {said}{lacks}")
+            yield note("context", f"{name}: {said}{lacks}")
     away = [row for row in rows if elsewhere.away(row)]
     for title, text in elsewhere.notes(away) if away else ():
-        yield _note(title, text)
+        yield note(title, text)
     for title, text in serving.notes(rows) if any(row["requests"] for row in rows) else ():
-        yield _note(title, text)
+        yield note(title, text)
     for title, text, style in scores.notes(rows) if any(row["asked_samples"] for row in rows) else ():
-        yield _note(title, text, style)
+        yield note(title, text, style)
     if any(row["regime"] == "overhead_bound" for row in rows):
-        yield _note("overhead", "all that a step reads fits in the processor's own cache: its speed allows no verdict")
+        yield note("overhead", "all that a step reads fits in the processor's own cache: its speed allows no verdict")
     if any(row["data_dependent"] for row in rows if row["weights"] == "random"):
-        yield _note("bytes", "some strategies store what the data asks for: random weights do not ask", style="yellow")
+        yield note("bytes", "some strategies store what the data asks for: random weights do not ask", style="yellow")
     for row, lost in no_better_than_random(rows):
-        yield _note("control", f"{label_of(row)} does not beat random_eviction at the same budget in {', '.join(lost)}")
+        yield note("control", f"{label_of(row)} does not beat random_eviction at the same budget in {', '.join(lost)}")
 
 
 def _what_counts(row: Row) -> str:
@@ -81,7 +81,8 @@ def _reasons(named: Named) -> dict[tuple[str, str, str], list[str]]:
     return found
 
 
-def _note(title: str, text: str, style: str = "dim") -> RenderableType:
+def note(title: str, text: str, style: str = "dim") -> RenderableType:
+    """Return a line below a table: what it is about, and what it says."""
     line = Table.grid(padding=(0, 1))
     line.add_column(width=TITLE_WIDTH, no_wrap=True)
     line.add_column(overflow="fold")
@@ -93,11 +94,11 @@ def of_weights(row: Row) -> RenderableType:
     """Return where a row's weights come from."""
     if row["weights"] == "random":
         loud = "RANDOM, the true architecture only: times and bytes count, quality does not exist"
-        return _note("weights", loud, style="bold yellow")
+        return note("weights", loud, style="bold yellow")
     if row["weights"] == "embedded":
-        return _note("weights", "embedded: a small model trained by kvbench and shipped with it")
+        return note("weights", "embedded: a small model trained by kvbench and shipped with it")
     revision = f" ({row['model_revision']})" if row["model_revision"] else ""
-    return _note("weights", f"{row['weights'] or 'unknown'}{revision}")
+    return note("weights", f"{row['weights'] or 'unknown'}{revision}")
 
 
 def of_baselines(shown: Row | None, baselines: Sequence[Row]) -> Iterator[RenderableType]:
@@ -106,7 +107,7 @@ def of_baselines(shown: Row | None, baselines: Sequence[Row]) -> Iterator[Render
     keys = sorted({key for config in configs for key in config})
     differing = [key for key in keys if len({config[key] for config in configs if key in config}) > 1]
     if differing and shown:
-        yield _note(
+        yield note(
             "baseline",
             f"each run was timed against its own, and they differ in {', '.join(differing)}; "
             f"shown is that of {shown['run_id']}",
