@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -13,6 +14,10 @@ import torch
 
 from kvbench.cli import main, trace
 from kvbench.cli.catalogue import catalogue
+from kvbench.cli.recommend import closed_form
+from kvbench.configuration import compose, resolved
+from kvbench.results.cells import plain
+from kvbench.results.load import load
 from tests.cli.conftest import FakeRunner
 
 REAL = Path(__file__).parents[1] / "fixtures" / "runs"  # how it was made: tests/fixtures/README.md
@@ -61,6 +66,9 @@ def test_list_can_be_asked_for_one_kind_and_for_a_page(capsys: pytest.CaptureFix
     [
         ("list stratgy", "there is nothing called stratgy. Did you mean strategy"),
         ("table nowhere", "no folder nowhere"),
+        ("recommend nowhere --memory 1GiB --max-loss 0 --context 9", "no folder nowhere"),
+        ("recommend nowhere --memory 1 --max-loss 0 --context 9", "--memory= must be an amount above 0 with its unit"),
+        ("recommend nowhere --memory 1GiB --max-loss 0 --context 0", "--context must be at least 1; got 0"),
         ("compare nowhere nowhere", "no folder nowhere"),
         ("export nowhere out.csv", "no folder nowhere"),
         ("trace strategy=h2oo", "Did you mean strategy=h2o?"),
@@ -91,6 +99,28 @@ def test_compare_exits_with_1_where_a_pair_is_above_a_limit(capsys: pytest.Captu
     assert "no pair of 2 is above --fail-above 1.05, --fail-loss-above 0\n" in capsys.readouterr().out
     assert main(["compare", slow, all_of_them]) == 0
     assert main(["compare", slow, all_of_them, "--fail-above", "nan"]) == 2
+
+
+def test_recommend_says_what_fits_and_a_closed_form_says_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["recommend", str(REAL), "--memory", "100MiB", "--max-loss", "0.1", "--context"]
+    assert main([*line, "1024"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("recommended  baseline: it needs 25.9 MiB of 100 MiB (measured at 1,024 tokens, batch 1)")
+    assert "adakv, " in said
+    assert main([*line, "1024", "--memory", "1MiB"]) == 1
+    assert capsys.readouterr().out.startswith("recommended  none of the 3 that were measured keeps to the limits")
+    held = {row["prompt_tokens"]: row for row in plain(load(REAL)) if row["arm"] == "baseline"}
+    assert closed_form(held[1024], 256, 1) == held[256]["kv_allocated_bytes"]
+    assert closed_form(held[256], 1024, 1) == held[1024]["kv_allocated_bytes"]
+    assert closed_form(held[256], 10**6, 1) == "the model reads at most 2,048 tokens"
+    assert "another kvbench's" in str(closed_form({**held[256], "arm": "strategy"}, 512, 1))
+
+
+def test_a_closed_form_is_of_caches_that_are_ours_on_a_network_as_it_is() -> None:
+    for strategy, end in [("gqa", "it changes the network"), ("transformers", "it changes the network"), ("fp8", "")]:
+        config = json.dumps(resolved(compose([f"strategy={strategy}", "model=tiny"])))
+        told = closed_form({"arm": "strategy", "config_json": config, "new_tokens": 8}, 64, 1)
+        assert str(told).startswith(end) if end else isinstance(told, int)
 
 
 def test_run_is_the_command_line_of_run_py(fake: FakeRunner) -> None:

@@ -78,6 +78,28 @@ def _parser() -> argparse.ArgumentParser:
         "--fail-loss-above", type=float, default=inf, metavar="NATS", help="the same of a's loss less b's, per token"
     )
 
+    recommend = _add(
+        commands,
+        "recommend",
+        "recommend:main",
+        "say which strategy keeps to a memory, a loss and a length, from measured rows, and what was not measured",
+    )
+    recommend.add_argument("path", help="a sweep or a whole tree")
+    recommend.add_argument("--memory", required=True, help="for weights, cache and the rest of the peak: 16GiB")
+    recommend.add_argument(
+        "--max-loss", type=float, required=True, metavar="NATS", help="per token, above the full cache's: 0.02"
+    )
+    recommend.add_argument("--context", type=int, required=True, metavar="TOKENS", help="of the prompt: 32768")
+    recommend.add_argument("--batch", type=int, default=1, help="prompts at once (default: 1)")
+    recommend.add_argument(
+        "--max-slowdown", type=float, default=inf, metavar="RATIO", help="of a decode step, over the full cache's: 1.1"
+    )
+    recommend.add_argument("--query-aware", action="store_true", help="the question is known before compression")
+    recommend.add_argument(
+        "--prefer", choices=("speed", "memory", "loss"), default="speed", help="of what fits (default: speed)"
+    )
+    recommend.add_argument("--model", default="", help="the only one that counts, where the tree has several")
+
     export = _add(commands, "export", "show:export", "write results as csv or json")
     export.add_argument("path", help="a run, a sweep or a whole tree")
     export.add_argument("file", help="ends in .csv or .json")
