@@ -17,6 +17,7 @@ from kvbench.plots import (
     needle_map,
     page_utilisation,
     quality_against_memory,
+    time_ratios,
 )
 
 
@@ -134,3 +135,26 @@ FRONTS = [front_of_the_last, front_with_ties, front_upside_down]
 TRACES = [counts_entries, forgets_layers]
 LOSSES = [lost_by_step, lost_upside_down]
 TEXTS = [text_at_the_start, text_a_token_further, text_of_any_head]
+
+
+def upside_down_times(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Draw how many times as fast, under the name of how many times as long."""
+    return time_ratios(runs.assign(ratio=1 / runs["ratio"]), ax)
+
+
+def of_the_prefill(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Draw the prefill's times for those of a step."""
+    return time_ratios(runs, ax, column="ttft_ratio")
+
+
+def all_alike(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Draw times that allow no verdict like those that do."""
+    return time_ratios(runs.assign(regime="memory_bound"), ax)
+
+
+def without_failures_left_out(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Draw what ended early too."""
+    return time_ratios(runs.assign(status="ok"), ax)
+
+
+TIMES = [upside_down_times, of_the_prefill, all_alike, without_failures_left_out]

@@ -33,10 +33,12 @@ MAY_IMPORT = {
     "engines": {"cache", "folders", "models", "strategies", "types"},
     "quality": {"engines", "measure", "types", "workloads"},
     "plots": {"results"},
+    "report": {"plots", "results"},
 }
 NEVER = {  # a method cannot time itself, results can be read anywhere, requests are data
     "results": {"torch", "transformers", "hydra"},
     "plots": {"torch", "transformers", "hydra"},
+    "report": {"torch", "transformers", "hydra"},
     "strategies": {"hydra", "omegaconf", "wandb"},
     "cache": {"hydra", "omegaconf", "wandb"},
     "workloads": {"transformers", "hydra", "torch"},

@@ -47,6 +47,10 @@ def test_sources_that_are_compiled_later_are_in_the_wheel(wheel: list[str]) -> N
     assert want <= set(wheel)
 
 
+def test_what_a_page_is_made_of_is_in_the_wheel(wheel: list[str]) -> None:
+    assert {"kvbench/report/page.css", "kvbench/report/sort.js"} <= set(wheel)
+
+
 def test_what_another_environment_runs_is_in_the_wheel(wheel: list[str]) -> None:
     assert {"kvbench/engines/vllm_pins.txt", "kvbench/engines/vllm_worker.py"} <= set(wheel)
 

@@ -100,6 +100,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     recommend.add_argument("--model", default="", help="the only one that counts, where the tree has several")
 
+    report = _add(
+        commands,
+        "report",
+        "show:report",
+        "write one page with sortable tables, figures and where the numbers come from",
+    )
+    report.add_argument("path", help="a run, a sweep or a whole tree")
+    report.add_argument("-o", "--out", default="report.html", help="file (default: report.html)")
+
     export = _add(commands, "export", "show:export", "write results as csv or json")
     export.add_argument("path", help="a run, a sweep or a whole tree")
     export.add_argument("file", help="ends in .csv or .json")

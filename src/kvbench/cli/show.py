@@ -1,4 +1,4 @@
-"""`kvbench table`, `compare`, `export` and `compact`: finished runs again."""
+"""`kvbench table`, `compare`, `report`, `export` and `compact`: finished runs again."""
 
 from __future__ import annotations
 
@@ -56,3 +56,11 @@ def compact(path: str) -> None:
         print(f"{sweep.num_runs} runs in {sweep.folder}, {sweep.num_new} of them new there")
     if not done:
         print(f"nothing new below {path}")
+
+
+def report(path: str, out: str) -> None:
+    """Write one page about a run, a sweep or a tree."""
+    from kvbench.report.page import write  # draws: the tables of a terminal do without matplotlib
+
+    rows = write(path, Path(out))
+    print(f"{rows} rows in {out}, {Path(out).stat().st_size / 2**20:.1f} MiB")

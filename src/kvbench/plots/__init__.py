@@ -5,6 +5,7 @@ from kvbench.plots.memory import memory_against_context
 from kvbench.plots.needles import needle_map
 from kvbench.plots.pages import named_by_page, page_utilisation
 from kvbench.plots.quality import quality_against_memory
+from kvbench.plots.ratios import time_ratios
 from kvbench.plots.text import held_text
 from kvbench.plots.trace import attention_lost, held_positions
 
@@ -18,4 +19,5 @@ __all__ = [
     "needle_map",
     "page_utilisation",
     "quality_against_memory",
+    "time_ratios",
 ]

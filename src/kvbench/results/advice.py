@@ -13,7 +13,7 @@ from rich.text import Text
 from kvbench.results.candidates import Candidate, Recommendation, Wanted
 from kvbench.results.cells import NOTHING
 from kvbench.results.labels import bytes_text
-from kvbench.results.notes import note
+from kvbench.results.notes import Note
 
 _BEST = {
     "speed": "has the fastest step, and where steps do not differ takes the least memory",
@@ -61,7 +61,7 @@ def print_recommendation(
     if found.fitting or found.others:
         console.print(Text(), _table([*found.fitting, *found.others]), Text(), sep="\n")
     for title, text, style in [*_limits(wanted), *_doubts(found, wanted), *_unknown(found, unmeasured)]:
-        console.print(note(title, text, style))
+        console.print(Note(title, text, style))
 
 
 def _table(candidates: Sequence[Candidate]) -> Table:

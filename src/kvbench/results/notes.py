@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -19,49 +20,72 @@ _NOT_THE_BASELINES = ("strategy", "sink", "runs", "force", "compare", "plugins")
 Named = Sequence[tuple[Row, str]]
 
 
-def legend(rows: Sequence[Row]) -> Iterator[RenderableType]:
+@dataclass(frozen=True)
+class Note:
+    """A line below a table.
+
+    Args:
+        title: what it is about.
+        text: what it says.
+        style: dim where it explains, yellow where something is to be minded.
+    """
+
+    title: str
+    text: str
+    style: str = "dim"
+
+    def __rich__(self) -> RenderableType:
+        """Return the line, its text beside its title."""
+        line = Table.grid(padding=(0, 1))
+        line.add_column(width=TITLE_WIDTH, no_wrap=True)
+        line.add_column(overflow="fold")
+        line.add_row(Text(self.title, self.style), Text(self.text, self.style))
+        return line
+
+
+def legend(rows: Sequence[Row]) -> Iterator[Note]:
     """Yield what the columns are."""
     if any(ratio_of(row) for row in rows):
         what = "the prefill" if all(row["ratio"] is None for row in rows) else "a decode step"
         what = "serving all requests" if any(row["requests"] for row in rows) else what
-        yield note("ratio", f"time of {what} over the baseline's, below 1 is faster, with its 95% interval")
+        yield Note("ratio", f"time of {what} over the baseline's, below 1 is faster, with its 95% interval")
         if any(row["ceiling"] for row in rows):
-            yield note("ceiling", "the most that the bytes read allow, as a speed-up")
+            yield Note("ceiling", "the most that the bytes read allow, as a speed-up")
     if any(row["status"] == "ok" for row in rows):
         loss = "; nats per token above the full cache's loss" if has_quality(rows) else ""
-        yield note("KV, loss" if loss else "KV", f"all storages of the cache on the device{loss}")
+        yield Note("KV, loss" if loss else "KV", f"all storages of the cache on the device{loss}")
 
 
-def of_rows(named: Named) -> Iterator[RenderableType]:
+def of_rows(named: Named) -> Iterator[Note]:
     """Yield what is to be said of rows with their names; what holds for several of them once."""
     rows = [row for row, _ in named]
     for (title, style, reason), names in _reasons(named).items():
-        yield note(title, f"{', '.join(names)}: {reason}", style=style)
+        yield Note(title, f"{', '.join(names)}: {reason}", style=style)
     for row, name in named:
         if name.endswith(f"({row['run_id']})"):
-            yield note("overrides", f"{row['run_id']}: {row['overrides'] or 'none'}")
+            yield Note("overrides", f"{row['run_id']}: {row['overrides'] or 'none'}")
     for row, name in named:
         if row["network"]:
-            yield note("network", f"{name} ran on {row['network']}: {_what_counts(row)}")
+            yield Note("network", f"{name} ran on {row['network']}: {_what_counts(row)}")
         if row["stored_ratio"]:
             stored, read = row["stored_ratio"], row["runtime_ratio"]
             is_random = row["fidelity"] == "structure_only"
             lacks = "; its blocks were never trained: quality does not exist" if is_random else ""
             said = f"of the prompt {stored:.1f}x fewer bytes to store and {read:.1f}x fewer to read"
-            yield note("context", f"{name}: {said}{lacks}")
+            yield Note("context", f"{name}: {said}{lacks}")
     away = [row for row in rows if elsewhere.away(row)]
     for title, text in elsewhere.notes(away) if away else ():
-        yield note(title, text)
+        yield Note(title, text)
     for title, text in serving.notes(rows) if any(row["requests"] for row in rows) else ():
-        yield note(title, text)
+        yield Note(title, text)
     for title, text, style in scores.notes(rows) if any(row["asked_samples"] for row in rows) else ():
-        yield note(title, text, style)
+        yield Note(title, text, style)
     if any(row["regime"] == "overhead_bound" for row in rows):
-        yield note("overhead", "all that a step reads fits in the processor's own cache: its speed allows no verdict")
+        yield Note("overhead", "all that a step reads fits in the processor's own cache: its speed allows no verdict")
     if any(row["data_dependent"] for row in rows if row["weights"] == "random"):
-        yield note("bytes", "some strategies store what the data asks for: random weights do not ask", style="yellow")
+        yield Note("bytes", "some strategies store what the data asks for: random weights do not ask", style="yellow")
     for row, lost in no_better_than_random(rows):
-        yield note("control", f"{label_of(row)} does not beat random_eviction at the same budget in {', '.join(lost)}")
+        yield Note("control", f"{label_of(row)} does not beat random_eviction at the same budget in {', '.join(lost)}")
 
 
 def _what_counts(row: Row) -> str:
@@ -81,33 +105,24 @@ def _reasons(named: Named) -> dict[tuple[str, str, str], list[str]]:
     return found
 
 
-def note(title: str, text: str, style: str = "dim") -> RenderableType:
-    """Return a line below a table: what it is about, and what it says."""
-    line = Table.grid(padding=(0, 1))
-    line.add_column(width=TITLE_WIDTH, no_wrap=True)
-    line.add_column(overflow="fold")
-    line.add_row(Text(title, style), Text(text, style))
-    return line
-
-
-def of_weights(row: Row) -> RenderableType:
+def of_weights(row: Row) -> Note:
     """Return where a row's weights come from."""
     if row["weights"] == "random":
         loud = "RANDOM, the true architecture only: times and bytes count, quality does not exist"
-        return note("weights", loud, style="bold yellow")
+        return Note("weights", loud, style="bold yellow")
     if row["weights"] == "embedded":
-        return note("weights", "embedded: a small model trained by kvbench and shipped with it")
+        return Note("weights", "embedded: a small model trained by kvbench and shipped with it")
     revision = f" ({row['model_revision']})" if row["model_revision"] else ""
-    return note("weights", f"{row['weights'] or 'unknown'}{revision}")
+    return Note("weights", f"{row['weights'] or 'unknown'}{revision}")
 
 
-def of_baselines(shown: Row | None, baselines: Sequence[Row]) -> Iterator[RenderableType]:
+def of_baselines(shown: Row | None, baselines: Sequence[Row]) -> Iterator[Note]:
     """Yield in what the baselines of runs differ of which one is shown."""
     configs = [_flat(_own(row)) for row in baselines]
     keys = sorted({key for config in configs for key in config})
     differing = [key for key in keys if len({config[key] for config in configs if key in config}) > 1]
     if differing and shown:
-        yield note(
+        yield Note(
             "baseline",
             f"each run was timed against its own, and they differ in {', '.join(differing)}; "
             f"shown is that of {shown['run_id']}",

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from kvbench.results.cells import NOTHING
 from kvbench.results.labels import BYTE_UNITS, best_unit, number
-from kvbench.results.notes import note
+from kvbench.results.notes import Note
 
 _KIND = ["model", "weights", "workload", "batch_size", "prompt_tokens", "query_aware", "device_name"]
 _NARROW = (
@@ -61,7 +61,7 @@ def print_pairs(pairs: pd.DataFrame, console: Console) -> None:
             Text(), Text.assemble((str(model), "bold"), what), Text(), _table(mine, console.width), Text(), sep="\n"
         )
     for title, text in _notes(pairs):
-        console.print(note(title, text))
+        console.print(Note(title, text))
 
 
 def _table(pairs: pd.DataFrame, width: int) -> Table:

@@ -66,7 +66,7 @@ _LAYOUTS: tuple[_Layout, ...] = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Group:
+class Shown:
     """Runs that may be read against each other.
 
     Args:
@@ -90,6 +90,25 @@ class _Group:
         return min(self.rows, key=lambda row: row["status"] != "ok")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A table of some of the rows, of what is theirs alone.
+
+    Args:
+        title: what it is about.
+        named: rows and what they are called.
+        columns: of fields by name, one or two to a column.
+        fields: by name.
+        units: that fit the rows.
+    """
+
+    title: str
+    named: notes.Named
+    columns: Sequence[tuple[str, ...]]
+    fields: Mapping[str, Field]
+    units: Units
+
+
 def print_table(frame: pd.DataFrame, console: Console, *, path: Path | None = None) -> None:
     """Show runs, a table for each model and workload, as wide as the console allows.
 
@@ -98,19 +117,20 @@ def print_table(frame: pd.DataFrame, console: Console, *, path: Path | None = No
         console: to print on.
         path: where the files are, or None to leave that out.
     """
-    for group in _groups(frame):
+    for group in groups_of(frame):
         console.print(Group(*_render(group, console)))
     if path is not None:
         console.print(Text.assemble((f"{'files':{notes.TITLE_WIDTH}} ", "dim"), str(path)), soft_wrap=True)
 
 
-def _groups(frame: pd.DataFrame) -> Iterator[_Group]:
+def groups_of(frame: pd.DataFrame) -> Iterator[Shown]:
+    """Yield the rows of each model and workload."""
     for rows in _of_a_kind(plain(frame)):
         baselines = [row for row in rows if row["arm"] == "baseline"]
         candidates = [row for row in [*baselines, *rows] if row["strategy"] == "baseline" and row["status"] == "ok"]
         shown = candidates[0] if candidates else None
         others = [row for row in rows if row is not shown and row["arm"] == "strategy"]
-        yield _Group(baseline=shown, others=others, baselines=baselines)
+        yield Shown(baseline=shown, others=others, baselines=baselines)
 
 
 def _of_a_kind(rows: Sequence[Row]) -> Iterator[list[Row]]:
@@ -125,37 +145,51 @@ def _of_a_kind(rows: Sequence[Row]) -> Iterator[list[Row]]:
         yield [rows[index] for index in sorted(indices)]
 
 
-def _render(group: _Group, console: Console) -> Iterator[RenderableType]:
+def _render(group: Shown, console: Console) -> Iterator[RenderableType]:
     yield Text()
-    yield _heading(group.known)
+    yield heading_of(group.known)
     if any(row["status"] == "ok" for row in group.rows):
         yield from _tables(group, console)
     yield Text()
+    yield from notes_of(group)
+
+
+def notes_of(group: Shown) -> Iterator[notes.Note]:
+    """Yield what is to be said of a group: what its columns are, and what speaks against its numbers."""
     yield from notes.legend(group.rows)
-    yield from notes.of_rows(list(zip(group.rows, _names(group), strict=True)))
+    yield from notes.of_rows(list(zip(group.rows, names_of(group), strict=True)))
     yield from notes.of_baselines(group.baseline, group.baselines)
     yield notes.of_weights(group.known)
 
 
-def _tables(group: _Group, console: Console) -> Iterator[RenderableType]:
-    units, named = units_of(group.rows), list(zip(group.rows, _names(group), strict=True))
+def _tables(group: Shown, console: Console) -> Iterator[RenderableType]:
+    units, named = units_of(group.rows), list(zip(group.rows, names_of(group), strict=True))
     for layout in _LAYOUTS:
         tables = [_table(named, columns, FIELDS, units) for columns in _told(layout, group.rows)]
         if all(_width(table, console) <= console.width for table in tables):
             break
-    away = [(row, name) for row, name in named if elsewhere.away(row)]
-    if away:
-        rows = [row for row, _ in away]
-        tables.append(_table(away, elsewhere.columns_of(rows), elsewhere.FIELDS, elsewhere.units_of(rows)))
-    if any(row["requests"] for row in group.rows):
-        tables.append(_table(named, serving.COLUMNS, serving.FIELDS, serving.units_of(group.rows)))
-    if any(row["asked_samples"] for row in group.rows):
-        tables.append(_table(named, scores.columns_of(group.rows), scores.FIELDS, {}))
-    if any(row["network"] for row in group.rows):
-        tables.append(_table(named, networks.COLUMNS, networks.FIELDS, networks.units_of(group.rows)))
+    tables += [_table(part.named, part.columns, part.fields, part.units) for part in parts_of(named)]
     for table in tables:
         yield Text()
         yield table
+
+
+def parts_of(named: notes.Named) -> Iterator[Part]:
+    """Yield what is told of some rows beside the columns that all have."""
+    rows = [row for row, _ in named]
+    away = [(row, name) for row, name in named if elsewhere.away(row)]
+    if away:
+        moved = [row for row, _ in away]
+        columns, units = elsewhere.columns_of(moved), elsewhere.units_of(moved)
+        yield Part(title="elsewhere", named=away, columns=columns, fields=elsewhere.FIELDS, units=units)
+    if any(row["requests"] for row in rows):
+        units = serving.units_of(rows)
+        yield Part(title="requests", named=named, columns=serving.COLUMNS, fields=serving.FIELDS, units=units)
+    if any(row["asked_samples"] for row in rows):
+        yield Part(title="answers", named=named, columns=scores.columns_of(rows), fields=scores.FIELDS, units={})
+    if any(row["network"] for row in rows):
+        units = networks.units_of(rows)
+        yield Part(title="networks", named=named, columns=networks.COLUMNS, fields=networks.FIELDS, units=units)
 
 
 def _told(layout: _Layout, rows: Sequence[Row]) -> _Layout:
@@ -200,7 +234,8 @@ def _stack(lines: Sequence[Text]) -> Text:
     return Text.assemble(first, *dim)
 
 
-def _names(group: _Group) -> list[str]:
+def names_of(group: Shown) -> list[str]:
+    """Return what each row is called: its strategy, and what tells it from others of that name."""
     names = [label_of(row) for row in group.rows]
     if group.baseline and group.others:
         names[1:] = ["baseline again" if name == "baseline" else name for name in names[1:]]
@@ -225,7 +260,8 @@ def _network(row: Row) -> str | None:
     return str(row["network"]).partition(" ")[0] if row["network"] else None
 
 
-def _heading(row: Row) -> Text:
+def heading_of(row: Row) -> Text:
+    """Return what was measured on what."""
     count = row["num_threads"] if row["device"] == "cpu" else None
     threads = f", {count} thread{'' if count == 1 else 's'}" if count else ""
     new = "" if row["new_tokens"] is None else f" + {row['new_tokens']:,}"
