@@ -36,7 +36,7 @@ def test_help_and_import_need_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("run", "list", "table", "compare", "export", "trace", "hardware", "plan", "engine"):
+    for command in ("run", "list", "table", "compare", "recommend", "report", "export", "doctor", "trace", "engine"):
         assert f"\n    {command} " in done.stdout
 
 

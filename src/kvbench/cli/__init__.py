@@ -124,6 +124,13 @@ def _parser() -> argparse.ArgumentParser:
     compact = _add(commands, "compact", "show:compact", "put the runs of a sweep into few files, which load at once")
     compact.add_argument("path", help="a sweep or a whole tree")
 
+    _add(
+        commands,
+        "doctor",
+        "doctor:main",
+        "say what this machine has, what is missing for which strategy, and what mends it",
+    )
+
     trace = _add(commands, "trace", "trace:main", "draw which positions each layer held: kvbench trace strategy=snapkv")
     trace.add_argument("overrides", nargs="*", help="as for run")
     trace.add_argument("--config-dir", help="folder with more configurations")
