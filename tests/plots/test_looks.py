@@ -48,7 +48,7 @@ def test_lengths_are_marked_as_far_as_they_fit() -> None:
 def test_results_and_plots_never_import_torch() -> None:
     code = (
         "import sys, kvbench.plots, kvbench.results.compare, kvbench.results.export, kvbench.results.sink\n"
-        "import kvbench.results.table, kvbench.results.wandb_mirror\n"
+        "import kvbench.results.table, kvbench.report.wandb_mirror\n"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules or 'wandb' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -144,7 +144,7 @@ def test_the_configuration_of_each_run_is_in_it(text: str, runs: Path) -> None:
 def test_what_cannot_be_drawn_says_why(runs: Path) -> None:
     frame = load(runs)
     two = pd.concat([frame, frame.assign(device_name="<H100>")])
-    picture = Picture(title="Bytes", draw=lambda ax: memory_against_context(two, ax), height=3.0)
+    picture = Picture(name="bytes", title="Bytes", draw=lambda ax: memory_against_context(two, ax), height=3.0)
     said = html_of(picture, "")
     assert said.startswith(
         '<p class="mind">Bytes is not drawn: one device_name to a picture; got AMD EPYC, &lt;H100&gt;'

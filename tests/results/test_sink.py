@@ -21,7 +21,7 @@ from kvbench.results.load import load
 from kvbench.results.sink import Sink, Wandb
 from tests.mutants import results_sink as mutants
 from tests.results.factory import baseline, row, steps, write
-from tests.results.wandb_file import read
+from tests.results.wandb_file import artifacts, read
 
 DEFAULTS = Path(__file__).parents[2] / "conf" / "sink" / "default.yaml"
 CONFIG = {"seed": 0, "strategy": {"budget": {"amount": 0.25}}, "runs": "runs"}
@@ -43,7 +43,7 @@ def mirrored(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[st
 
 
 def check_the_mirror_says_what_the_record_says(mirror: Callable[[Path], str | None], runs: Path) -> None:
-    """Read back from wandb's own file: the configuration, both arms, every step in its order, and the rows."""
+    """Read back from wandb's own file: configuration, both arms, every step in its order, rows, figures and files."""
     folder = finished_run(runs).folder
     assert mirror(folder) is None
     config, summary, history = mirrored(folder)
@@ -63,6 +63,14 @@ def check_the_mirror_says_what_the_record_says(mirror: Callable[[Path], str | No
     shown = [dict(zip(content["columns"], line, strict=True)) for line in content["data"]]
     assert [(line["arm"], line["strategy"]) for line in shown] == [("baseline", "baseline"), ("strategy", "h2o")]
     assert shown[1]["ratio"] == 0.614
+    pictures = {key: point[key] for point in history for key in point if key.endswith(".path")}
+    for name in ("nll_delta_nats_by_bytes", "ratio"):
+        assert f"figures/{name}.path" in pictures
+        (file,) = folder.glob(f"wandb/offline-run-*/files/{pictures[f'figures/{name}.path']}")
+        assert file.read_bytes().startswith(b"\x89PNG")
+    (written,) = folder.glob("wandb/offline-run-*/*.wandb")
+    kept = artifacts(written)["kvbench-run"]
+    assert kept == {name: str(folder / name) for name in ("config.yaml", "run.parquet", "steps.parquet")}
 
 
 def test_the_mirror_says_what_the_record_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

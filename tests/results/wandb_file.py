@@ -62,3 +62,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any
         elif kind == "history":
             history.append(values(record.history.item))
     return config, summary, history
+
+
+def artifacts(path: Path) -> dict[str, dict[str, str]]:
+    """Return, by type of artifact, the files in it and where they lie."""
+    found = (record.artifact for record in records(path) if record.WhichOneof("record_type") == "artifact")
+    return {one.type: {file.path: file.local_path for file in one.manifest.contents} for one in found}

@@ -195,6 +195,13 @@ def _parser() -> argparse.ArgumentParser:
         "numbers of another machine device_bandwidth=, device_flops=, link=, link_latency=, disk_bandwidth=, launch=",
     )
 
+    wandb = _add(commands, "wandb", "mirrors:main", "send offline mirrors of runs to W&B: kvbench wandb sync runs")
+    wandb.add_argument("action", choices=("sync",))
+    wandb.add_argument("path", nargs="?", default="runs", help="a run, a sweep or a whole tree (default: runs)")
+    wandb.add_argument("--dry-run", action="store_true", help="say what would be sent")
+    wandb.add_argument("--project", default="", help="in place of the one that was configured")
+    wandb.add_argument("--entity", default="", help="user or team to send to")
+
     engine = _add(commands, "engine", "engine:main", "install an engine beside kvbench: kvbench engine install vllm")
     engine.add_argument("action", choices=("list", "install"))
     engine.add_argument("name", nargs="?", default="vllm", help="of the engine to install (default: vllm)")

@@ -34,14 +34,24 @@ class Picture:
     """What may be drawn.
 
     Args:
+        name: that a file could have.
         title: of the picture.
         draw: on axes, and returns what was drawn.
         height: in inches.
     """
 
+    name: str
     title: str
     draw: Callable[[Axes], pd.DataFrame]
     height: float
+
+    def drawn(self) -> tuple[Figure, pd.DataFrame] | str:
+        """Return the figure and what was drawn, or why that does not go together."""
+        figure = Figure(figsize=(8, self.height), layout="constrained")
+        try:
+            return figure, self.draw(figure.subplots())
+        except ValueError as error:
+            return str(error)
 
 
 def of_group(runs: pd.DataFrame) -> Iterator[Picture]:
@@ -52,12 +62,15 @@ def of_group(runs: pd.DataFrame) -> Iterator[Picture]:
     for column, title in _QUALITIES.items():
         asked = good[good[column].notna() & good["kv_allocated_bytes"].notna()]
         if labels(asked).nunique() > 1 and asked[column].max() - asked[column].min() > _NO_DIFFERENCE:
-            yield Picture(title=title, draw=_of_quality(good, column), height=4.2)
+            yield Picture(name=f"{column}_by_bytes", title=title, draw=_of_quality(good, column), height=4.2)
     for column, what in (("ratio", "A decode step"), ("ttft_ratio", "The prefill")):
         rows = int((good["arm"].eq("strategy") & good[column].notna() & good[f"{column}_low"].notna()).sum())
         if rows:
             yield Picture(
-                title=f"{what} over the full cache's", draw=_of_ratios(good, column), height=1.0 + _LINE * rows
+                name=column,
+                title=f"{what} over the full cache's",
+                draw=_of_ratios(good, column),
+                height=1.0 + _LINE * rows,
             )
 
 
@@ -66,10 +79,11 @@ def of_lengths(runs: pd.DataFrame, steps: pd.DataFrame) -> Iterator[Picture]:
     good = runs[runs["status"] == "ok"]
     timed = steps[(steps["phase"] == "decode") & steps["is_clean"]]
     if timed["prompt_tokens"].nunique() > 1:
-        yield Picture(title="Time of a decode step against context", draw=_of_steps(timed), height=4.2)
+        title = "Time of a decode step against context"
+        yield Picture(name="decode_ms_by_context", title=title, draw=_of_steps(timed), height=4.2)
     for column, title in _BYTES.items():
         if good[good[column].notna()]["prompt_tokens"].nunique() > 1:
-            yield Picture(title=title, draw=_of_bytes(good, column), height=4.2)
+            yield Picture(name=f"{column}_by_length", title=title, draw=_of_bytes(good, column), height=4.2)
 
 
 def _of_quality(runs: pd.DataFrame, column: str) -> Callable[[Axes], pd.DataFrame]:
@@ -95,12 +109,11 @@ def html_of(picture: Picture, caption: str) -> str:
         picture: what to draw.
         caption: hardware and commit.
     """
-    figure = Figure(figsize=(8, picture.height), layout="constrained")
-    try:
-        drawn = picture.draw(figure.subplots())
-    except ValueError as error:  # what does not compare is not drawn together
-        return f'<p class="mind">{escape(picture.title)} is not drawn: {escape(str(error))}</p>'
-    names = ", ".join(dict.fromkeys(str(name) for name in drawn["strategy"]))
+    made = picture.drawn()
+    if isinstance(made, str):
+        return f'<p class="mind">{escape(picture.title)} is not drawn: {escape(made)}</p>'
+    figure, table = made
+    names = ", ".join(dict.fromkeys(str(name) for name in table["strategy"]))
     told = f"{picture.title}: {names}. The numbers are in the tables."
     source = base64.b64encode(_svg(figure)).decode()
     image = f'<img alt="{escape(told)}" src="data:image/svg+xml;base64,{source}">'

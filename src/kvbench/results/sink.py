@@ -75,7 +75,7 @@ def _mirror(folder: Path, wandb: Wandb) -> str | None:
     if importlib.util.find_spec("wandb") is None:
         return "it is not installed (pip install wandb)"
     arguments = [str(folder), wandb.project, wandb.mode, str(wandb.timeout_s)]
-    command = [sys.executable, "-m", "kvbench.results.wandb_mirror", *arguments]
+    command = [sys.executable, "-m", "kvbench.report.wandb_mirror", *arguments]
     with tempfile.TemporaryFile() as said:  # a pipe would stay open for as long as wandb's own processes live
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
         try:

@@ -1,6 +1,6 @@
 """Copies one finished run from its folder to Weights & Biases, in a process of its own that may be ended at any time.
 
-Run as `python -m kvbench.results.wandb_mirror FOLDER PROJECT MODE TIMEOUT_S`.
+Run as `python -m kvbench.report.wandb_mirror FOLDER PROJECT MODE TIMEOUT_S`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 
+from kvbench.report.figures import of_group
 from kvbench.results.cells import Row, label_of, plain
 from kvbench.results.load import load
 from kvbench.results.sink import Mode
@@ -23,7 +25,7 @@ QUIET = {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true", "WANDB_CONSOL
 
 
 def mirror(folder: Path, *, project: str, mode: Mode, timeout_s: float) -> None:
-    """Copy a run: its configuration, its rows as summary and table, and its steps as history.
+    """Copy a run: its configuration, its rows as summary and table, its steps as history, its figures and its files.
 
     Args:
         folder: of the run; the files of an offline mirror go there.
@@ -49,8 +51,35 @@ def mirror(folder: Path, *, project: str, mode: Mode, timeout_s: float) -> None:
         for point in history(load(folder, steps=True)):
             run.log(point)
         run.log({"rows": wandb.Table(columns=list(row), data=[list(one.values()) for one in rows])})
+        with TemporaryDirectory() as place:  # wandb copies what lies in a file; of a figure it wants pyplot
+            drawn = figures(load(folder), Path(place))
+            run.log({f"figures/{file.stem}": wandb.Image(str(file)) for file in drawn})
         run.summary.update(summary(rows))
+        kept = wandb.Artifact(f"run-{row['run_id']}", type="kvbench-run", metadata={"sweep": row["sweep"]})
+        for file in record(folder):
+            kept.add_file(str(file), policy="immutable")  # where it is: a copy would lie in the user's home
+        run.log_artifact(kept)
     wandb.teardown()  # offline, the end of a run does not wait for the disk
+
+
+def record(folder: Path) -> list[Path]:
+    """Return the files from which everything shown can be made again; the log, which may go on, is none of them."""
+    return sorted(file for file in folder.iterdir() if file.suffix in (".parquet", ".yaml", ".json"))
+
+
+def figures(runs: pd.DataFrame, place: Path) -> Iterator[Path]:
+    """Draw the figures of a run that can be drawn, and yield where they are.
+
+    Args:
+        runs: as `kvbench.load` returns them.
+        place: folder for the pictures.
+    """
+    for picture in of_group(runs):
+        made = picture.drawn()
+        if not isinstance(made, str):
+            file = place / f"{picture.name}.png"
+            made[0].savefig(file, dpi=80)
+            yield file
 
 
 def summary(rows: list[Row]) -> dict[str, Any]:
