@@ -116,11 +116,16 @@ def test_recommend_says_what_fits_and_a_closed_form_says_what_was_measured(capsy
     assert "another kvbench's" in str(closed_form({**held[256], "arm": "strategy"}, 512, 1))
 
 
-def test_a_closed_form_is_of_caches_that_are_ours_on_a_network_as_it_is() -> None:
-    for strategy, end in [("gqa", "it changes the network"), ("transformers", "it changes the network"), ("fp8", "")]:
-        config = json.dumps(resolved(compose([f"strategy={strategy}", "model=tiny"])))
-        told = closed_form({"arm": "strategy", "config_json": config, "new_tokens": 8}, 64, 1)
-        assert str(told).startswith(end) if end else isinstance(told, int)
+def test_a_closed_form_knows_what_a_transform_stores_and_not_what_another_engine_does() -> None:
+    told = {}
+    for strategy, more in {"baseline": [], "gqa": ["strategy.transform.num_groups=2"], "transformers": []}.items():
+        config = json.dumps(resolved(compose([f"strategy={strategy}", "model=tiny-mha", *more])))
+        told[strategy] = closed_form({"arm": "strategy", "config_json": config, "new_tokens": 8}, 64, 1)
+    full, grouped = told["baseline"], told["gqa"]
+    assert isinstance(full, int)
+    assert isinstance(grouped, int)
+    assert grouped < 0.6 * full
+    assert told["transformers"] == "it is another engine's cache, whose bytes are known where they were measured"
 
 
 def test_run_is_the_command_line_of_run_py(fake: FakeRunner) -> None:

@@ -42,8 +42,8 @@ def wanted(**values: Any) -> Wanted:
 
 
 def tokens_in_kib(row: Row, context: int, batch: int) -> int | str:
-    """A closed form: 36 KiB to a token."""
-    return context * batch * 36 * 2**10
+    """A closed form: 9 KiB to a token."""
+    return context * batch * 9 * 2**10
 
 
 def names(candidates: Any) -> list[str]:
@@ -104,30 +104,30 @@ def test_oracle_catches_who_counts_otherwise(mutant: Advise) -> None:
 @cache
 def short_runs() -> pd.DataFrame:
     """Return runs of at most 1,024 tokens, two of a closed form that says nothing."""
-    grows = {"kv_allocated_bytes": 9 * MIB, "kv_predicted_bytes": 9 * MIB}
+    grows = {"kv_allocated_bytes": 9 * MIB}
     short = {"prompt_tokens": 256, "peak_bytes": 5 * MIB, "kv_allocated_bytes": 9 * MIB // 4}
     runs = (
         measured("h2o", **grows, prompt_tokens=256, nll_delta_high=0.001),
         measured("h2o", **grows, nll_delta_high=0.01),
-        measured("snapkv", **short, kv_predicted_bytes=9 * MIB // 4),
+        measured("snapkv", **short),
         measured("depends", **grows, data_dependent=True),
-        measured("wrong", kv_allocated_bytes=9 * MIB, kv_predicted_bytes=8 * MIB),
+        measured("wrong", kv_allocated_bytes=8 * MIB),
     )
     return frame([row for run in runs for row in run])
 
 
 def check_a_length_that_was_not_measured(advise: Advise) -> None:
-    """By hand: 10 MiB of weights, 36 KiB to each of 4,096 tokens, and (20 - 9) MiB of a peak times 4: 198 MiB."""
+    """By hand: 10 MiB of weights, 9 KiB to each of 4,096 tokens, and (20 - 9) MiB of a peak times 4: 90 MiB."""
     found = advise(short_runs(), wanted(context=4096, memory=1e12), tokens_in_kib)
-    assert {one.name: round(one.needed_bytes / MIB) for one in found.fitting} == {"h2o 25%": 198, "snapkv 25%": 198}
+    assert {one.name: round(one.needed_bytes / MIB) for one in found.fitting} == {"h2o 25%": 90, "snapkv 25%": 90}
     assert {one.name: (one.loss, one.row["prompt_tokens"]) for one in found.fitting} == {
         "h2o 25%": (0.01, 1024), "snapkv 25%": (0.01, 256)
     }  # fmt: skip
     assert all(one.is_modelled for one in found.fitting)
     reasons = {name: reason.partition(", and ")[2] for reason, left in found.left_out.items() for name in left}
     assert reasons == {
-        "depends 25%": "its bytes have no closed form",
-        "wrong 25%": "its closed form does not say the bytes that were measured",
+        "depends 25%": "its bytes have no closed form: they depend on the data",
+        "wrong 25%": "its closed form, which knows no weights, does not say the bytes that were",
     }
 
 
@@ -142,7 +142,7 @@ def test_oracle_catches_other_bytes_at_other_lengths(mutant: Advise) -> None:
 
 
 def test_a_closed_form_that_refuses_says_why() -> None:
-    found = recommend(frame(measured("h2o", kv_predicted_bytes=9 * MIB)), wanted(context=4096), lambda *_: "too long")
+    found = recommend(frame(measured("h2o")), wanted(context=4096), lambda *_: "too long")
     assert found.left_out == {"not measured at 4,096 tokens, batch 1: too long": ["h2o 25%"]}
 
 
@@ -221,9 +221,9 @@ def test_limits_that_nothing_can_be_held_against_are_refused(values: dict[str, A
 
 def test_the_page_says_why_and_what_was_not_measured() -> None:
     rows = frame(
-        measured("h2o", kv_predicted_bytes=9 * MIB, overrides="strategy=h2o seed=3"),
-        measured("snapkv", kv_predicted_bytes=9 * MIB, nll_delta_high=None, budget_unit="tokens"),
-        measured("large", kv_predicted_bytes=9 * MIB, peak_bytes=900 * MIB),
+        measured("h2o", overrides="strategy=h2o seed=3"),
+        measured("snapkv", nll_delta_high=None, budget_unit="tokens"),
+        measured("large", peak_bytes=900 * MIB),
         [failed("broken", "error", "it fell")],
     )
     limits = wanted(context=4096, memory=1000.0 * MIB)
@@ -232,11 +232,11 @@ def test_the_page_says_why_and_what_was_not_measured() -> None:
     print_recommendation(found, limits, Console(file=out, width=200), unmeasured=["quest", "tova"])
     said = " ".join(out.getvalue().split())
     for part in (
-        "recommended h2o 25%: it needs 198 MiB of 1000 MiB (modelled from 1,024 tokens, batch 1), loses at most 0.0100 "
-        "nats per token (contexts of 1,024 tokens), of the 2 that keep to the limits it has the fastest step",
+        "recommended h2o 25%: it needs 90.0 MiB of 1000 MiB (modelled from 1,024 tokens, batch 1), loses at most "
+        "0.0100 nats per token (contexts of 1,024 tokens), of the 2 that keep to the limits it has the fastest step",
         "as measured python run.py strategy=h2o seed=3",
-        "1 h2o 25% 198 MiB 144 MiB modelled <= +0.0100 1,024 0.550 [0.500, 0.600] -",
-        "- large 25% 3.63 GiB 144 MiB modelled",
+        "1 h2o 25% 90.0 MiB 36.0 MiB modelled <= +0.0100 1,024 0.550 [0.500, 0.600] -",
+        "- large 25% 3.53 GiB 36.0 MiB modelled",
         "was measured behind at most 1,024 tokens, not 4,096: it is not extrapolated",
         "without an interval, which workload=perplexity gives: snapkv 0.25 tok",
         "a budget in tokens or bytes keeps a smaller share of a longer prompt: snapkv 0.25 tok",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from functools import cache
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -15,6 +17,9 @@ from kvbench.results.candidates import Prefer, Wanted
 from kvbench.results.cells import Row
 from kvbench.results.load import load
 from kvbench.results.recommend import recommend
+
+if TYPE_CHECKING:
+    from kvbench.types import ModelView
 
 _OTHER_VERSION = "its configuration is another kvbench's, whose closed form is not known here"
 
@@ -61,27 +66,36 @@ def closed_form(row: Row, context: int, batch: int) -> int | str:
         batch: prompts at once.
     """
     from kvbench.configuration import build_group, compose, resolved
-    from kvbench.models.load import ModelError, skeleton
-    from kvbench.models.view import view_of
-    from kvbench.strategies.base import CacheStrategy
-    from kvbench.strategies.transform.base import Unchanged
+    from kvbench.models.load import ModelError
+    from kvbench.strategies.black_box import BlackBox
     from kvbench.types import RunShape
 
     config = json.loads(row["config_json"])
     if row["arm"] == "baseline":
         config["strategy"] = resolved(compose(["strategy=baseline"]))["strategy"]
     try:
-        spec = build_group(config["model"], "model")
         strategy = build_group(config["strategy"], "strategy")
-        view = view_of(skeleton(spec))
+        max_positions, view = _unloaded(json.dumps(config["model"]))
     except ConfigError:
         return _OTHER_VERSION
     except ModelError as error:
         return str(error)
-    if spec.max_positions is not None and context > spec.max_positions:
-        return f"the model reads at most {spec.max_positions:,} tokens"
-    if type(strategy) is not CacheStrategy or not isinstance(strategy.transform, Unchanged):
-        return "it changes the network or brings its own cache, whose bytes are known where they were measured"
+    if max_positions is not None and context > max_positions:
+        return f"the model reads at most {max_positions:,} tokens"
+    if isinstance(strategy, BlackBox):
+        return "it is another engine's cache, whose bytes are known where they were measured"
     run = RunShape(prompt_lengths=(context,) * batch, new_tokens=row["new_tokens"])
-    reason: str | None = strategy.unsupported(view, run)
-    return strategy.allocated_bytes(view, run) if reason is None else reason
+    changed = strategy.transform.shapes(view)
+    reason: str | None = None if strategy.transform.changes_heads else strategy.unsupported(changed, run)
+    return reason or strategy.allocated_bytes(changed, run)
+
+
+@cache
+def _unloaded(model: str) -> tuple[int | None, ModelView]:
+    """Return the most tokens a model reads, and its shapes, without its weights."""
+    from kvbench.configuration import build_group
+    from kvbench.models.load import skeleton
+    from kvbench.models.view import view_of
+
+    spec = build_group(json.loads(model), "model")
+    return spec.max_positions, view_of(skeleton(spec))

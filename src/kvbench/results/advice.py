@@ -41,7 +41,11 @@ def _loss_said(one: Candidate) -> str:
     if one.loss == 0 and one.has_interval:
         return "is what losses are measured from"
     most = "at most " if one.has_interval else ""
-    return f"loses {most}{one.loss:.4f} nats per token (contexts of {one.loss_tokens:,} tokens)"
+    return f"loses {most}{_decimals(one.loss, '')} nats per token (contexts of {one.loss_tokens:,} tokens)"
+
+
+def _decimals(loss: float, sign: str = "+") -> str:
+    return format(round(loss, 4) + 0.0, f"{sign}.4f")  # no zero is below zero
 
 
 def print_recommendation(
@@ -77,7 +81,7 @@ def _table(candidates: Sequence[Candidate]) -> Table:
             bytes_text(one.needed_bytes),
             bytes_text(one.kv_bytes),
             "modelled" if one.is_modelled else "measured",
-            f"{'<= ' if one.has_interval and one.loss else ''}{one.loss:+.4f}",
+            f"{'<= ' if one.has_interval and one.loss else ''}{_decimals(one.loss)}",
             NOTHING if one.loss == 0 and one.has_interval else f"{one.loss_tokens:,}",
             NOTHING if timed is None else f"{timed['ratio']:.3f}",
             NOTHING if timed is None else f"[{timed['ratio_low']:.3f}, {timed['ratio_high']:.3f}]",
@@ -132,7 +136,7 @@ def _doubts(found: Recommendation, wanted: Wanted) -> Iterator[tuple[str, str, s
 
 
 def _is_there(one: Candidate, wanted: Wanted) -> bool:
-    return one.timed is None or (one.timed["prompt_tokens"], one.timed["batch_size"]) == (wanted.context, wanted.batch)
+    return one.timed is None or (one.timed["prompt_tokens"], one.timed["batch_size"]) == wanted.shape
 
 
 def _unknown(found: Recommendation, unmeasured: Sequence[str]) -> Iterator[tuple[str, str, str]]:

@@ -43,6 +43,11 @@ class Wanted:
         if self.prefer not in get_args(Prefer):
             raise ValueError(f"--prefer must be one of {', '.join(get_args(Prefer))}; got {self.prefer!r}.")
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Tokens of a prompt, and prompts."""
+        return self.context, self.batch
+
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:

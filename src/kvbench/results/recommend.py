@@ -6,9 +6,9 @@ A loss is never extrapolated, nor a time. Bytes at a length that was not measure
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import inf
 
 import pandas as pd
 
@@ -149,7 +149,7 @@ def _candidate(
 
 
 def _is_asked(row: Row, wanted: Wanted) -> bool:
-    return (row["prompt_tokens"], row["batch_size"]) == (wanted.context, wanted.batch)
+    return (row["prompt_tokens"], row["batch_size"]) == wanted.shape
 
 
 def _loss(row: Row) -> tuple[bool, float]:
@@ -167,23 +167,32 @@ def _loss_tokens(row: Row) -> int:
 
 def _sized(rows: Sequence[Row], wanted: Wanted, closed_form: ClosedForm) -> tuple[Row, float, float] | str:
     """Return a row, what it needs in all and its cache's bytes, at the length that is wanted; or why nobody knows."""
-    there = [row for row in rows if _is_asked(row, wanted)]
-    if there:
-        row = max(there, key=lambda one: one["weights_bytes"] + one["peak_bytes"])
+    same = [row for row in rows if _is_asked(row, wanted)]
+    if same:
+        row = max(same, key=lambda one: one["weights_bytes"] + one["peak_bytes"])
         return row, row["weights_bytes"] + row["peak_bytes"], row["kv_allocated_bytes"]
-    row = max(rows, key=lambda one: one["prompt_tokens"] * one["batch_size"])
-    measured, predicted = row["kv_allocated_bytes"], row["kv_predicted_bytes"]
+    tokens = wanted.context * wanted.batch
+    row = min(rows, key=lambda one: (_apart(one, tokens), -one["peak_bytes"]))
     where = f"not measured at {wanted.context:,} tokens, batch {wanted.batch}"
-    if row["data_dependent"] or predicted is None:
-        return f"{where}, and its bytes have no closed form"
-    if abs(predicted - measured) > _FORM_ERROR * max(measured, 1):
-        return f"{where}, and its closed form does not say the bytes that were measured"
-    made = closed_form(row, wanted.context, wanted.batch)
-    if isinstance(made, str):
-        return f"{where}: {made}"
-    grown = max(1.0, wanted.context * wanted.batch / (row["prompt_tokens"] * row["batch_size"]))
+    if row["data_dependent"]:
+        return f"{where}, and its bytes have no closed form: they depend on the data"
+    here, there = (closed_form(row, *at) for at in ((row["prompt_tokens"], row["batch_size"]), wanted.shape))
+    for made in (here, there):
+        if isinstance(made, str):
+            return f"{where}: {made}"
+    assert isinstance(here, int)
+    assert isinstance(there, int)
+    measured = row["kv_allocated_bytes"]
+    if abs(here - measured) > _FORM_ERROR * max(measured, 1):
+        return f"{where}, and its closed form, which knows no weights, does not say the bytes that were"
+    grown = max(1.0, tokens / (row["prompt_tokens"] * row["batch_size"]))
     rest = max(0, row["peak_bytes"] - measured)
-    return row, row["weights_bytes"] + made + rest * grown, made
+    return row, row["weights_bytes"] + there + rest * grown, there
+
+
+def _apart(row: Row, tokens: int) -> float:
+    """Return how far a row is from so many tokens, alike in both directions."""
+    return abs(math.log(row["prompt_tokens"] * row["batch_size"] / tokens))
 
 
 def _beyond(one: Candidate, wanted: Wanted) -> Iterator[str]:
@@ -191,7 +200,7 @@ def _beyond(one: Candidate, wanted: Wanted) -> Iterator[str]:
         yield "memory"
     if one.loss > wanted.loss:
         yield "loss"
-    if wanted.slowdown == inf or _settings(one.row) == BASELINE:
+    if wanted.slowdown == math.inf or _settings(one.row) == BASELINE:
         return
     if not one.tells_time:
         yield "time: nothing shown"
