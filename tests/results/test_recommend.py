@@ -194,6 +194,9 @@ def test_what_speaks_against_a_strategy_is_said() -> None:
     assert said["snapkv 25%"] == ("its score on decode of 1,024 tokens says nothing: the full cache guesses",)
     assert said["h2o 25%"][0] == "its score on decode of 1,024 tokens is 12.5 points below the full cache's"
     assert said["h2o 25%"][1].startswith("it does not beat random_eviction in loss")
+    elsewhere = frame(measured("h2o", nll_nats=2.7), measured("random_eviction", nll_nats=2.7, workload="text"))
+    found = recommend(elsewhere, wanted(), tokens_in_kib)
+    assert [one.remarks for one in found.fitting] == [(), ()]
 
 
 def test_one_model_on_one_machine() -> None:

@@ -21,6 +21,7 @@ ClosedForm = Callable[[Row, int, int], int | str]  # a cache's bytes at a length
 BASELINE = "baseline"
 _FORM_ERROR = 0.01  # of the closed form, where it can be held against what was measured
 _KIND = ("model", "weights", "model_revision", "dtype", "device_name", "num_threads")
+_ASKED = ("model", "weights", "workload", "prompt_tokens", "batch_size", "query_aware")
 _WITHOUT_A_VERDICT = ("at_chance", "off_reference")
 
 
@@ -46,7 +47,7 @@ def recommend(frame: pd.DataFrame, wanted: Wanted, closed_form: ClosedForm, *, m
         else:
             left_out.setdefault(reason, []).append(label_of(row))
     _refuse_many([row for group in groups.values() for row in group])
-    beaten = {id(row): lost for row, lost in no_better_than_random(rows)}
+    beaten = _beaten(rows)
     found = []
     for name, group in zip(_names(groups), groups.values(), strict=True):
         made = _candidate(name, group, wanted, closed_form, beaten)
@@ -79,6 +80,14 @@ def _refuse_many(rows: Sequence[Row]) -> None:
             f"a recommendation is for one model on one machine, and these rows differ in {', '.join(apart)}: "
             f"choose with --model, or give the folder of a sweep."
         )
+
+
+def _beaten(rows: Sequence[Row]) -> dict[int, Sequence[str]]:
+    """Return by which measures rows do not beat evicting at random, each beside those that were asked the same."""
+    alike: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        alike.setdefault(tuple(row[name] for name in _ASKED), []).append(row)
+    return {id(row): lost for group in alike.values() for row, lost in no_better_than_random(group)}
 
 
 def _unfit(row: Row, wanted: Wanted) -> str | None:
