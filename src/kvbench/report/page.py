@@ -98,14 +98,15 @@ def _section(name: str, group: Shown, runs: pd.DataFrame) -> Iterator[str]:
     yield from tables.notes(list(notes_of(group)))
     ours = {(row["sweep"], row["run_id"]) for row in group.rows}
     mine = runs[[pair in ours for pair in zip(runs["sweep"], runs["run_id"], strict=True)]]
-    for picture in figures.of_group(mine):
-        yield figures.html_of(picture, _made_on(group.rows))
-    yield "</section>"
+    yield '<div class="figures">'
+    yield from (figures.html_of(picture, _made_on(group.rows)) for picture in figures.of_group(mine))
+    yield "</div></section>"
 
 
 def _lengths(runs: pd.DataFrame, steps: pd.DataFrame) -> Iterator[str]:
     """Yield pictures of what was measured at several lengths."""
     yield '<section id="lengths" aria-labelledby="lengths-head"><h2 id="lengths-head">Lengths</h2>'
+    yield '<div class="figures">'
     drawn = 0
     for kind, mine in runs[runs["status"] == "ok"].groupby(_LENGTHS, sort=False, dropna=False):
         timed = steps[steps["run_id"].isin(mine["run_id"]) & steps["sweep"].isin(mine["sweep"])]
@@ -114,7 +115,7 @@ def _lengths(runs: pd.DataFrame, steps: pd.DataFrame) -> Iterator[str]:
             yield figures.html_of(picture, f"{kind[0]}, {kind[3]}. {_made_on(plain(mine))}")
     if not drawn:
         yield "<p>Nothing was measured at several lengths.</p>"
-    yield "</section>"
+    yield "</div></section>"
 
 
 def _made_on(rows: Sequence[Row]) -> str:
