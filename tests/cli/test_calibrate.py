@@ -151,7 +151,11 @@ MEASURED = (
         200_000,
     ),
 )
+SHIPPED = [(kind, "tiny") for kind in MEASURED] + [(MEASURED[0], "tiny-mha")]
 of_each_kind = pytest.mark.parametrize("kind", MEASURED, ids=[kind.name for kind in MEASURED])
+of_what_is_shipped = pytest.mark.parametrize(
+    ("kind", "model"), SHIPPED, ids=[f"{k.name}-{model}" for k, model in SHIPPED]
+)
 
 
 @of_each_kind
@@ -179,12 +183,12 @@ def test_the_command_that_a_method_names_makes_what_it_needs(
     assert made.unsupported(other, run) is not None, "what was measured on other weights was taken"
 
 
-@of_each_kind
-def test_the_embedded_model_has_what_methods_need(kind: Kind) -> None:
-    view = view_of("model=tiny")
+@of_what_is_shipped
+def test_the_embedded_models_have_what_methods_need(kind: Kind, model: str) -> None:
+    view = view_of(f"model={model}")
     for method in kind.methods:
         assert strategy(f"strategy={method}").unsupported(view, RUN) is None
-    (file,) = TINY.glob(f"{kind.what.stem(kind.name)}_*")
+    (file,) = TINY.glob(f"{kind.what.stem(kind.name)}_{model}_*")
     assert kind.what.read(file).weights == fingerprint(view)
     assert file.stat().st_size < kind.most
 
@@ -206,14 +210,16 @@ def numbers_in(found: Any) -> list[float]:
 
 
 @LONG
-@pytest.mark.parametrize("kind", MEASURED, ids=lambda kind: kind.name)
-def test_what_is_shipped_for_methods_is_what_the_command_makes_of_the_training_text(kind: Kind, tmp_path: Path) -> None:
+@of_what_is_shipped
+def test_what_is_shipped_for_methods_is_what_the_command_makes_of_the_training_text(
+    kind: Kind, model: str, tmp_path: Path
+) -> None:
     recipe = OmegaConf.load(RECIPE)
     corpus = read_corpus(recipe.data.held_out_every, list(recipe.data.skip_folders))
     if corpus.hashes() != json.loads((TINY / "corpus.json").read_text(encoding="utf-8")):
         pytest.skip("the embedded model was trained on the text of another version of Python")
     (tmp_path / "text").write_text("\n\n".join(corpus.train.values()), encoding="utf-8")
-    line = ["model=tiny", "model.device=cpu", "workload=text", f"workload.path={tmp_path / 'text'}"]
+    line = [f"model={model}", "model.device=cpu", "workload=text", f"workload.path={tmp_path / 'text'}"]
     assert main(["calibrate", kind.name, *line, "--out", str(tmp_path)]) == 0
     (made,) = tmp_path.glob(f"{kind.what.stem(kind.name)}_*")
     got, want = (kind.what.read(file) for file in (made, TINY / made.name))

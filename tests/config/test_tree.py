@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache, partial
@@ -17,7 +18,7 @@ from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.kvbench_sweeper.tuner import space_of
-from kvbench.cli.catalogue import catalogue, first_line
+from kvbench.cli.catalogue import aliases, catalogue, first_line
 from kvbench.configuration import Checked, ConfigError, check, compose, resolved
 from kvbench.configuration.building import TARGET, build, schema
 from kvbench.configuration.composing import ASKED, VERSION_BASE, parse
@@ -35,6 +36,19 @@ COMPANY = {  # choices that other parts have to fit
     "strategy/budget=cheapest_policy": ("strategy/selector=policy_order", "strategy/scorer=mean_attention"),
 }
 PREFIXES = ("kvbench.",)
+RUN = ("strategy", "engine", "scheduler", "workload")  # groups that a strategy may choose
+SURVEY = (  # as the survey's project has them
+    "baseline,attention_sink,minicache,vllm,transformers,h2o,pyramidkv,quantization,quantization_8bit,"
+    "quantization_4bit,sliding_window,gqa,lorc,lorc_8bit,lorc_fp16,scheduling_fcfs,scheduling_prefix,smoothquant,"
+    "smoothquant_05,smoothquant_08,non_transformer_rwkv,non_transformer_mamba,architecture_alteration,arch_alt_10x,"
+    "arch_alt_20x"
+)
+SURVEY_TWINS = {
+    "quantization": "quantization_8bit",
+    "lorc": "lorc_8bit",
+    "smoothquant": "smoothquant_05",
+    "architecture_alteration": "arch_alt_10x",
+}
 
 
 def composed(conf: Path, *overrides: str) -> DictConfig:
@@ -179,6 +193,33 @@ def test_the_study_of_paged_attention_varies_pages_and_has_no_cache_beside_them(
     for row, one in made.items():
         assert row in ("baseline", "no_cache", f"paged_{one.strategy.layout.get('page_tokens')}")
         assert (one.model.name, one.workload.new_tokens) == ("llama8", 8)
+
+
+@cache
+def made_of_the_survey() -> dict[str, str]:
+    """Return what each name of the survey runs as, all that a strategy may choose included."""
+    configs = {name: resolved(whole(f"strategy={name}")) for name in SURVEY.split(",")}
+    return {name: json.dumps([config[key] for key in RUN], sort_keys=True) for name, config in configs.items()}
+
+
+def check_names(named: Mapping[str, str]) -> None:
+    """Fail unless names of the survey that run as the same are those of which one is said to be the other's."""
+    made = made_of_the_survey()
+    twins = {frozenset(name for name in made if made[name] == one) for one in made.values()}
+    assert {names for names in twins if len(names) > 1} == {frozenset(pair) for pair in named.items()}
+
+
+def test_two_names_of_the_survey_are_one_method_where_a_yaml_says_so_and_nowhere_else() -> None:
+    params = plain(CONF / "experiment" / "survey25.yaml")["hydra"]["sweeper"]["params"]
+    assert sorted(params["strategy"].split(",")) == sorted(SURVEY.split(","))
+    assert aliases() == SURVEY_TWINS
+    check_names(aliases())
+
+
+@pytest.mark.parametrize("mutant", [{"smoothquant": "smoothquant_08"}, {"h2o": "pyramidkv"}, {"lorc": "lorc_fp16"}])
+def test_the_check_of_names_catches_what_nobody_said_and_what_is_not_so(mutant: dict[str, str]) -> None:
+    with pytest.raises(AssertionError):
+        check_names({**aliases(), **mutant})
 
 
 def test_the_study_of_kvpr_varies_what_it_says_on_a_model_that_kvpr_can_help() -> None:

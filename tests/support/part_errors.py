@@ -757,7 +757,7 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
     "no group": (asked("gqa", "transform.num_groups=0"), r"num_groups must be at least 1; got 0"),
     "another alignment": (changed("gqa", "transform", align="svd"), r"align must be none or procrustes; got 'svd'"),
     "groups that no heads fill": (
-        lambda: composed("gqa").prepare(model("llama_gqa")),
+        lambda: composed("gqa", "transform.num_groups=4").prepare(model("llama_gqa")),
         r"num_groups=4 does not divide the 2 KV heads of this model; set it to 1 or 2",
     ),
     "aligned keys that are normed": (

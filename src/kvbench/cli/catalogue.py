@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -21,6 +22,7 @@ SHOWN = (  # in this order
     "measure",
     "sink",
 )
+_NOTHING_OF_ITS_OWN = re.compile(r"(#.*\n)*defaults:\n  - (?P<name>\w+)\n  - _self_\n")
 
 
 def main(kind: str, *, markdown: bool) -> None:
@@ -45,10 +47,8 @@ def catalogue() -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _group(folder: Traversable, name: str) -> Iterator[tuple[str, dict[str, str]]]:
-    inside = sorted(folder.iterdir(), key=lambda entry: entry.name)
-    choices = {entry.name.removesuffix(".yaml"): first_line(entry) for entry in inside if entry.name.endswith(".yaml")}
-    yield name, choices
-    for entry in inside:
+    yield name, {entry.name.removesuffix(".yaml"): first_line(entry) for entry in _yamls(folder)}
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
         if entry.is_dir():
             yield from _group(entry, f"{name}/{entry.name}")
 
@@ -59,6 +59,17 @@ def first_line(file: Traversable) -> str:
         if line.startswith("#") and "@package" not in line:
             return line.lstrip("# ").strip()
     return ""
+
+
+def aliases() -> dict[str, str]:
+    """Return whose other name a strategy is: its yaml inherits that one and says nothing of its own."""
+    said = {e.name.removesuffix(".yaml"): e.read_text(encoding="utf-8") for e in _yamls(files(CONF) / "strategy")}
+    inherited = {name: _NOTHING_OF_ITS_OWN.fullmatch(text) for name, text in sorted(said.items())}
+    return {name: found["name"] for name, found in inherited.items() if found}
+
+
+def _yamls(folder: Traversable) -> list[Traversable]:
+    return sorted((e for e in folder.iterdir() if e.name.endswith(".yaml")), key=lambda entry: entry.name)
 
 
 def _listing(groups: dict[str, dict[str, str]], wanted: list[str]) -> str:

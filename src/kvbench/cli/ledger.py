@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
 
-from kvbench.cli.catalogue import CONF
+from kvbench.cli.catalogue import CONF, aliases
 from kvbench.compositions import PARTS, options, refused_alone, refused_pairs
 from kvbench.configuration import build_group, compose, compose_all, resolved
 from kvbench.strategies.base import CacheStrategy
@@ -39,6 +39,7 @@ def notes(name: str) -> dict[str, str]:
 def methods() -> Iterator[str]:
     """Yield the page of methods, line by line."""
     names = sorted(e.name.removesuffix(".yaml") for e in (files(CONF) / "strategy").iterdir() if e.name[-5:] == ".yaml")
+    same = aliases()
     yield "# Methods"
     yield ""
     yield "Written by `make docs` from `conf/strategy/*.yaml`. A saving is physical where storage is freed; a budget"
@@ -51,6 +52,7 @@ def methods() -> Iterator[str]:
         paper = _PAPER.search(said[""])
         yield f"\n## {name}\n\n{said['']}\n"
         rows = {
+            "the same as": same.get(name, ""),
             "category": said.get("Category", ""),
             "paper": paper.group(1) if paper else "",
             "parts": ", ".join(f"{part}={option}" for part, option in chosen(name).items()),
