@@ -9,16 +9,23 @@ from matplotlib.axes import Axes
 
 from kvbench.plots import (
     attention_lost,
+    by_category,
+    bytes_held,
     decode_latency,
     held_positions,
     held_text,
     memory_against_context,
     named_by_page,
     needle_map,
+    overview,
     page_utilisation,
     quality_against_memory,
+    step_times,
+    throughput,
     time_ratios,
+    trade_off,
 )
+from kvbench.plots.rows import method_rows
 
 
 def with_first_steps(steps: pd.DataFrame, ax: Axes) -> pd.DataFrame:
@@ -129,6 +136,70 @@ def turned_over(samples: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     return needle_map(samples.assign(score=1 - samples["score"]), ax)
 
 
+def one_baseline(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return runs that all have the last one's baseline."""
+    last = runs.loc[runs["arm"] == "baseline", "decode_p50_ms"].iloc[-1]
+    return runs.assign(decode_p50_ms=runs["decode_p50_ms"].mask(runs["arm"] == "baseline", last))
+
+
+def beside_any_baseline(runs: pd.DataFrame) -> pd.DataFrame:
+    """Put the same baseline beside every method."""
+    return method_rows(one_baseline(runs))
+
+
+def kinds_in_parts(runs: pd.DataFrame) -> pd.DataFrame:
+    """Leave methods in the order of runs."""
+    rows = method_rows(runs)
+    return rows.assign(place=rows["created_at"].index + 1)
+
+
+def times_of_one_baseline(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Draw one baseline's time beside every method's."""
+    return step_times(one_baseline(runs), ax)
+
+
+def used_for_allocated(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Draw the bytes in use."""
+    return bytes_held(runs.assign(kv_allocated_bytes=runs["kv_used_bytes"]), ax)
+
+
+def medians_for_pairs(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Draw ratios of medians where there are pairs."""
+    return trade_off(runs.assign(ratio=float("nan")), ax)
+
+
+def nothing_lost(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Call everything lossless."""
+    return trade_off(runs.assign(nll_delta_nats=0.0), ax)
+
+
+def best_of_a_kind(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Draw the best method of each kind."""
+    table = by_category(runs, ax)
+    return table.assign(median=table["low"])
+
+
+def with_first_steps_of_blocks(runs: pd.DataFrame, steps: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Count the first step of a block."""
+    return throughput(runs, steps.assign(index_in_block=steps["index_in_block"] + 1), ax)
+
+
+def of_fewer_samples(runs: pd.DataFrame, axes: Sequence[Axes]) -> pd.DataFrame:
+    """Take the samples of one task for those of two."""
+    return overview(runs.assign(recall_samples=runs["recall_samples"] * 2), axes)
+
+
+METHODS = [
+    ("check_rows", beside_any_baseline),
+    ("check_rows", kinds_in_parts),
+    ("check_times", times_of_one_baseline),
+    ("check_bytes", used_for_allocated),
+    ("check_trade_off", medians_for_pairs),
+    ("check_trade_off", nothing_lost),
+    ("check_kinds", best_of_a_kind),
+    ("check_throughput", with_first_steps_of_blocks),
+    ("check_overview", of_fewer_samples),
+]
 MAPS = [upside_down, best_of_each, turned_over]
 LATENCIES = [with_first_steps, with_disturbed_blocks, with_the_second_baseline, in_seconds]
 FRONTS = [front_of_the_last, front_with_ties, front_upside_down]

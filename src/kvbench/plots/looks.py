@@ -93,6 +93,21 @@ def require_one(table: pd.DataFrame, columns: Sequence[str]) -> None:
             raise ValueError(f"one {name} to a picture; got {', '.join(map(str, kinds))}. Keep the rows of one.")
 
 
+def caption(runs: pd.DataFrame) -> str:
+    """Return a line that says where numbers come from: models, devices, commits.
+
+    Args:
+        runs: as `kvbench.load` returns them.
+    """
+    ran = runs[runs["status"] == "ok"]
+    models = (ran["model"] + " (" + ran["weights"] + ", " + ran["dtype"] + ")").unique()
+    threads = ran["num_threads"].astype("string") + " thread" + ran["num_threads"].map(lambda n: "" if n == 1 else "s")
+    devices = (ran["device_name"] + ", " + threads).dropna().unique()
+    dirty = ran["git_dirty"].fillna(value=False).map({True: " with changes", False: ""})
+    commits = (ran["git_commit"].str[:7] + dirty).replace("", "an installed kvbench").unique()
+    return f"{', '.join(models)} on {', '.join(devices)}; commit {', '.join(commits)}"
+
+
 def tokens_axis(ax: Axes, tokens: pd.Series) -> None:
     """Mark the lengths that were measured on the x axis, as far as their numbers fit beside each other.
 

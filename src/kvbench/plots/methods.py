@@ -1,0 +1,277 @@
+"""Many methods beside each other: time, bytes, what is lost, and what generates how much."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+
+from kvbench.plots.looks import Look, legend, require_one
+from kvbench.plots.rows import looks_of_kinds, method_rows, name_rows, times_of
+from kvbench.results.labels import BYTE_UNITS, best_unit
+
+_Z95 = 1.96  # standard errors of a 95% interval
+_LITTLE_LOST = 0.05  # nats per token
+_EVERY = ("strategy", "kind")
+_BAR: Mapping[str, Any] = {"marker": "|", "ms": 11}
+_TIME, _BYTES = "time over the full cache's", "bytes of the cache over the full cache's"
+
+
+def step_times(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Draw the median time of a decode step of each method, a line up to the 90th percentile, and its own baseline's.
+
+    Args:
+        runs: as `method_rows` takes them.
+        ax: to draw on.
+
+    Returns:
+        The plotted table: strategy, kind, p50, p90, baseline_p50 (ms).
+    """
+    rows = method_rows(runs)
+    found = looks_of_kinds(rows)
+    table = rows[["label", "kind"]].set_axis(list(_EVERY), axis=1)
+    columns = {"p50": "decode_p50_ms", "p90": "decode_p90_ms", "baseline_p50": "decode_p50_ms_full"}
+    table = table.assign(**{name: rows[column].astype(float) for name, column in columns.items()})
+    for place, (_, kind, p50, p90, full) in zip(rows["place"], table.itertuples(index=False), strict=True):
+        color = found[kind].color
+        ax.plot([p50, p90], [place, place], color=color, linewidth=1.5)
+        ax.plot(full, place, marker="|", color="black", markersize=11, linestyle="none")
+        ax.plot(p50, place, marker=found[kind].marker, color=color, linestyle="none")
+    name_rows(rows, [ax])
+    ax.set(xlabel="time per decode step (ms)", xlim=(0, None))
+    _explain(ax, {"median": {"marker": "o"}, "to the 90th percentile": {"ls": "-"}, "full cache, same run": _BAR})
+    return table
+
+
+def bytes_held(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Draw the bytes that each method's cache allocates, and the peak of its process above the idle model.
+
+    Args:
+        runs: as `method_rows` takes them.
+        ax: to draw on.
+
+    Returns:
+        The plotted table: strategy, kind, kv, baseline_kv, peak (bytes).
+    """
+    rows = method_rows(runs)
+    found = looks_of_kinds(rows)
+    table = rows[["label", "kind"]].set_axis(list(_EVERY), axis=1)
+    columns = {"kv": "kv_allocated_bytes", "baseline_kv": "kv_allocated_bytes_full", "peak": "peak_bytes"}
+    table = table.assign(**{name: rows[column].astype("Int64") for name, column in columns.items()})
+    unit, size = best_unit(table["baseline_kv"].dropna().astype(float).tolist(), BYTE_UNITS)
+    numbers = table[list(columns)].astype(float) / size
+    ax.barh(rows["place"], numbers["kv"], height=0.6, color=[found[kind].color for kind in rows["kind"]])
+    ax.plot(numbers["baseline_kv"], rows["place"], **_BAR, color="black", ls="none")
+    ax.plot(numbers["peak"], rows["place"], marker="o", mfc="white", color="0.35", ls="none", markersize=5)
+    name_rows(rows, [ax])
+    ax.set(xlabel=f"memory ({unit})", xlim=(0, None))
+    bar = {"marker": "s", "ms": 9}
+    peak = {"marker": "o", "mfc": "white", "ms": 5}
+    _explain(ax, {"cache allocated": bar, "full cache, same run": _BAR, "peak above the idle model": peak})
+    return table
+
+
+def trade_off(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Draw the time of a step against the bytes of the cache, both over the full cache's, with what is lost.
+
+    Args:
+        runs: as `method_rows` takes them.
+        ax: to draw on.
+
+    Returns:
+        The plotted table: strategy, kind, bytes (share), time, low, high (ratio), is_paired, loss (nats per token).
+    """
+    rows = method_rows(runs)
+    found = looks_of_kinds(rows)
+    table = rows[["label", "kind"]].set_axis(list(_EVERY), axis=1)
+    share = rows["kv_allocated_bytes"].astype(float) / rows["kv_allocated_bytes_full"].astype(float)
+    table = pd.concat([table.assign(bytes=share), times_of(rows)], axis=1)
+    table["loss"] = rows["nll_delta_nats"].astype(float)
+    table = table.dropna(subset=["bytes", "time"]).reset_index(drop=True)
+    require_one(table.assign(one=0), ["one"])
+    for _, point in table.iterrows():
+        _draw_point(point, found[point["kind"]], ax)
+    ax.axhline(1, color="0.8", linewidth=1, zorder=0)
+    ax.axvline(1, color="0.8", linewidth=1, zorder=0)
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.set(xlabel=_BYTES, ylabel=_TIME, xlim=(0, None))
+    drawn = table[["time", "low", "high"]].to_numpy()
+    ax.set_ylim(0.9 * min(1.0, float(np.nanmin(drawn))), 1.05 * max(1.0, float(np.nanmax(drawn))))
+    ax.spines[["top", "right"]].set_visible(False)
+    _name_points(table, found, ax)
+    _explain(
+        ax,
+        {
+            f"loses less than {_LITTLE_LOST} nats": {"marker": "o"},
+            "loses more": {"marker": "o", "mfc": "white"},
+            "not known, or untrained": {"marker": "x"},
+        },
+    )
+    return table
+
+
+def by_category(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Draw for each kind of methods the median of bytes and of times over the full cache's, and each method's own.
+
+    Args:
+        runs: as `method_rows` takes them.
+        ax: to draw on.
+
+    Returns:
+        The plotted table: kind, measure (bytes or time), median, low, high (least and most), methods.
+    """
+    rows = method_rows(runs)
+    share = rows["kv_allocated_bytes"].astype(float) / rows["kv_allocated_bytes_full"].astype(float)
+    values = pd.DataFrame({"kind": rows["kind"], "bytes": share, "time": times_of(rows)["time"]})
+    flat = values.melt("kind", var_name="measure").dropna()
+    table = flat.groupby(["kind", "measure"], sort=False)["value"].agg(["median", "min", "max", "count"])
+    table = table.set_axis(["median", "low", "high", "methods"], axis=1).reset_index()
+    kinds = list(values["kind"].unique())
+    for offset, (measure, color, hatch) in ((-0.2, ("bytes", "#56B4E9", "")), (0.2, ("time", "#E69F00", "///"))):
+        mine = table[table["measure"] == measure]
+        places = [kinds.index(kind) + offset for kind in mine["kind"]]
+        ax.barh(places, mine["median"], height=0.36, color=color, hatch=hatch, edgecolor="white", label=measure)
+        ax.hlines(places, mine["low"], mine["high"], color="0.3", linewidth=1)
+        own = flat[flat["measure"] == measure]
+        ax.plot(own["value"], [kinds.index(kind) + offset for kind in own["kind"]], "o", color="black", markersize=3)
+    ax.axvline(1, color="0.5", linewidth=1)
+    ax.set_yticks(range(len(kinds)), kinds)
+    ax.invert_yaxis()
+    ax.tick_params("y", length=0)
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.set(xlabel="of the full cache's: median of the methods, each of them a dot", xlim=(0, None))
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    legend(ax)
+    return table
+
+
+def throughput(runs: pd.DataFrame, steps: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Draw the tokens per second of what makes tokens in a way of its own, beside the full cache in our loop.
+
+    Args:
+        runs: as `method_rows` takes them.
+        steps: of the same runs, as `kvbench.load(path, steps=True)` returns them.
+        ax: to draw on.
+
+    Returns:
+        The plotted table: strategy, kind, tokens_per_s, low, high (p10 and p90 of blocks).
+    """
+    rows = method_rows(runs)
+    chosen = rows[(rows["strategy"] == "baseline") | (rows["engine"] != "eager")]
+    rows = method_rows(runs[runs["run_id"].isin(chosen["run_id"])])
+    spread = _block_spread(steps)
+    speed = rows["tokens_per_s"].astype(float)
+    ends = rows[["sweep", "run_id"]].join(spread, on=["sweep", "run_id"])
+    table = rows[["label", "kind"]].set_axis(list(_EVERY), axis=1)
+    table = table.assign(tokens_per_s=speed, low=speed / ends["slow"], high=speed / ends["quick"])
+    found = looks_of_kinds(rows)
+    ax.barh(rows["place"], speed, height=0.55, color=[found[kind].color for kind in rows["kind"]], alpha=0.4)
+    ax.hlines(rows["place"], table["low"], table["high"], color="black", linewidth=1.5)
+    for place, number in zip(rows.loc[speed.notna(), "place"], speed.dropna(), strict=True):
+        ax.annotate(f" {number:,.0f}", (0, place - 0.14), va="center", fontsize="small", fontweight="bold")
+    name_rows(rows, [ax])
+    ax.set(xlabel="tokens generated per second; the line from slow blocks (p10) to quick ones (p90)", xlim=(0, None))
+    return table
+
+
+_PANELS: Mapping[str, tuple[str, tuple[str, ...]]] = {  # titles, and ends of intervals
+    "time": ("time of a step\n(of the full cache's)", ("low", "high")),
+    "bytes": ("bytes of the cache\n(of the full cache's)", ()),
+    "loss": ("loss above the full cache\n(nats per token)", ()),
+    "recall": ("values recalled\n", ("recall_low", "recall_high")),
+}
+
+
+def overview(runs: pd.DataFrame, axes: Sequence[Axes]) -> pd.DataFrame:
+    """Draw time, bytes, loss and recall of each method, in four panels that share the methods' names.
+
+    Args:
+        runs: as `method_rows` takes them.
+        axes: four, from left to right.
+
+    Returns:
+        The plotted table: strategy, kind, time, low, high, is_paired, bytes, loss, recall, recall_low, recall_high.
+    """
+    rows = method_rows(runs)
+    found = looks_of_kinds(rows)
+    share = rows["kv_allocated_bytes"].astype(float) / rows["kv_allocated_bytes_full"].astype(float)
+    recall = rows["recall_key_value"].astype(float)
+    low, high = _wilson(recall, rows["recall_samples"].astype(float))
+    table = pd.concat([rows[["label", "kind"]].set_axis(list(_EVERY), axis=1), times_of(rows)], axis=1)
+    loss = rows["nll_delta_nats"].astype(float)
+    table = table.assign(bytes=share, loss=loss, recall=recall, recall_low=low, recall_high=high)
+    for ax, (name, (title, ends)) in zip(axes, _PANELS.items(), strict=True):
+        for place, (_, point) in zip(rows["place"], table.iterrows(), strict=True):
+            look = found[point["kind"]]
+            face = "white" if name == "time" and not point["is_paired"] else look.color
+            ax.plot(point[name], place, marker=look.marker, color=look.color, mfc=face, ls="none", markersize=5)
+            if ends:
+                ax.plot(point[list(ends)], [place, place], color=look.color, linewidth=1.5)
+        ax.set_xlabel(title)
+        if name != "loss":
+            ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            ax.set_xlim(0, max(1.05, ax.get_xlim()[1]))
+        if name in ("time", "bytes"):
+            ax.axvline(1, color="0.5", linewidth=1, zorder=0)
+    name_rows(rows, axes)
+    return table
+
+
+def _explain(ax: Axes, marks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put what marks mean above the picture."""
+    plain = {"color": "0.2", "ls": "none"}
+    handles = [Line2D([], [], **{**plain, **mark}, label=label) for label, mark in marks.items()]
+    ax.legend(handles=handles, frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, fontsize="small")
+
+
+def _draw_point(point: pd.Series, look: Look, ax: Axes) -> None:
+    marker = "x" if pd.isna(point["loss"]) else look.marker
+    face = "white" if point["loss"] > _LITTLE_LOST else look.color
+    ax.plot([point["bytes"]] * 2, [point["low"], point["high"]], color=look.color, linewidth=1)
+    ax.plot(point["bytes"], point["time"], marker=marker, color=look.color, mfc=face, ls="none", markersize=7)
+
+
+def _name_points(table: pd.DataFrame, found: Mapping[str, Look], ax: Axes) -> None:
+    """Write names in a column on the right, in order of height, each with a line to its point."""
+    ordered = table.sort_values(["time", "bytes"], ascending=[False, True])
+    for number, (_, point) in enumerate(ordered.iterrows()):
+        ax.annotate(
+            point["strategy"],
+            (point["bytes"], point["time"]),
+            xytext=(1.08, 1 - (number + 0.5) / len(ordered)),
+            textcoords="axes fraction",
+            color=found[point["kind"]].color,
+            fontsize="small",
+            va="center",
+            arrowprops={
+                "arrowstyle": "-",
+                "color": found[point["kind"]].color,
+                "linewidth": 0.4,
+                "alpha": 0.7,
+                "relpos": (0.0, 0.5),
+            },
+        )
+
+
+def _block_spread(steps: pd.DataFrame) -> pd.DataFrame:
+    """Return how long slow and quick blocks of each run took over the mean of its blocks (p90 and p10)."""
+    mine = steps[(steps["arm"] == "strategy") & steps["phase"].isin(["decode", "serve"])]
+    length = mine.groupby(["sweep", "run_id", "block"])["index_in_block"].transform("size")
+    kept = mine[(mine["index_in_block"] > 0) | (length == 1)]
+    blocks = kept.groupby(["sweep", "run_id", "block"])["wall_ns"].mean().astype(float)
+    over = blocks / blocks.groupby(level=[0, 1]).transform("mean")
+    ends = over.groupby(level=[0, 1]).quantile([0.1, 0.9]).unstack()
+    return ends.set_axis(["quick", "slow"], axis=1)
+
+
+def _wilson(share: pd.Series, count: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Return the ends of the 95% interval of a share of so many samples (Wilson's)."""
+    spread = _Z95**2 / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = _Z95 * np.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
+    return middle - half, middle + half
