@@ -12,7 +12,7 @@ COMPAT_TRANSFORMERS = 5.17.0
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 unexport PYTHONDONTWRITEBYTECODE  # each of the processes that tests start would compile torch and transformers anew
 
-.PHONY: help install run test suite lint compat matrix shipped gpu-check docs figures
+.PHONY: help install run test suite lint compat matrix shipped gpu-check docs figures notebooks
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,9 +56,13 @@ docs: install  ## the pages that are made of the configuration
 	$(BIN)/python -m kvbench.cli.ledger methods > docs/methods.md
 	$(BIN)/python -m kvbench.cli.ledger compositions > docs/compositions.md
 
-figures: install  ## notebooks/executed.ipynb: the analysis with its figures, from RUNS
-	cp notebooks/analysis.ipynb notebooks/executed.ipynb
-	KVBENCH_RUNS="$(abspath $(RUNS))" $(BIN)/jupyter execute --inplace notebooks/executed.ipynb
+figures: install  ## README's figure again, from the benchmark's committed rows
+	$(BIN)/python -m benchmarks.budget_curve --out benchmarks/results/budget_curve --draw
+
+notebooks: install  ## notebooks/executed/: all of them with their figures, from RUNS
+	mkdir -p notebooks/executed
+	cp notebooks/*.ipynb notebooks/executed
+	KVBENCH_RUNS="$(abspath $(RUNS))" $(BIN)/jupyter execute --inplace --allow-errors notebooks/executed/*.ipynb
 
 # --no-compile: most of what torch and transformers bring is never imported
 $(VENV)/installed: pyproject.toml constraints.txt

@@ -20,8 +20,7 @@ from matplotlib.figure import Figure
 import kvbench
 from benchmarks.family import markdown
 from kvbench import plots
-from kvbench.cli.catalogue import aliases
-from kvbench.cli.ledger import categories
+from kvbench.cli.catalogue import aliases, categories
 from kvbench.folders import cache_folder
 from kvbench.plots.rows import method_rows
 from kvbench.results.cells import NOTHING
@@ -53,10 +52,10 @@ def check_apart(runs: pd.DataFrame, steps: pd.DataFrame, named: Mapping[str, str
 
 
 def controls(root: Path, named: Mapping[str, str]) -> dict[str, str]:
-    """Return how long a strategy takes over its other name, with its interval, by its name."""
+    """Return a strategy's other name, by its name, and where there is an interval how long it takes over that."""
     pairs = compare(root, root)
     pairs = pairs[pairs["phase"].isin(["decode", "serve"])].set_index(["strategy_a", "strategy_b"])
-    found = {}
+    found = dict(named)
     for pair in named.items():
         for _, row in pairs[pairs.index == pair].iterrows():
             found[pair[0]] = f"{pair[1]}, {row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
@@ -82,7 +81,8 @@ def lines(runs: pd.DataFrame, same: Mapping[str, str]) -> pd.DataFrame:
                 "kind": row["kind"],
                 "saving": row["saving"],
                 "fidelity": row["fidelity"].replace("_", " "),
-                "KV": NOTHING if pd.isna(share) else f"{bytes_text(row['kv_allocated_bytes'])} ({share:.0%})",
+                "KV": _or_nothing(row["kv_allocated_bytes"], bytes_text),
+                "of full": _or_nothing(share, lambda share: f"{number(100 * share)}%"),
                 "peak": _or_nothing(row["peak_bytes"], bytes_text),
                 "TTFT ms": _or_nothing(row["ttft_ms"], number),
                 "step ms (full)": NOTHING if pd.isna(step) else f"{number(step)} ({_or_nothing(full, number)})",
@@ -123,26 +123,21 @@ def draw(runs: pd.DataFrame, steps: pd.DataFrame, out: Path) -> None:
         "memory": ((7.5, 8.0), plots.bytes_held),
         "trade_off": ((8.5, 6.5), plots.trade_off),
         "categories": ((7.5, 5.0), plots.by_category),
+        "overview": ((11.5, 8.0), plots.overview),
     }
     said = plots.caption(runs)
     for name, (size, plot) in single.items():
         figure, ax = plt.subplots(figsize=size, layout="constrained")
         plot(runs, ax)
-        _keep(figure, said, out / f"{name}.png")
+        shaded = "" if name in ("trade_off", "categories") else ". Shaded: one method under two names."
+        _keep(figure, said + shaded, out / f"{name}.png")
     figure, ax = plt.subplots(figsize=(7.5, 3.5), layout="constrained")
     plots.throughput(runs, steps, ax)
     _keep(figure, said, out / "throughput.png")
-    figure, axes = plt.subplots(1, 4, figsize=(11.5, 8.0), layout="constrained")
-    plots.overview(runs, list(axes))
-    _keep(
-        figure,
-        f"{said}. Hollow: no clean pairs, ratio of medians. Shaded: one method, two names.",
-        out / "overview.png",
-    )
 
 
 def _keep(figure: Figure, said: str, file: Path) -> None:
-    figure.supxlabel(said, fontsize="x-small", color="0.4", x=0.01, ha="left")
+    plots.sign(figure, said)
     figure.savefig(file, dpi=130)
     plt.close(figure)
 

@@ -11,7 +11,9 @@ from kvbench.plots import (
     attention_lost,
     by_category,
     bytes_held,
+    compared,
     decode_latency,
+    first_tokens,
     held_positions,
     held_text,
     memory_against_context,
@@ -24,6 +26,7 @@ from kvbench.plots import (
     throughput,
     time_ratios,
     trade_off,
+    where_bytes_lie,
 )
 from kvbench.plots.rows import method_rows
 
@@ -184,11 +187,49 @@ def with_first_steps_of_blocks(runs: pd.DataFrame, steps: pd.DataFrame, ax: Axes
     return throughput(runs, steps.assign(index_in_block=steps["index_in_block"] + 1), ax)
 
 
-def of_fewer_samples(runs: pd.DataFrame, axes: Sequence[Axes]) -> pd.DataFrame:
+def of_fewer_samples(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     """Take the samples of one task for those of two."""
-    return overview(runs.assign(recall_samples=runs["recall_samples"] * 2), axes)
+    return overview(runs.assign(recall_samples=runs["recall_samples"] * 2), ax)
 
 
+def of_any_length(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Draw prompts of all lengths as if they were one."""
+    return where_bytes_lie(runs.assign(prompt_tokens=1), ax)
+
+
+def disk_for_host(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Take one place for another."""
+    return where_bytes_lie(runs.rename(columns={"host_bytes": "disk_bytes", "disk_bytes": "host_bytes"}), ax)
+
+
+def from_the_beginning(requests: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Count from the first arrival of all."""
+    return first_tokens(requests.assign(arrival_s=0.0), ax)
+
+
+def both_baselines(requests: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Count the baseline twice."""
+    return first_tokens(requests.assign(arm=requests["arm"].replace("baseline_again", "baseline")), ax)
+
+
+def claims_anything(pairs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Take a ratio below 1 for a claim."""
+    return compared(pairs.assign(low=pairs["ratio"], high=pairs["ratio"] - 1e-9), ax)
+
+
+def any_phase(pairs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
+    """Take reading a prompt for decoding."""
+    return compared(pairs.assign(phase="decode"), ax)
+
+
+ELSEWHERE = [
+    ("check_bytes_lie_end_to_end", of_any_length),
+    ("check_bytes_lie_end_to_end", disk_for_host),
+    ("check_waits", from_the_beginning),
+    ("check_waits", both_baselines),
+    ("check_claims", claims_anything),
+    ("check_claims", any_phase),
+]
 METHODS = [
     ("check_rows", beside_any_baseline),
     ("check_rows", kinds_in_parts),

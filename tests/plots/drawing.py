@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kvbench.results.load import load
-from tests.results.factory import MIB, baseline, row, steps, write
+from tests.results.factory import MIB, baseline, failed, row, steps, write
 
 mpl.use("agg")
 
@@ -69,3 +69,50 @@ def tree(runs: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         ours_sizes = {**sizes, "kv_allocated_bytes": tokens // 256 * MIB // 4}
         write(runs, f"r{tokens}", [row("h2o", **ours_sizes), baseline(**sizes)], timed)
     return load(runs), load(runs, steps=True)
+
+
+def served(waits: list[float]) -> list[dict[str, object]]:
+    """Return requests that a scheduler let wait so long [s], and first come, first served, twice as long."""
+    known = {"round": 0, "block": 0, "index_in_block": 0, "group": 0, "prompt_tokens": 99, "new_tokens": 4}
+    known |= {"computed_tokens": 99, "reused_tokens": 0, "preemptions": 0}
+    return [
+        {
+            "arm": arm,
+            "number": number,
+            "arrival_s": 1.0,
+            "admitted_s": 1.0,
+            "first_token_s": 1.0 + times * wait,
+            "last_token_s": 9.0,
+            **known,
+        }
+        for arm, times in (("strategy", 1), ("baseline", 2), ("baseline_again", 5))
+        for number, wait in enumerate(waits)
+    ]
+
+
+def everything(runs: Path) -> None:
+    """Write a tree in which every notebook finds something to draw, and a run that did not go well."""
+    tree(runs)
+    study(runs)
+    blocks = {arm: [[9.0, 3.0, 3.0]] * 3 for arm in ("strategy", "baseline", "baseline_again")}
+    timed = [step for arm, ms in blocks.items() for step in steps(ms, arm=arm)]
+    timed += [{**step, "phase": "prefill"} for step in timed]
+    no_budget = {"budget_unit": None, "budget_amount": None}
+    stock = {"engine": "transformers", "comparison": "unpaired", "tokens_per_s": 80.0, **no_budget}
+    write(runs, "stock", [row("transformers", **stock), baseline()], timed)
+    for name in ("offload", "disk"):
+        lies = {"kv_allocated_bytes": MIB, "host_bytes" if name == "offload" else "disk_bytes": 33 * MIB, **no_budget}
+        write(runs, name, [row(name, up_bytes_per_step=1e6, **lies), baseline()], timed, sweep="offload_study")
+    write(runs, "vllm", [failed("vllm", "unavailable", "it is not there"), baseline()], sweep="survey25")
+    of_requests = {"workload": "requests", "engine": "batcher", "requests": 2, "serve_s": 1.0, **no_budget}
+    requested = [row("scheduling_prefix", **of_requests), baseline(**of_requests)]
+    write(runs, "served", requested, timed, requests=served([0.5, 1.0]))
+    answers: list[dict[str, object]] = [
+        {"arm": arm, "task": "niah", "number": number, "turn": 0, "context_tokens": tokens, "question_tokens": 4}
+        | {"answer_tokens": 4, "score": float(arm == "baseline" or depth < 1), "depth": depth, "answer": "1 2"}
+        | {"chance": 0.0, "references_json": '["3 4"]'}
+        for arm in ("strategy", "baseline")
+        for number, (tokens, depth) in enumerate([(256, 0.0), (256, 1.0), (512, 0.0), (512, 1.0)])
+    ]
+    asked = {"workload": "niah", "score": 0.5, "score_delta": -0.5, "asked_samples": 4}
+    write(runs, "asked", [row("snapkv", **asked), baseline(workload="niah", score=1.0)], timed, samples=answers)

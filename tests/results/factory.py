@@ -152,6 +152,8 @@ def write(
     *,
     sweep: str = "adhoc",
     force: bool = False,
+    requests: Sequence[Record] = (),
+    samples: Sequence[Record] = (),
 ) -> Finished:
     """Write a run as the runner would.
 
@@ -162,8 +164,10 @@ def write(
         timed: its steps.
         sweep: folder of its sweep.
         force: whether to repeat it beside a finished one.
+        requests: what it served.
+        samples: what it was asked.
     """
     with open_draft(runs, sweep=sweep, run_id=run_id, force=force) as draft:
         draft.write_text("config.yaml", "seed: 0\n")
         draft.log("written by hand")
-        return draft.finish(rows, timed)
+        return draft.finish(rows, timed, requests, samples)

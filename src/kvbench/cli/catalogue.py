@@ -22,6 +22,7 @@ SHOWN = (  # in this order
     "measure",
     "sink",
 )
+_CATEGORY = re.compile(r"^# Category: (?P<category>.+)$", re.MULTILINE)
 _NOTHING_OF_ITS_OWN = re.compile(r"(#.*\n)*defaults:\n  - (?P<name>\w+)\n  - _self_\n")
 
 
@@ -63,9 +64,18 @@ def first_line(file: Traversable) -> str:
 
 def aliases() -> dict[str, str]:
     """Return whose other name a strategy is: its yaml inherits that one and says nothing of its own."""
-    said = {e.name.removesuffix(".yaml"): e.read_text(encoding="utf-8") for e in _yamls(files(CONF) / "strategy")}
-    inherited = {name: _NOTHING_OF_ITS_OWN.fullmatch(text) for name, text in sorted(said.items())}
+    inherited = {name: _NOTHING_OF_ITS_OWN.fullmatch(text) for name, text in _strategies().items()}
     return {name: found["name"] for name, found in inherited.items() if found}
+
+
+def categories() -> dict[str, str]:
+    """Return what each strategy's yaml calls its category; of those that call it something."""
+    found = {name: _CATEGORY.search(text) for name, text in _strategies().items()}
+    return {name: said["category"] for name, said in found.items() if said}
+
+
+def _strategies() -> dict[str, str]:
+    return {e.name.removesuffix(".yaml"): e.read_text(encoding="utf-8") for e in _yamls(files(CONF) / "strategy")}
 
 
 def _yamls(folder: Traversable) -> list[Traversable]:

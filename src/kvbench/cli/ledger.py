@@ -36,12 +36,6 @@ def notes(name: str) -> dict[str, str]:
     return found
 
 
-def categories() -> dict[str, str]:
-    """Return what each strategy's yaml calls its category; of those that call it something."""
-    names = (e.name.removesuffix(".yaml") for e in (files(CONF) / "strategy").iterdir() if e.name.endswith(".yaml"))
-    return {name: said["Category"] for name in sorted(names) if "Category" in (said := notes(name))}
-
-
 def methods() -> Iterator[str]:
     """Yield the page of methods, line by line."""
     names = sorted(e.name.removesuffix(".yaml") for e in (files(CONF) / "strategy").iterdir() if e.name[-5:] == ".yaml")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 # Okabe and Ito without their yellow, which is faint on white; black is the baseline's
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LINES = ("-", "--", ":", "-.")
 _NUMBER_WIDTH = 0.08  # of the picture
+_RATIOS = 64  # between the least and the most, up to which powers of two are marked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +104,15 @@ def caption(runs: pd.DataFrame) -> str:
         runs: as `kvbench.load` returns them.
     """
     ran = runs[runs["status"] == "ok"]
-    models = (ran["model"] + " (" + ran["weights"] + ", " + ran["dtype"] + ")").unique()
-    threads = ran["num_threads"].astype("string") + " thread" + ran["num_threads"].map(lambda n: "" if n == 1 else "s")
-    devices = (ran["device_name"] + ", " + threads).dropna().unique()
-    dirty = ran["git_dirty"].fillna(value=False).map({True: " with changes", False: ""})
-    commits = (ran["git_commit"].str[:7] + dirty).replace("", "an installed kvbench").unique()
-    return f"{', '.join(models)} on {', '.join(devices)}; commit {', '.join(commits)}"
+    if ran.empty:
+        return "no run went well"
+    models = ran["model"] + " (" + ran["weights"] + ", " + ran["dtype"] + ")"
+    threads = ran["num_threads"].astype("string") + ran["num_threads"].map({1: " thread"}).fillna(" threads")
+    devices = ran["device_name"] + ", " + threads
+    changes = ran["git_dirty"].map({True: " with changes"}).fillna("")
+    commits = (ran["git_commit"].str[:7] + changes).replace("", "an installed kvbench")
+    said = [", ".join(column.dropna().unique()) for column in (models, devices, commits)]
+    return f"{said[0]} on {said[1]}; commit {said[2] or 'unknown'}"
 
 
 def tokens_axis(ax: Axes, tokens: pd.Series) -> None:
@@ -124,6 +131,31 @@ def tokens_axis(ax: Axes, tokens: pd.Series) -> None:
             marks.append(length)
     ax.set_xticks(marks)
     ax.set_xlim(0, 1.05 * lengths[0])
+
+
+def log_axis(ax: Axes, side: Literal["x", "y"], values: pd.Series, *, over_one: bool = False) -> None:
+    """Give each doubling as much room as any other, with whole numbers for marks.
+
+    Args:
+        ax: whose axis.
+        side: which of the two.
+        values: drawn along it.
+        over_one: whether they are ratios: then 1 is on the axis, and a half and the double as well.
+    """
+    drawn = values[values > 0].tolist() + ([0.6, 1.7] if over_one else [])
+    low, high = (0.85 * min(drawn), 1.18 * max(drawn)) if drawn else (0.5, 2.0)
+    digits = (1, 2, 5)
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    marks = [digit * 10.0**exponent for exponent in exponents for digit in digits]
+    if over_one and high / low < _RATIOS:
+        marks = [2.0**exponent for exponent in range(-10, 10)]
+    kept = [mark for mark in marks if low <= mark <= high]
+    axis = ax.xaxis if side == "x" else ax.yaxis
+    (ax.set_xscale if side == "x" else ax.set_yscale)("log")
+    axis.set_major_locator(FixedLocator(kept))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    (ax.set_xlim if side == "x" else ax.set_ylim)(low, high)
 
 
 def tidy(ax: Axes) -> None:

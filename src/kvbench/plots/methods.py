@@ -1,23 +1,24 @@
-"""Many methods beside each other: time, bytes, what is lost, and what generates how much."""
+"""Many methods beside each other: time, bytes, and what is lost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
-from kvbench.plots.looks import Look, legend, require_one
+from kvbench.plots.looks import Look, legend, log_axis, require_one
 from kvbench.plots.rows import looks_of_kinds, method_rows, name_rows, times_of
 from kvbench.results.labels import BYTE_UNITS, best_unit
 
 _Z95 = 1.96  # standard errors of a 95% interval
 _LITTLE_LOST = 0.05  # nats per token
-_EVERY = ("strategy", "kind")
+_LOSSES = (0, 0.05, 0.2, 1, 5, 20)  # marked
+EVERY = ("strategy", "kind")
 _BAR: Mapping[str, Any] = {"marker": "|", "ms": 11}
 _TIME, _BYTES = "time over the full cache's", "bytes of the cache over the full cache's"
 
@@ -34,7 +35,7 @@ def step_times(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     """
     rows = method_rows(runs)
     found = looks_of_kinds(rows)
-    table = rows[["label", "kind"]].set_axis(list(_EVERY), axis=1)
+    table = rows[["label", "kind"]].set_axis(list(EVERY), axis=1)
     columns = {"p50": "decode_p50_ms", "p90": "decode_p90_ms", "baseline_p50": "decode_p50_ms_full"}
     table = table.assign(**{name: rows[column].astype(float) for name, column in columns.items()})
     for place, (_, kind, p50, p90, full) in zip(rows["place"], table.itertuples(index=False), strict=True):
@@ -43,7 +44,8 @@ def step_times(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
         ax.plot(full, place, marker="|", color="black", markersize=11, linestyle="none")
         ax.plot(p50, place, marker=found[kind].marker, color=color, linestyle="none")
     name_rows(rows, [ax])
-    ax.set(xlabel="time per decode step (ms)", xlim=(0, None))
+    log_axis(ax, "x", pd.concat([table["p50"], table["p90"], table["baseline_p50"]]))
+    ax.set(xlabel="time per decode step (ms)")
     _explain(ax, {"median": {"marker": "o"}, "to the 90th percentile": {"ls": "-"}, "full cache, same run": _BAR})
     return table
 
@@ -60,19 +62,22 @@ def bytes_held(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     """
     rows = method_rows(runs)
     found = looks_of_kinds(rows)
-    table = rows[["label", "kind"]].set_axis(list(_EVERY), axis=1)
+    table = rows[["label", "kind"]].set_axis(list(EVERY), axis=1)
     columns = {"kv": "kv_allocated_bytes", "baseline_kv": "kv_allocated_bytes_full", "peak": "peak_bytes"}
     table = table.assign(**{name: rows[column].astype("Int64") for name, column in columns.items()})
     unit, size = best_unit(table["baseline_kv"].dropna().astype(float).tolist(), BYTE_UNITS)
     numbers = table[list(columns)].astype(float) / size
-    ax.barh(rows["place"], numbers["kv"], height=0.6, color=[found[kind].color for kind in rows["kind"]])
+    for place, kind, kv, full in zip(rows["place"], rows["kind"], numbers["kv"], numbers["baseline_kv"], strict=True):
+        ax.plot([kv, full], [place, place], color=found[kind].color, linewidth=1.5)
+        ax.plot(kv, place, marker=found[kind].marker, color=found[kind].color, ls="none")
     ax.plot(numbers["baseline_kv"], rows["place"], **_BAR, color="black", ls="none")
     ax.plot(numbers["peak"], rows["place"], marker="o", mfc="white", color="0.35", ls="none", markersize=5)
     name_rows(rows, [ax])
-    ax.set(xlabel=f"memory ({unit})", xlim=(0, None))
-    bar = {"marker": "s", "ms": 9}
+    log_axis(ax, "x", numbers.stack())
+    ax.set(xlabel=f"memory ({unit})")
     peak = {"marker": "o", "mfc": "white", "ms": 5}
-    _explain(ax, {"cache allocated": bar, "full cache, same run": _BAR, "peak above the idle model": peak})
+    marks = {"cache allocated": {"marker": "s"}, "full cache, same run": _BAR, "peak above the idle model": peak}
+    _explain(ax, marks)
     return table
 
 
@@ -88,7 +93,7 @@ def trade_off(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     """
     rows = method_rows(runs)
     found = looks_of_kinds(rows)
-    table = rows[["label", "kind"]].set_axis(list(_EVERY), axis=1)
+    table = rows[["label", "kind"]].set_axis(list(EVERY), axis=1)
     share = rows["kv_allocated_bytes"].astype(float) / rows["kv_allocated_bytes_full"].astype(float)
     table = pd.concat([table.assign(bytes=share), times_of(rows)], axis=1)
     table["loss"] = rows["nll_delta_nats"].astype(float)
@@ -98,10 +103,9 @@ def trade_off(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
         _draw_point(point, found[point["kind"]], ax)
     ax.axhline(1, color="0.8", linewidth=1, zorder=0)
     ax.axvline(1, color="0.8", linewidth=1, zorder=0)
-    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    ax.set(xlabel=_BYTES, ylabel=_TIME, xlim=(0, None))
-    drawn = table[["time", "low", "high"]].to_numpy()
-    ax.set_ylim(0.9 * min(1.0, float(np.nanmin(drawn))), 1.05 * max(1.0, float(np.nanmax(drawn))))
+    log_axis(ax, "x", table["bytes"], over_one=True)
+    log_axis(ax, "y", table[["time", "low", "high"]].stack(), over_one=True)
+    ax.set(xlabel=_BYTES, ylabel=_TIME)
     ax.spines[["top", "right"]].set_visible(False)
     _name_points(table, found, ax)
     _explain(
@@ -135,7 +139,7 @@ def by_category(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     for offset, (measure, color, hatch) in ((-0.2, ("bytes", "#56B4E9", "")), (0.2, ("time", "#E69F00", "///"))):
         mine = table[table["measure"] == measure]
         places = [kinds.index(kind) + offset for kind in mine["kind"]]
-        ax.barh(places, mine["median"], height=0.36, color=color, hatch=hatch, edgecolor="white", label=measure)
+        ax.barh(places, mine["median"] - 1, left=1, height=0.36, color=color, hatch=hatch, ec="white", label=measure)
         ax.hlines(places, mine["low"], mine["high"], color="0.3", linewidth=1)
         own = flat[flat["measure"] == measure]
         ax.plot(own["value"], [kinds.index(kind) + offset for kind in own["kind"]], "o", color="black", markersize=3)
@@ -143,39 +147,10 @@ def by_category(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     ax.set_yticks(range(len(kinds)), kinds)
     ax.invert_yaxis()
     ax.tick_params("y", length=0)
-    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    ax.set(xlabel="of the full cache's: median of the methods, each of them a dot", xlim=(0, None))
+    log_axis(ax, "x", flat["value"], over_one=True)
+    ax.set(xlabel="over the full cache's: median of the methods, each of them a dot")
     ax.spines[["top", "right", "left"]].set_visible(False)
     legend(ax)
-    return table
-
-
-def throughput(runs: pd.DataFrame, steps: pd.DataFrame, ax: Axes) -> pd.DataFrame:
-    """Draw the tokens per second of what makes tokens in a way of its own, beside the full cache in our loop.
-
-    Args:
-        runs: as `method_rows` takes them.
-        steps: of the same runs, as `kvbench.load(path, steps=True)` returns them.
-        ax: to draw on.
-
-    Returns:
-        The plotted table: strategy, kind, tokens_per_s, low, high (p10 and p90 of blocks).
-    """
-    rows = method_rows(runs)
-    chosen = rows[(rows["strategy"] == "baseline") | (rows["engine"] != "eager")]
-    rows = method_rows(runs[runs["run_id"].isin(chosen["run_id"])])
-    spread = _block_spread(steps)
-    speed = rows["tokens_per_s"].astype(float)
-    ends = rows[["sweep", "run_id"]].join(spread, on=["sweep", "run_id"])
-    table = rows[["label", "kind"]].set_axis(list(_EVERY), axis=1)
-    table = table.assign(tokens_per_s=speed, low=speed / ends["slow"], high=speed / ends["quick"])
-    found = looks_of_kinds(rows)
-    ax.barh(rows["place"], speed, height=0.55, color=[found[kind].color for kind in rows["kind"]], alpha=0.4)
-    ax.hlines(rows["place"], table["low"], table["high"], color="black", linewidth=1.5)
-    for place, number in zip(rows.loc[speed.notna(), "place"], speed.dropna(), strict=True):
-        ax.annotate(f" {number:,.0f}", (0, place - 0.14), va="center", fontsize="small", fontweight="bold")
-    name_rows(rows, [ax])
-    ax.set(xlabel="tokens generated per second; the line from slow blocks (p10) to quick ones (p90)", xlim=(0, None))
     return table
 
 
@@ -187,12 +162,12 @@ _PANELS: Mapping[str, tuple[str, tuple[str, ...]]] = {  # titles, and ends of in
 }
 
 
-def overview(runs: pd.DataFrame, axes: Sequence[Axes]) -> pd.DataFrame:
+def overview(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     """Draw time, bytes, loss and recall of each method, in four panels that share the methods' names.
 
     Args:
         runs: as `method_rows` takes them.
-        axes: four, from left to right.
+        ax: in whose place the panels stand.
 
     Returns:
         The plotted table: strategy, kind, time, low, high, is_paired, bytes, loss, recall, recall_low, recall_high.
@@ -202,9 +177,10 @@ def overview(runs: pd.DataFrame, axes: Sequence[Axes]) -> pd.DataFrame:
     share = rows["kv_allocated_bytes"].astype(float) / rows["kv_allocated_bytes_full"].astype(float)
     recall = rows["recall_key_value"].astype(float)
     low, high = _wilson(recall, rows["recall_samples"].astype(float))
-    table = pd.concat([rows[["label", "kind"]].set_axis(list(_EVERY), axis=1), times_of(rows)], axis=1)
+    table = pd.concat([rows[["label", "kind"]].set_axis(list(EVERY), axis=1), times_of(rows)], axis=1)
     loss = rows["nll_delta_nats"].astype(float)
     table = table.assign(bytes=share, loss=loss, recall=recall, recall_low=low, recall_high=high)
+    axes = _divided(ax, len(_PANELS))
     for ax, (name, (title, ends)) in zip(axes, _PANELS.items(), strict=True):
         for place, (_, point) in zip(rows["place"], table.iterrows(), strict=True):
             look = found[point["kind"]]
@@ -213,13 +189,34 @@ def overview(runs: pd.DataFrame, axes: Sequence[Axes]) -> pd.DataFrame:
             if ends:
                 ax.plot(point[list(ends)], [place, place], color=look.color, linewidth=1.5)
         ax.set_xlabel(title)
-        if name != "loss":
-            ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-            ax.set_xlim(0, max(1.05, ax.get_xlim()[1]))
-        if name in ("time", "bytes"):
-            ax.axvline(1, color="0.5", linewidth=1, zorder=0)
     name_rows(rows, axes)
+    for ax in axes[:2]:
+        ax.axvline(1, color="0.5", linewidth=1, zorder=0)
+    log_axis(axes[0], "x", table[["time", "low", "high"]].stack(), over_one=True)
+    _loss_axis(axes[2], loss)
+    for ax in (axes[1], axes[3]):
+        ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        ax.set_xlim(-0.04, max(1.05, ax.get_xlim()[1]))
+    _explain(axes[0], {"of pairs": {"marker": "o"}, "of medians": {"marker": "o", "mfc": "white"}})
     return table
+
+
+def _loss_axis(ax: Axes, loss: pd.Series) -> None:
+    """Give little losses as much room as large ones."""
+    ax.set_xscale("symlog", linthresh=_LITTLE_LOST)
+    ax.set_xlim(min(-0.01, 1.2 * loss.min()), max(0.1, 1.5 * loss.max()))
+    ax.xaxis.set_major_locator(FixedLocator([mark for mark in _LOSSES if mark <= ax.get_xlim()[1]]))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
+def _divided(ax: Axes, count: int) -> list[Axes]:
+    """Return axes side by side in the place of some, which are gone."""
+    figure, spec = ax.figure, ax.get_subplotspec()
+    assert spec is not None
+    ax.remove()
+    parts = spec.subgridspec(1, count)
+    return [figure.add_subplot(parts[0, number]) for number in range(count)]
 
 
 def _explain(ax: Axes, marks: Mapping[str, Mapping[str, Any]]) -> None:
@@ -256,17 +253,6 @@ def _name_points(table: pd.DataFrame, found: Mapping[str, Look], ax: Axes) -> No
                 "relpos": (0.0, 0.5),
             },
         )
-
-
-def _block_spread(steps: pd.DataFrame) -> pd.DataFrame:
-    """Return how long slow and quick blocks of each run took over the mean of its blocks (p90 and p10)."""
-    mine = steps[(steps["arm"] == "strategy") & steps["phase"].isin(["decode", "serve"])]
-    length = mine.groupby(["sweep", "run_id", "block"])["index_in_block"].transform("size")
-    kept = mine[(mine["index_in_block"] > 0) | (length == 1)]
-    blocks = kept.groupby(["sweep", "run_id", "block"])["wall_ns"].mean().astype(float)
-    over = blocks / blocks.groupby(level=[0, 1]).transform("mean")
-    ends = over.groupby(level=[0, 1]).quantile([0.1, 0.9]).unstack()
-    return ends.set_axis(["quick", "slow"], axis=1)
 
 
 def _wilson(share: pd.Series, count: pd.Series) -> tuple[pd.Series, pd.Series]:

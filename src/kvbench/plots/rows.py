@@ -34,6 +34,7 @@ def method_rows(runs: pd.DataFrame) -> pd.DataFrame:
     usual = mine["workload"].mode()[0]
     other = mine["workload"].where(mine["workload"] != usual, "").map(lambda name: f", {name}" if name else "")
     mine["kind"] = mine["category"].fillna(REFERENCE).replace("", REFERENCE) + other.astype("string")
+    mine[[f"{name}_full" for name in _OF_THE_BASELINE]] = mine.filter(like="_full").where(mine["status"] == "ok")
     kinds = {kind: number for number, kind in enumerate(mine["kind"].unique())}
     order = mine["kind"].map(kinds).astype(int).sort_values(kind="stable").index
     mine = mine.loc[order].reset_index(drop=True)
