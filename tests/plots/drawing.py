@@ -100,6 +100,7 @@ def everything(runs: Path) -> None:
     no_budget = {"budget_unit": None, "budget_amount": None}
     stock = {"engine": "transformers", "comparison": "unpaired", "tokens_per_s": 80.0, **no_budget}
     write(runs, "stock", [row("transformers", **stock), baseline()], timed)
+    write(runs, "again", [row("baseline", **no_budget), baseline()], timed)
     for name in ("offload", "disk"):
         lies = {"kv_allocated_bytes": MIB, "host_bytes" if name == "offload" else "disk_bytes": 33 * MIB, **no_budget}
         write(runs, name, [row(name, up_bytes_per_step=1e6, **lies), baseline()], timed, sweep="offload_study")

@@ -82,6 +82,29 @@ def draw_lines(table: pd.DataFrame, x: str, y: str, found: Mapping[str, Look], a
         )
 
 
+def name_points(points: pd.DataFrame, colors: Mapping[str, str], ax: Axes) -> None:
+    """Write names in a column on the right, in order of height, each with a line to its point.
+
+    Args:
+        points: strategy, x and y of each.
+        colors: of names.
+        ax: where they are drawn.
+    """
+    ordered = points.sort_values(["y", "x"], ascending=[False, True])
+    for number, (name, x, y) in enumerate(ordered[["strategy", "x", "y"]].itertuples(index=False)):
+        line = {"arrowstyle": "-", "color": colors[name], "linewidth": 0.4, "alpha": 0.7, "relpos": (0.0, 0.5)}
+        ax.annotate(
+            name,
+            (x, y),
+            xytext=(1.08, 1 - (number + 0.5) / len(ordered)),
+            textcoords="axes fraction",
+            color=colors[name],
+            fontsize="small",
+            verticalalignment="center",
+            arrowprops=line,
+        )
+
+
 def require_one(table: pd.DataFrame, columns: Sequence[str]) -> None:
     """Refuse to draw together what cannot be compared.
 

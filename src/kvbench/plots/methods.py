@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
-from kvbench.plots.looks import Look, legend, log_axis, require_one
+from kvbench.plots.looks import Look, legend, log_axis, name_points, require_one
 from kvbench.plots.rows import looks_of_kinds, method_rows, name_rows, times_of
 from kvbench.results.labels import BYTE_UNITS, best_unit
 
@@ -107,7 +107,8 @@ def trade_off(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     log_axis(ax, "y", table[["time", "low", "high"]].stack(), over_one=True)
     ax.set(xlabel=_BYTES, ylabel=_TIME)
     ax.spines[["top", "right"]].set_visible(False)
-    _name_points(table, found, ax)
+    colors = {label: found[kind].color for label, kind in table[list(EVERY)].itertuples(index=False)}
+    name_points(table.rename(columns={"bytes": "x", "time": "y"}), colors, ax)
     _explain(
         ax,
         {
@@ -231,28 +232,6 @@ def _draw_point(point: pd.Series, look: Look, ax: Axes) -> None:
     face = "white" if point["loss"] > _LITTLE_LOST else look.color
     ax.plot([point["bytes"]] * 2, [point["low"], point["high"]], color=look.color, linewidth=1)
     ax.plot(point["bytes"], point["time"], marker=marker, color=look.color, mfc=face, ls="none", markersize=7)
-
-
-def _name_points(table: pd.DataFrame, found: Mapping[str, Look], ax: Axes) -> None:
-    """Write names in a column on the right, in order of height, each with a line to its point."""
-    ordered = table.sort_values(["time", "bytes"], ascending=[False, True])
-    for number, (_, point) in enumerate(ordered.iterrows()):
-        ax.annotate(
-            point["strategy"],
-            (point["bytes"], point["time"]),
-            xytext=(1.08, 1 - (number + 0.5) / len(ordered)),
-            textcoords="axes fraction",
-            color=found[point["kind"]].color,
-            fontsize="small",
-            va="center",
-            arrowprops={
-                "arrowstyle": "-",
-                "color": found[point["kind"]].color,
-                "linewidth": 0.4,
-                "alpha": 0.7,
-                "relpos": (0.0, 0.5),
-            },
-        )
 
 
 def _wilson(share: pd.Series, count: pd.Series) -> tuple[pd.Series, pd.Series]:

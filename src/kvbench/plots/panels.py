@@ -43,21 +43,21 @@ def of_kind(table: pd.DataFrame, kind: Mapping[str, Any] | pd.Series) -> pd.Data
     return table[fits]
 
 
-def panels(runs: pd.DataFrame, *pictures: Callable[[Axes], pd.DataFrame], height: float = 4.5) -> list[pd.DataFrame]:
+def panels(
+    runs: pd.DataFrame, *pictures: Callable[[Axes], pd.DataFrame], width: float = 15.0, height: float = 4.5
+) -> list[pd.DataFrame]:
     """Draw pictures side by side, with a line below that says where the numbers come from.
 
     Args:
         runs: whose numbers they are.
         pictures: each draws on axes and returns what it has drawn; where it refuses, its reason stands in its place.
+        width: of the figure, in inches.
         height: of the figure, in inches.
 
     Returns:
         The plotted tables; an empty one where there is no picture.
     """
-    figure, axes = plt.subplots(
-        1, len(pictures), figsize=(15 / max(2, len(pictures)) * len(pictures), height), squeeze=False
-    )
-    figure.set_layout_engine("constrained")
+    figure, axes = plt.subplots(1, len(pictures), figsize=(width, height), squeeze=False, layout="constrained")
     tables = [_drawn(picture, ax) for picture, ax in zip(pictures, axes.flat, strict=True)]
     sign(figure, caption(runs))
     return tables

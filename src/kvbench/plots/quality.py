@@ -8,12 +8,14 @@ from typing import Literal
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from kvbench.plots.looks import Look, looks, require_one, tidy
+from kvbench.plots.looks import Look, looks, name_points, require_one, tidy
 from kvbench.results.labels import BYTE_UNITS, best_unit, labels
 
 _LINE_HEIGHT, _NAME_WIDTH = 0.05, 0.1  # of the picture, for keeping names apart
+_MOST_BESIDE = 10  # points whose names stand beside them
+_LITTLE, _MUCH = 0.05, 1.0  # nats: where the one is lost, the other has as much room
 
 Measure = Literal["score", "nll_delta_nats", "kl_nats", "top1_agreement", "recall_key_value", "recall_passkey"]
 
@@ -85,6 +87,9 @@ def _set_axes(points: pd.DataFrame, ax: Axes, axis: _Axis) -> None:
         room = 0.08 * (top - bottom) or 0.1
         ax.set_ylim(bottom - room, top + room)
         ax.axhline(0, color="0.8", linewidth=1, zorder=0)
+        if top > _MUCH:
+            ax.set_yscale("symlog", linthresh=_LITTLE)
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _is_on_front(quality: pd.Series, *, more_is_better: bool) -> pd.Series:
@@ -98,6 +103,10 @@ def _draw(points: pd.DataFrame, found: Mapping[str, Look], ax: Axes) -> None:
     ax.step(front["x"], front["quality"], where="post", color="0.75", zorder=1, label="best for its size")
     for name, x, y in points[["strategy", "x", "quality"]].itertuples(index=False):
         ax.scatter(x, y, color=found[name].color, marker=found[name].marker, s=45, zorder=3)
+    ax.legend(frameon=False)
+    if len(points) > _MOST_BESIDE:
+        name_points(points.rename(columns={"quality": "y"}), {name: look.color for name, look in found.items()}, ax)
+        return
     for name, x, y, text_y in _apart(points, ax)[["strategy", "x", "quality", "text_y"]].itertuples(index=False):
         ax.annotate(
             name,
@@ -108,7 +117,6 @@ def _draw(points: pd.DataFrame, found: Mapping[str, Look], ax: Axes) -> None:
             verticalalignment="center",
             arrowprops={"arrowstyle": "-", "color": found[name].color, "linewidth": 0.5},
         )
-    ax.legend(frameon=False)
 
 
 def _apart(points: pd.DataFrame, ax: Axes) -> pd.DataFrame:
