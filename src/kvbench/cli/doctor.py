@@ -90,7 +90,7 @@ def _unmet(one: Requirement) -> Finding:
 
 def processor() -> Iterator[Finding]:
     """Yield the processor, its memory, how busy it is, and what compiles for it."""
-    from kvbench.kernels.packed.native import compiler
+    from kvbench.kernels.compiling import compiler
     from kvbench.measure.environment import available_ram_bytes, last_level_cache_bytes, machine
 
     facts = machine()
