@@ -89,6 +89,7 @@ def _set_axes(points: pd.DataFrame, ax: Axes, axis: _Axis) -> None:
         ax.axhline(0, color="0.8", linewidth=1, zorder=0)
         if top > _MUCH:
             ax.set_yscale("symlog", linthresh=_LITTLE)
+            ax.set_ylim(bottom - 0.2 * _LITTLE, 1.5 * top)
             ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
