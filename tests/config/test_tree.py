@@ -43,6 +43,17 @@ SURVEY = (  # as the survey's project has them
     "smoothquant_05,smoothquant_08,non_transformer_rwkv,non_transformer_mamba,architecture_alteration,arch_alt_10x,"
     "arch_alt_20x"
 )
+KINDS = {  # of savings, and how the output relates to the full cache's; what is trained and has no weights says so
+    ("none", "exact"): "baseline,transformers,vllm,scheduling_fcfs,scheduling_prefix",
+    ("physical", "lossy_training_free"): "attention_sink,sliding_window,h2o,pyramidkv,minicache,gqa",
+    ("packed", "lossy_training_free"): (
+        "quantization,quantization_8bit,quantization_4bit,smoothquant,smoothquant_05,smoothquant_08,lorc,lorc_8bit,"
+        "lorc_fp16"
+    ),
+    ("physical", "trained"): (
+        "architecture_alteration,arch_alt_10x,arch_alt_20x,non_transformer_rwkv,non_transformer_mamba"
+    ),
+}
 SURVEY_TWINS = {
     "quantization": "quantization_8bit",
     "lorc": "lorc_8bit",
@@ -215,6 +226,14 @@ def test_two_names_of_the_survey_are_one_method_where_a_yaml_says_so_and_nowhere
     assert sorted(params["strategy"].split(",")) == sorted(SURVEY.split(","))
     assert aliases() == SURVEY_TWINS
     check_names(aliases())
+
+
+def test_each_name_of_the_survey_says_what_it_saves_and_at_what_price() -> None:
+    said: dict[tuple[str, str], set[str]] = {}
+    for name in SURVEY.split(","):
+        strategy = check(whole(f"strategy={name}")).strategy
+        said.setdefault((strategy.saving, strategy.fidelity), set()).add(name)
+    assert said == {kind: set(names.split(",")) for kind, names in KINDS.items()}
 
 
 @pytest.mark.parametrize("mutant", [{"smoothquant": "smoothquant_08"}, {"h2o": "pyramidkv"}, {"lorc": "lorc_fp16"}])
