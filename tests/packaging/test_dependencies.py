@@ -29,7 +29,7 @@ EXTRAS = [
     for line in PROJECT["optional-dependencies"][name]
 ]
 IMPORTED_AS = {"hydra-core": "hydra"}
-BROUGHT = {"triton", "lm_eval"}  # by torch for CUDA and by an extra, and asked for before they are imported
+BROUGHT = {"triton", "lm_eval", "optuna"}  # by torch for CUDA and by extras, and asked for before they are imported
 
 
 def pins(text: str) -> dict[str, Version]:
