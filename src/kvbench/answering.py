@@ -13,6 +13,7 @@ from kvbench.bench import Bench
 from kvbench.columns import interval_columns
 from kvbench.job import Job, Measured, Row
 from kvbench.quality.conversing import Answer, batches, converse
+from kvbench.quality.references import reference_of
 from kvbench.quality.scores import judge_scores, length_ratio, mean_score, of_samples
 from kvbench.reading import read
 from kvbench.results.journal import Journal
@@ -58,7 +59,7 @@ def ask(bench: Bench, names: Sequence[str], found: Journal) -> Measured:
         measured.samples += mine
         measured.rows[name] |= _columns(mine)
     if len(asked) == 2 and all("status" not in row for row in measured.rows.values()):
-        measured.rows["strategy"] |= _compare(bench.job.workload, asked, measured.samples)
+        measured.rows["strategy"] |= _compare(bench.job.workload, bench.job.spec.known_as, asked, measured.samples)
     return measured
 
 
@@ -109,7 +110,7 @@ def _columns(rows: Sequence[Row]) -> Row:
     return {**row, **interval_columns("score", mean_score(scores))} if scores else row
 
 
-def _compare(workload: Asked, asked: dict[str, list[Conversation]], samples: Sequence[Row]) -> Row:
+def _compare(workload: Asked, weights: str, asked: dict[str, list[Conversation]], samples: Sequence[Row]) -> Row:
     if asked["strategy"] != asked["baseline"]:
         return {"score_verdict": "none", "score_reason": "the two networks do not read the same tokens"}
     mine, full = ([row for row in samples if row["arm"] == name] for name in ("strategy", "baseline"))
@@ -122,8 +123,11 @@ def _compare(workload: Asked, asked: dict[str, list[Conversation]], samples: Seq
     if not scores[0]:
         return row
     chance = mean_score(of_samples([each for each in full if each["score"] is not None], "chance")).value
-    scored = judge_scores(*scores, chance=chance, reference=workload.reference)
+    reference = reference_of(weights, workload, {task for task, _ in scores[1]})
+    scored = judge_scores(*scores, chance=chance, reference=reference)
     row |= {"score_verdict": scored.verdict, "score_reason": scored.reason}
+    if reference is not None:
+        row["score_reference"] = reference.score
     return row if scored.delta is None else {**row, **interval_columns("score_delta", scored.delta)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from kvbench.quality.references import Reference
 from kvbench.quality.scores import Scores, judge_scores, length_ratio, mean_score, score_delta
 
 
@@ -50,23 +51,33 @@ HALF = [1.0, 0.0] * 20
 @pytest.mark.parametrize(
     ("mine", "full", "chance", "reference", "verdict", "has_delta"),
     [
-        (HALF, HALF, 0.0, -1.0, "no_difference", True),
-        (HALF, [1.0] * 40, 0.0, -1.0, "worse", True),
-        ([1.0] * 40, HALF, 0.0, -1.0, "better", True),
-        ([1.0] * 39 + [0.0], [1.0] * 40, 0.0, -1.0, "no_difference", True),
-        ([0.0] * 40, [0.0] * 40, 0.0, -1.0, "at_chance", False),
-        (HALF, HALF, 0.5, -1.0, "at_chance", False),
-        (HALF, HALF, 0.0, 0.9, "off_reference", False),
-        (HALF, HALF, 0.0, 0.55, "no_difference", True),
-        ([0.0] * 10, [1.0] * 10, 0.0, -1.0, "too_few", True),
+        (HALF, HALF, 0.0, None, "no_difference", True),
+        (HALF, [1.0] * 40, 0.0, None, "worse", True),
+        ([1.0] * 40, HALF, 0.0, None, "better", True),
+        ([1.0] * 39 + [0.0], [1.0] * 40, 0.0, None, "no_difference", True),
+        ([0.0] * 40, [0.0] * 40, 0.0, None, "at_chance", False),
+        (HALF, HALF, 0.5, None, "at_chance", False),
+        (HALF, HALF, 0.0, (0.9, 0), "off_reference", False),
+        (HALF, HALF, 0.0, (0.8, 0), "no_difference", True),  # 2.8 standard errors
+        (HALF, HALF, 0.0, (0.8, 4000), "off_reference", False),  # 4.7
+        ([1.0] * 40, [1.0] * 40, 0.0, (0.99, 4000), "no_difference", True),  # of 40, all may be right
+        ([1.0] * 40, [1.0] * 40, 0.0, (0.6, 4000), "off_reference", False),
+        ([0.0] * 10, [1.0] * 10, 0.0, None, "too_few", True),
     ],
 )
 def test_what_may_be_said(
-    mine: list[float], full: list[float], chance: float, reference: float, verdict: str, has_delta: bool
+    mine: list[float],
+    full: list[float],
+    chance: float,
+    reference: tuple[float, int] | None,
+    verdict: str,
+    has_delta: bool,
 ) -> None:
-    found = judge_scores(scores(one=mine), scores(one=full), chance=chance, reference=reference)
+    known = None if reference is None else Reference(score=reference[0], samples=reference[1], source="the paper")
+    found = judge_scores(scores(one=mine), scores(one=full), chance=chance, reference=known)
     assert (found.verdict, found.delta is not None) == (verdict, has_delta)
     assert found.reason
+    assert ("the paper says" in found.reason) == (verdict == "off_reference")
 
 
 def test_lengths_are_compared_all_together_in_pairs() -> None:

@@ -51,8 +51,8 @@ def test_a_context_that_is_too_short_for_a_strategy_is_a_reason() -> None:
 
 def test_networks_that_read_other_tokens_are_not_compared() -> None:
     asked = {"strategy": [talk(10, 1)], "baseline": [talk(11, 1)]}
-    workload: Any = SimpleNamespace(reference=-1.0)
-    assert answering._compare(workload, asked, []) == {
+    workload: Any = SimpleNamespace(reference="none")
+    assert answering._compare(workload, "", asked, []) == {
         "score_verdict": "none",
         "score_reason": "the two networks do not read the same tokens",
     }

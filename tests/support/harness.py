@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = {
     "new_tokens": 16,
     "chat": "auto",
     "batch_size": 1,
-    "reference": -1.0,
+    "reference": "none",
 }
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if not loop.last or add_generation_prompt %}"

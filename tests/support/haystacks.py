@@ -272,7 +272,7 @@ def recall_asks_what_its_samples_do() -> None:
     """A conversation of the recall workload has its sample's context, question and answer, and says where it lies."""
     tasks, made = held().tasks, tokenizer("embedded")
     assert tasks is not None
-    settings: dict[str, Any] = {"prompt_tokens": 200, "pairs": 4, "samples": 6, "batch_size": 2, "reference": -1.0}
+    settings: dict[str, Any] = {"prompt_tokens": 200, "pairs": 4, "samples": 6, "batch_size": 2, "reference": "none"}
     for task in ("key_value", "passkey"):
         for aware in (False, True):
             recall = Recall(task=task, question_in_cache=aware, **settings)

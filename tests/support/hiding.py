@@ -10,6 +10,8 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -38,7 +40,7 @@ NIAH: dict[str, Any] = {
     "samples": 2,
     "batch_size": 4,
     "question_in_cache": False,
-    "reference": -1.0,
+    "reference": "none",
 }
 PASSKEY: dict[str, Any] = {
     "task": "passkey",
@@ -154,7 +156,7 @@ def ruler(**changed: Any) -> Ruler:
         "batch_size": 1,
         "chat": "auto",
         "question_in_cache": False,
-        "reference": -1.0,
+        "reference": "none",
     }
     return Ruler(**settings | changed)
 
@@ -183,3 +185,35 @@ def question(one: Conversation, name: str = "embedded") -> str:
 def plain(name: str, words: str) -> int:
     """Return the tokens of a piece of text."""
     return len(tokenizer(name).encode(words, add_special_tokens=False))
+
+
+def tables(folder: Path) -> dict[str, Path]:
+    """Return the same files as the hub has them, by data set."""
+    squad, stories = (json.loads(Path(files()[name]).read_text()) for name in ("squad", "hotpotqa"))
+    rows = {
+        "rajpurkar/squad_v2": [
+            {
+                "id": "0",
+                "title": f"Article {at}",
+                "context": paragraph["context"],
+                "question": one["question"],
+                "answers": {"text": [said["text"] for said in one["answers"]], "answer_start": []},
+            }
+            for at, article in enumerate(squad["data"])
+            for paragraph in article["paragraphs"]
+            for one in paragraph["qas"]
+        ],
+        "hotpotqa/hotpot_qa": [
+            {
+                **one,
+                "context": {
+                    "title": [title for title, _ in one["context"]],
+                    "sentences": [said for _, said in one["context"]],
+                },
+            }
+            for one in stories
+        ],
+    }
+    for dataset, said in rows.items():
+        pq.write_table(pa.Table.from_pylist(said), folder / f"{dataset.split('/')[1]}.parquet")
+    return {dataset: folder / f"{dataset.split('/')[1]}.parquet" for dataset in rows}

@@ -32,7 +32,7 @@ SETTINGS: dict[str, Any] = {
     "samples": 100,
     "batch_size": 1,
     "question_in_cache": False,
-    "reference": -1.0,
+    "reference": "none",
 }
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>\n{{ message.content | trim }}\n{% endfor %}"

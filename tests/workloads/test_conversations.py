@@ -189,7 +189,7 @@ def test_rows_of_another_form_are_named_before_anything_is_loaded(
         ("multi_turn", ["workload.metric=taste"], r"workload\.metric must be one of .*contains_any.*; got 'taste'"),
         ("multi_turn", ["workload.turns=9", "workload.pairs=8"], r"workload\.turns=9 asks for more than"),
         ("multi_turn", ["workload.turns=0"], r"workload\.turns must be at least 1"),
-        ("multi_turn", ["workload.reference=2"], r"workload\.reference must be a score from 0 to 1"),
+        ("multi_turn", ["workload.reference=2"], r"workload\.reference must be auto, none or a score from 0 to 1"),
         ("long_generation", ["workload.new_tokens=0"], r"workload\.new_tokens must be at least 1"),
         ("long_generation", ["workload.prompt_tokens=1"], r"workload\.prompt_tokens must be at least 2"),
         ("long_generation", ["workload.question_in_cache=true"], r"workload has no 'question_in_cache'"),

@@ -37,7 +37,7 @@ def test_every_oracle_is_seen_to_fail() -> None:
     [
         ({"samples": 0}, r"workload\.samples must be at least 1; got 0"),
         ({"new_tokens": 0}, r"workload\.new_tokens must be at least 1; got 0"),
-        ({"reference": 1.5}, r"workload\.reference must be a score from 0 to 1, or -1 for none; got 1\.5"),
+        ({"reference": 1.5}, r"workload\.reference must be auto, none or a score from 0 to 1; got 1\.5"),
         ({"lengths": ()}, r"workload\.lengths must be rising shares above 0 and up to 1; got \[\]"),
         ({"lengths": (0.0, 1.0)}, r"workload\.lengths must be rising shares"),
         ({"lengths": (0.5, 1.5)}, r"workload\.lengths must be rising shares"),
@@ -96,13 +96,11 @@ def test_grids_that_do_not_fit_the_text_name_the_key(changed: dict[str, Any], me
             {"tasks": ("vt",), "wording": "marks"},
             r"workload\.tasks must be some of niah_single_1, .* workload\.wording=mar",
         ),
-        ({"tasks": ("qa_1",), "squad": ""}, r"qa_1 asks about .* set workload\.squad to SQuAD 2\.0's dev-v2\.0\.json"),
-        ({"tasks": ("qa_2",), "hotpotqa": ""}, r"qa_2 asks .* set workload\.hotpotqa to HotpotQA's hotpot_dev_distr"),
         (
             {"squad": "/no/such"},
-            r"workload\.squad=/no/such must be SQuAD 2\.0's dev-v2\.0\.json, which qa_1 asks about: File",
+            r"workload\.squad=/no/such must be SQuAD 2\.0's dev-v2\.0\.json or the hub's .* asks about: FileNotFound",
         ),
-        ({"squad": hiding.files()["hotpotqa"]}, r"workload\.squad=.* must be SQuAD 2\.0's .*TypeError"),
+        ({"squad": hiding.files()["hotpotqa"]}, r"workload\.squad=.* must be SQuAD 2\.0's .*KeyError"),
         ({"hotpotqa": hiding.files()["squad"]}, r"workload\.hotpotqa=.* must be HotpotQA's .*TypeError"),
         ({"path": "/no/such"}, r"workload\.path=/no/such is no file"),
     ],
@@ -116,10 +114,26 @@ def test_tasks_that_cannot_be_name_the_key(changed: dict[str, Any], message: str
 def test_files_of_another_form_say_which_is_meant(text: str, tmp_path: Path) -> None:
     file = tmp_path / "squad.json"
     file.write_text(text)
-    with pytest.raises(
-        ValueError, match=r"workload\.squad=.* must be SQuAD 2\.0's dev-v2\.0\.json, which qa_1 asks about: "
-    ):
+    with pytest.raises(ValueError, match=r"workload\.squad=.* must be SQuAD 2\.0's dev-v2.* which qa_1 asks about: "):
         hiding.ruler(squad=str(file))
+
+
+def test_without_files_the_documents_are_those_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    brought = []
+
+    def hub_file(dataset: str, revision: str, file: str, key: str) -> Path:
+        brought.append((dataset, revision, key))
+        return hiding.tables(tmp_path)[dataset]
+
+    monkeypatch.setattr("kvbench.workloads.ruler.workload.hub_file", hub_file)
+    asked = hiding.ruler(tasks=("qa_1", "qa_2"), squad="", hotpotqa="")
+    asked.bring()
+    assert sorted(brought) == [
+        ("hotpotqa/hotpot_qa", "1908d6afbbead072334abe2965f91bd2709910ab", "workload.hotpotqa"),
+        ("rajpurkar/squad_v2", "3ffb306f725f7d2ce8394bc1873b24868140c412", "workload.squad"),
+    ]
+    local = hiding.ruler(tasks=("qa_1", "qa_2"))
+    assert asked.conversations(hiding.held("bytes")) == local.conversations(hiding.held("bytes"))
 
 
 @pytest.mark.parametrize(

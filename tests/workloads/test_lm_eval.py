@@ -45,7 +45,7 @@ def test_every_oracle_is_seen_to_fail() -> None:
         ({"path": "/no/such"}, r"workload\.path=/no/such is no folder; it must be one of task yamls"),
         ({"new_tokens": 0}, r"workload\.new_tokens must be at least 1; got 0"),
         ({"samples": 0}, r"workload\.samples must be at least 1; got 0"),
-        ({"reference": 1.5}, r"workload\.reference must be a score from 0 to 1"),
+        ({"reference": 1.5}, r"workload\.reference must be auto, none or a score from 0 to 1"),
     ],
 )
 def test_settings_that_cannot_be_name_the_key(changed: dict[str, Any], message: str) -> None:

@@ -41,7 +41,7 @@ def test_every_oracle_is_seen_to_fail() -> None:
         ({"tasks": ("all", "qasper")}, r"workload\.tasks must be .*; got all\."),
         ({"path": "/no/such"}, r"workload\.path=/no/such is neither a folder nor a file"),
         ({"samples": 0}, r"workload\.samples must be at least 1; got 0"),
-        ({"reference": 1.5}, r"workload\.reference must be a score from 0 to 1, or -1 for none; got 1\.5"),
+        ({"reference": 1.5}, r"workload\.reference must be auto, none or a score from 0 to 1; got 1\.5"),
     ],
 )
 def test_settings_that_cannot_be_name_the_key(changed: dict[str, Any], message: str) -> None:

@@ -19,7 +19,7 @@ RECALL: dict[str, Any] = {
     "samples": 1,
     "batch_size": 1,
     "question_in_cache": False,
-    "reference": -1.0,
+    "reference": "none",
 }
 
 

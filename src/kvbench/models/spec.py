@@ -54,6 +54,13 @@ class ModelSpec:
             raise ValueError(f"model={self.name} has no architecture to fill with random weights; set model.path=.")
 
     @property
+    def known_as(self) -> str:
+        """Name by which others know these weights; "" where they are of a folder, or random."""
+        if self.path or self.weights == "random":
+            return ""
+        return self.name if self.weights == "embedded" else self.hub_id
+
+    @property
     def folder(self) -> Path | None:
         """The local folder the weights come from, or None."""
         if self.path:

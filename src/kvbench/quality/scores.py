@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvbench.measure.statistics import CONFIDENCE, RESAMPLES, SEED, Interval
+from kvbench.quality.references import Reference
 
 ScoreVerdict = Literal["better", "worse", "no_difference", "too_few", "at_chance", "off_reference", "none"]
 
 MIN_SAMPLES = 20  # under which nothing is claimed
+FAR = 3.0  # standard errors from a reference that are no chance any more
 
 Scores = Mapping[tuple[str, int], float]  # task and number of a sample -> its score
 
@@ -80,23 +82,23 @@ def length_ratio(mine: Scores, full: Scores) -> Interval:
     return _interval(total[0] / total[1], drawn[:, 0] / drawn[:, 1])
 
 
-def judge_scores(mine: Scores, full: Scores, *, chance: float, reference: float) -> Scored:
+def judge_scores(mine: Scores, full: Scores, *, chance: float, reference: Reference | None) -> Scored:
     """Return what may be said of an arm's scores, and why.
 
     Args:
         mine: of the arm.
         full: of the baseline, for the same samples.
         chance: mean score of whoever guesses.
-        reference: score that the full cache is known to reach; negative where nobody knows.
+        reference: score that the full cache is known to reach; None where nobody knows.
     """
     base = mean_score(full)
     if base.low <= chance:
         reason = f"the full cache scores {base.value:.1%}, which guessing may reach ({chance:.1%}): nothing can be lost"
         return Scored(delta=None, verdict="at_chance", reason=reason)
-    if reference >= 0 and not base.low <= reference <= base.high:
+    if reference is not None and _is_far(base.value, len(full), reference):
         reason = (
-            f"the full cache scores {base.value:.1%} [{base.low:.1%}, {base.high:.1%}], and workload.reference says "
-            f"{reference:.1%}: another model, text or template was asked"
+            f"the full cache scores {base.value:.1%} of {len(full)} samples, and {reference.source} says "
+            f"{reference.score:.1%}: another model, text or template was asked; workload.reference=none lets it be"
         )
         return Scored(delta=None, verdict="off_reference", reason=reason)
     delta = score_delta(mine, full)
@@ -106,6 +108,17 @@ def judge_scores(mine: Scores, full: Scores, *, chance: float, reference: float)
     if delta.low <= 0 <= delta.high:
         return Scored(delta=delta, verdict="no_difference", reason="inside the noise")
     return Scored(delta=delta, verdict="better" if delta.value > 0 else "worse", reason="the interval excludes 0")
+
+
+def _is_far(score: float, samples: int, reference: Reference) -> bool:
+    """Return whether two means of values from 0 to 1 are further apart than chance puts them.
+
+    No such values vary more than right and wrong answers of their mean do, whose standard error is taken.
+    """
+    others = reference.samples or samples
+    mean = (score * samples + reference.score * others) / (samples + others)
+    error = np.sqrt(mean * (1 - mean) * (1 / samples + 1 / others))
+    return bool(abs(score - reference.score) > FAR * error)
 
 
 def _by_task(scores: Scores) -> dict[str, dict[int, float]]:

@@ -233,6 +233,7 @@ _QUALITY: list[_Column] = [
     ("score_delta", _REAL, "", "score less the full cache's, sample by sample; empty where that one says nothing"),
     ("score_delta_low", _REAL, "", "lower end of its 95% interval"),
     ("score_delta_high", _REAL, "", "upper end of its 95% interval"),
+    ("score_reference", _REAL, "", "score that the full cache is known to reach; the strategy's row has it"),
     ("score_verdict", _WORD, "", "what may be claimed of the score"),
     ("score_reason", _WORD, "", "why"),
     ("asked_samples", _COUNT, "", "conversations of all tasks; this and the next five are those of samples.parquet"),

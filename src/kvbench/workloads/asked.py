@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from itertools import chain, cycle, islice
+from typing import Literal
 
 from kvbench.types import RunShape
 from kvbench.workloads.metrics import METRICS, Metric
@@ -88,21 +89,21 @@ class Asked(ABC):
         samples: conversations of each task.
         batch_size: rows at once, where rows are of the same lengths and asked once.
         question_in_cache: whether the first question is part of what is compressed too (query-aware).
-        reference: score that the full cache is known to reach, or a negative number where nobody knows.
+        reference: score that the full cache is known to reach; "auto" for what is stored of the model, "none" for none.
     """
 
     prompt_tokens: int
     samples: int
     batch_size: int
     question_in_cache: bool
-    reference: float
+    reference: float | Literal["auto", "none"]
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing."""
         numbers = {name: getattr(self, name) for name in ("prompt_tokens", "samples", "batch_size")}
         positive("workload", **numbers)
-        if self.reference > 1:
-            raise ValueError(f"workload.reference must be a score from 0 to 1, or -1 for none; got {self.reference}.")
+        if not isinstance(self.reference, str) and not 0 <= self.reference <= 1:
+            raise ValueError(f"workload.reference must be auto, none or a score from 0 to 1; got {self.reference}.")
 
     @property
     def text_path(self) -> str:

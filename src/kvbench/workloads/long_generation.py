@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from kvbench.workloads.asked import Asked, Conversation, Turn
 from kvbench.workloads.chats import Chat, as_chat, ids_of, writes_chats
@@ -30,7 +31,7 @@ class LongGeneration(Asked):
     chat: Chat
 
     question_in_cache: bool = field(default=False, init=False)  # there is none
-    reference: float = field(default=-1.0, init=False)
+    reference: Literal["none"] = field(default="none", init=False)
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing, and files without prompts."""

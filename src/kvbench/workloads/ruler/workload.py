@@ -16,16 +16,17 @@ from typing import Literal, get_args
 from kvbench.workloads.asked import Asked, Conversation
 from kvbench.workloads.chats import Chat, Frame
 from kvbench.workloads.composing import Haystack, tokenizer_of
+from kvbench.workloads.hub import hub_file
 from kvbench.workloads.ruler.chains import chains
 from kvbench.workloads.ruler.desk import PUBLISHED, Desk
-from kvbench.workloads.ruler.documents import FILES, documents, read
+from kvbench.workloads.ruler.documents import SOURCES, documents, read
 from kvbench.workloads.ruler.lists import common_words, frequent_words
 from kvbench.workloads.ruler.marks import MARKED, marked
 from kvbench.workloads.ruler.needles import needles
 from kvbench.workloads.source import TokenSource, read_text
 
 Wording = Literal["published", "marks"]
-TASKS = (*PUBLISHED["needles"], "vt", "cwe", "fwe", *FILES)
+TASKS = (*PUBLISHED["needles"], "vt", "cwe", "fwe", *SOURCES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,8 @@ class Ruler(Asked):
         tasks: names of some of the thirteen.
         wording: as published, or in the marks that the embedded models were trained on.
         path: UTF-8 text that needles are hidden in and words are taken from; "" for the held-out text.
-        squad: SQuAD 2.0's dev-v2.0.json, that qa_1 asks about; "" without.
-        hotpotqa: HotpotQA's hotpot_dev_distractor_v1.json, that qa_2 asks about; "" without.
+        squad: SQuAD 2.0's dev-v2.0.json, that qa_1 asks about; "" for the hub's, of one revision.
+        hotpotqa: HotpotQA's hotpot_dev_distractor_v1.json, that qa_2 asks about; "" for the hub's, of one revision.
         chat: "auto" writes published prompts as chats where the tokenizer has a template; "never" does not.
     """
 
@@ -61,11 +62,9 @@ class Ruler(Asked):
                 f"workload.tasks must be some of {', '.join(can_be)} with workload.wording={self.wording}, none twice; "
                 f"got {list(self.tasks)}."
             )
-        for task in set(self.tasks) & set(FILES):
-            key, name = FILES[task]
-            if not getattr(self, key):
-                raise ValueError(f"{task} asks about documents of a file; set workload.{key} to {name}.")
-            read(task, getattr(self, key))
+        for task in set(self.tasks) & set(SOURCES):
+            if path := getattr(self, SOURCES[task].key):
+                read(task, path)
         if self.path:
             read_text(self.path)
 
@@ -73,6 +72,11 @@ class Ruler(Asked):
     def text_path(self) -> str:
         """The file that needles are hidden in."""
         return self.path
+
+    def bring(self) -> None:
+        """Bring the documents that are asked about, or say which file is missing."""
+        for task in set(self.tasks) & set(SOURCES):
+            read(task, self._documents(task))
 
     def conversations(self, source: TokenSource) -> list[Conversation]:
         """Return the samples of each task."""
@@ -98,8 +102,13 @@ class Ruler(Asked):
             "vt": chains,
             "cwe": common_words,
             "fwe": frequent_words,
-            **{task: partial(documents, path=getattr(self, key)) for task, (key, _) in FILES.items()},
+            **{task: partial(documents, path=self._documents(task)) for task in set(self.tasks) & set(SOURCES)},
         }
+
+    def _documents(self, task: str) -> str:
+        """Return the file of a task's questions."""
+        source = SOURCES[task]
+        return getattr(self, source.key) or str(hub_file(*source.hub, key=f"workload.{source.key}"))
 
     def _marked(self, source: TokenSource) -> Callable[[Desk], Conversation]:
         if source.tasks is None:
