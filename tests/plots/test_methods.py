@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,12 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 
+from benchmarks import survey25
 from benchmarks.survey25 import check_apart, lines
 from kvbench import plots
+from kvbench.cli.catalogue import aliases
 from kvbench.plots.rows import method_rows
 from kvbench.results.records import step_table, to_frame
 from tests.mutants import results_plots as mutants
@@ -223,3 +228,14 @@ def test_runs_that_are_the_same_are_refused() -> None:
     alike = pd.concat([timed("int8", [1.0, 2.0], "r1"), timed("int8_again", [1.0, 2.0], "r4")])
     with pytest.raises(ValueError, match=r"the very same samples: \['r1', 'r4'\]"):
         check_apart(known, alike, {"int8": "int8_again"})
+
+
+def test_the_survey_that_is_committed_has_every_name_and_none_twice() -> None:
+    folder = Path(survey25.__file__).parent / "results" / "survey25"
+    runs, steps_of = (pd.read_parquet(folder / f"{name}.parquet") for name in ("runs", "steps"))
+    check_apart(runs, steps_of, aliases())
+    mine = runs[runs["arm"] == "strategy"].set_index("strategy")
+    experiment = OmegaConf.load(str(files("kvbench.conf") / "experiment" / "survey25.yaml"))
+    assert set(mine.index) == set(experiment.hydra.sweeper.params.strategy.split(","))
+    assert set(mine["evidence"]) == {"measured"}
+    assert set(mine.index[mine["status"] != "ok"]) <= {"vllm"}
