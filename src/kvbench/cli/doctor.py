@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import OmegaConf
+from packaging.specifiers import SpecifierSet
 from rich.console import Console
 
 from kvbench.cli.catalogue import CONF
 from kvbench.cli.messages import FAILED
-from kvbench.cli.requirements import Requirement, requirements, version_of, within
+from kvbench.cli.requirements import Requirement, requirements, version_of
 from kvbench.folders import cache_folder, hardware_record
 from kvbench.results.labels import bytes_text
 from kvbench.results.notes import Note
@@ -71,11 +72,11 @@ def packages() -> Iterator[Finding]:
         yield Finding(topic="kvbench", text="is not installed, only imported", state="missing", mend="pip install -e .")
         return
     needed = known["Requires-Python"] or ""
-    is_old = not within(platform.python_version(), needed)
+    is_old = not SpecifierSet(needed).contains(platform.python_version(), prereleases=True)
     mend = f"another Python ({needed})" if is_old else ""
     text = f"Python {platform.python_version()}, kvbench {known['Version']}"
     yield Finding(topic="python", text=text, state="broken" if is_old else "fine", mend=mend)
-    asked = list(requirements(metadata.requires("kvbench") or []))
+    asked = list(requirements(metadata.requires("kvbench") or [], known.get_all("Provides-Extra") or []))
     good = [one for one in asked if not one.extra and one.is_met]
     yield Finding(topic="packages", text=", ".join(f"{one.name} {one.installed}" for one in good))
     yield from (_unmet(one) for one in asked if not one.is_met)

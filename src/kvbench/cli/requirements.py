@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import operator
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
-_LINE = re.compile(r"(?P<name>[\w.-]+)\s*(?:\((?P<old>[^)]*)\)|(?P<limits>[^;]*))(?:;(?P<when>.*))?")
-_EXTRA = re.compile(r"""extra\s*==\s*["']([\w-]+)["']""")
-_LIMIT = re.compile(r"(>=|<=|==|!=|>|<)\s*([\w.*+!-]+)")
-_OPERATORS: Mapping[str, Callable[[tuple[int, ...], tuple[int, ...]], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    "==": operator.eq,
-    "!=": operator.ne,
-    ">": operator.gt,
-    "<": operator.lt,
-}
+from packaging.requirements import Requirement as Line
+from packaging.specifiers import SpecifierSet
+
+TOOLS = "dev"  # the extra of whoever develops kvbench
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +18,20 @@ class Requirement:
 
     Args:
         name: as pip knows it.
-        limits: of its version, such as ">=2,<3"; "" for any.
+        limits: of its version.
         extra: of kvbench that asks for it; "" where all of it does.
         installed: version that there is; None for none.
     """
 
     name: str
-    limits: str
+    limits: SpecifierSet
     extra: str
     installed: str | None
 
     @property
     def is_met(self) -> bool:
         """Whether what there is will do."""
-        return self.installed is not None and within(self.installed, self.limits)
+        return self.installed is not None and self.limits.contains(self.installed, prereleases=True)
 
     @property
     def command(self) -> str:
@@ -48,22 +39,19 @@ class Requirement:
         return f"pip install '{self.name}{self.limits}'"
 
 
-def requirements(lines: Sequence[str]) -> Iterator[Requirement]:
-    """Yield what is asked for, but for tools of development.
+def requirements(lines: Sequence[str], extras: Sequence[str]) -> Iterator[Requirement]:
+    """Yield what this machine is asked for, but for tools of development.
 
     Args:
         lines: as a package's metadata has them.
+        extras: that the package has.
     """
-    for line in lines:
-        found = _LINE.fullmatch(line.strip())
-        assert found, line
-        extra = _EXTRA.search(found["when"] or "")
-        if extra is None or extra[1] != "dev":
-            limits = ",".join(
-                sorted(part.strip() for part in (found["old"] or found["limits"] or "").split(",") if part)
-            )
-            name = found["name"]
-            yield Requirement(name=name, limits=limits, extra=extra[1] if extra else "", installed=version_of(name))
+    for line in map(Line, lines):
+        marker = line.marker
+        asking = [extra for extra in ("", *extras) if marker is None or marker.evaluate({"extra": extra})]
+        if asking and asking[0] != TOOLS:
+            installed = version_of(line.name)
+            yield Requirement(name=line.name, limits=line.specifier, extra=asking[0], installed=installed)
 
 
 def version_of(package: str) -> str | None:
@@ -72,18 +60,3 @@ def version_of(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def within(version: str, limits: str) -> bool:
-    """Return whether a version keeps to limits, by its leading numbers: what comes behind them is none of a user's."""
-    for sign, limit in _LIMIT.findall(limits):
-        mine, theirs = _numbers(version), _numbers(limit)
-        width = max(len(mine), len(theirs))
-        if not _OPERATORS[sign](mine + (0,) * (width - len(mine)), theirs + (0,) * (width - len(theirs))):
-            return False
-    return True
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    found = re.match(r"\d+(\.\d+)*", version)
-    return tuple(map(int, found[0].split("."))) if found else ()
