@@ -121,16 +121,16 @@ def test_files_of_another_form_say_which_is_meant(text: str, tmp_path: Path) -> 
 def test_without_files_the_documents_are_those_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     brought = []
 
-    def hub_file(dataset: str, revision: str, file: str, key: str) -> Path:
-        brought.append((dataset, revision, key))
+    def hub_file(dataset: str, revision: str, file: str, instead: str) -> Path:
+        brought.append((dataset, revision, instead))
         return hiding.tables(tmp_path)[dataset]
 
     monkeypatch.setattr("kvbench.workloads.ruler.workload.hub_file", hub_file)
     asked = hiding.ruler(tasks=("qa_1", "qa_2"), squad="", hotpotqa="")
     asked.bring()
     assert sorted(brought) == [
-        ("hotpotqa/hotpot_qa", "1908d6afbbead072334abe2965f91bd2709910ab", "workload.hotpotqa"),
-        ("rajpurkar/squad_v2", "3ffb306f725f7d2ce8394bc1873b24868140c412", "workload.squad"),
+        ("hotpotqa/hotpot_qa", "1908d6afbbead072334abe2965f91bd2709910ab", "workload.hotpotqa=<the file>"),
+        ("rajpurkar/squad_v2", "3ffb306f725f7d2ce8394bc1873b24868140c412", "workload.squad=<the file>"),
     ]
     local = hiding.ruler(tasks=("qa_1", "qa_2"))
     assert asked.conversations(hiding.held("bytes")) == local.conversations(hiding.held("bytes"))

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def hub_file(dataset: str, revision: str, file: str, key: str = "workload.path") -> Path:
+def hub_file(
+    dataset: str, revision: str, file: str, instead: str = "workload.path=<the file, or a folder of what is in it>"
+) -> Path:
     """Return where a file of a data set lies on this machine, once it has been fetched.
 
     Args:
         dataset: name on the hub.
         revision: commit; what is fetched never changes.
         file: path within the data set.
-        key: setting that takes a file of this machine in its place.
+        instead: setting that takes a file of this machine.
 
     Raises:
         ValueError: that says what to bring, if it is not here and cannot be fetched.
@@ -27,5 +29,5 @@ def hub_file(dataset: str, revision: str, file: str, key: str = "workload.path")
         raise ValueError(
             f"{file} of the hub's data set {dataset} at revision {revision} is not in the local cache and cannot be "
             f"fetched ({type(error).__name__}). Where there is a network, `hf download {dataset} {file} --repo-type "
-            f"dataset --revision {revision}` brings it; or set {key}=<the file, or a folder of what is in it>."
+            f"dataset --revision {revision}` brings it; or set {instead}."
         ) from error

@@ -108,7 +108,7 @@ class Ruler(Asked):
     def _documents(self, task: str) -> str:
         """Return the file of a task's questions."""
         source = SOURCES[task]
-        return getattr(self, source.key) or str(hub_file(*source.hub, key=f"workload.{source.key}"))
+        return getattr(self, source.key) or str(hub_file(*source.hub, instead=f"workload.{source.key}=<the file>"))
 
     def _marked(self, source: TokenSource) -> Callable[[Desk], Conversation]:
         if source.tasks is None:
