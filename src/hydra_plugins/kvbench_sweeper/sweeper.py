@@ -23,10 +23,9 @@ from kvbench.configuration.composing import COMPOSITION_ERRORS, explain, parse
 from kvbench.configuration.identity import config_json, short_hash
 from kvbench.configuration.reading import read_once
 from kvbench.measure.environment import source_hash
-from kvbench.results.load import load
-from kvbench.results.sweeps import Planned, Standing, Sweep, now, standings
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # Hydra reads this at every start, and what reads results takes as long as all else
+    from kvbench.results.sweeps import Planned, Standing, Sweep
     from kvbench.runner import Result
 
 
@@ -47,6 +46,8 @@ class RowSweeper(BasicSweeper):
         Args:
             arguments: overrides, some of them lists of choices.
         """
+        from kvbench.results.sweeps import Sweep, now
+
         assert self.config is not None
         assert self.launcher is not None
         assert self.hydra_context is not None
@@ -69,7 +70,7 @@ class RowSweeper(BasicSweeper):
         good = {label: row for label, row in rows.items() if label not in refused}
         jobs = dict(zip(good, self._launch(good, folder, sweep), strict=True))
         outcomes = {label: job._return_value for label, job in jobs.items()}
-        refused |= {label: _reason(value) for label, value in outcomes.items() if isinstance(value, Exception)}
+        refused |= {label: reason_of(value) for label, value in outcomes.items() if isinstance(value, Exception)}
         with _writing(self.config.runs):
             replace(sweep, rows=[replace(row, refused=refused.get(row.label, "")) for row in planned]).leave(folder)
         results = [value for value in outcomes.values() if not isinstance(value, Exception)]
@@ -84,6 +85,8 @@ class RowSweeper(BasicSweeper):
 
     def _launch(self, rows: Mapping[str, list[str]], folder: Path, sweep: Sweep) -> Sequence[JobReturn]:
         """Run rows where the launcher runs them; where it gives up, show what is there."""
+        from kvbench.results.sweeps import standings
+
         assert self.launcher is not None
         if type(self.launcher) is BasicLauncher:  # in this process, one after the other
             assert self.launcher.task_function is not None
@@ -115,6 +118,8 @@ class RowSweeper(BasicSweeper):
 
     def _planned(self, label: str, row: Sequence[str]) -> Planned:
         """Return what a row measures, or why it cannot."""
+        from kvbench.results.sweeps import Planned
+
         assert self.hydra_context is not None
         assert self.config is not None
         loader = self.hydra_context.config_loader
@@ -138,11 +143,13 @@ def _complain(refused: Mapping[str, str], num_rows: int) -> int:
     return complain(ConfigError(f"{len(refused)} of {num_rows} rows were not run:\n{_listed(refused, num_rows)}"))
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return why a row was not run: all of what the user or the machine has to mend, a line of anything else."""
     return str(error) if isinstance(error, ValueError | OSError) else first_line(error)
 
 
 def _result(folder: Path, row: Standing) -> Result:
+    from kvbench.results.load import load
     from kvbench.runner import Result  # here, because it imports torch
 
     place = folder / row.run_id

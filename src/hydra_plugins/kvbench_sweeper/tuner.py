@@ -6,24 +6,21 @@ Every trial is a run like any other: `kvbench table` shows them all.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import pandas as pd
-import pyarrow as pa
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 
-from hydra_plugins.kvbench_sweeper.sweeper import RowSweeper, make_folder
-from kvbench.cli.messages import FAILED, complain, say
+from hydra_plugins.kvbench_sweeper.sweeper import RowSweeper, make_folder, reason_of
+from kvbench.cli.messages import complain, say
 from kvbench.configuration import ConfigError
 from kvbench.configuration.composing import COMPOSITION_ERRORS
 from kvbench.configuration.errors import hint
+from kvbench.configuration.identity import short_hash
 from kvbench.configuration.reading import read_once
-from kvbench.results import schema
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -110,6 +107,10 @@ class Tuner(RowSweeper):
             import optuna
         except ImportError as error:
             raise ConfigError("hydra/sweeper=optuna needs Optuna: pip install '.[optuna]'.") from error
+        import pyarrow as pa
+
+        from kvbench.results import schema
+
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         where = "hydra.sweeper"
         columns = [field.name for field in schema.RUN if field.type in (pa.int64(), pa.float64())]
@@ -140,7 +141,7 @@ class Tuner(RowSweeper):
         name = "\n".join([*asked, json.dumps(self.objectives), source_hash()])
         study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(journal))),
-            study_name=hashlib.sha256(name.encode()).hexdigest()[:12],
+            study_name=short_hash(name),
             directions=list(self.objectives.values()),
             load_if_exists=True,
         )
@@ -164,12 +165,12 @@ class Tuner(RowSweeper):
         from optuna.trial import TrialState
 
         assert self.launcher is not None
-        reasons = [self._planned("", row).refused or None for row in rows]
-        good = [list(row) for row, reason in zip(rows, reasons, strict=True) if reason is None]
+        reasons = [self._planned("", row).refused for row in rows]
+        good = [list(row) for row, reason in zip(rows, reasons, strict=True) if not reason]
         jobs = list(self.launcher.launch(good, initial_job_idx=trials[0].number)) if good else []
         left = iter(jobs)
         for number, (trial, reason) in enumerate(zip(trials, reasons, strict=True), ended + 1):
-            outcome = self._outcome(next(left)) if reason is None else Outcome(reason=reason)
+            outcome = Outcome(reason=reason) if reason else self._outcome(next(left))
             trial.set_user_attr("reason", outcome.reason)
             trial.set_user_attr("run", outcome.run)
             study.tell(trial, outcome.values or None, state=None if outcome.values else TrialState.FAIL)
@@ -178,9 +179,11 @@ class Tuner(RowSweeper):
         return jobs
 
     def _outcome(self, job: JobReturn) -> Outcome:
-        if job.status != JobStatus.COMPLETED or isinstance(job._return_value, Exception):
-            return Outcome(reason=str(job._return_value))
-        result = job.return_value
+        import pandas as pd
+
+        result = job._return_value
+        if isinstance(result, Exception):
+            return Outcome(reason=reason_of(result))
         (row,) = result.rows[result.rows["arm"] == "strategy"].to_dict("records")
         if row["status"] != "ok":
             return Outcome(reason=f"{row['status']}: {row['reason']}")
@@ -203,7 +206,7 @@ class Tuner(RowSweeper):
         best = sorted(study.best_trials, key=lambda trial: trial.values) if _ended(study) > len(failed) else []
         if not best:
             reasons = sorted({trial.user_attrs.get("reason", "") for trial in failed})
-            raise SystemExit(complain(OSError(f"all {len(failed)} trials failed:\n" + "\n".join(reasons))) or FAILED)
+            raise SystemExit(complain(OSError(f"all {len(failed)} trials failed:\n" + "\n".join(reasons))))
         shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for name in self.objectives:
             shown.add_column(name, justify="right", overflow="fold")

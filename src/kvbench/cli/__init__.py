@@ -8,9 +8,11 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from math import inf
+from typing import TypeAlias
 
 from kvbench.cli.messages import complain
 
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 _RUN = "measure what overrides ask for: kvbench run [-m] [group=choice] [group.key=value]; the same as python run.py"
 
 
@@ -52,7 +54,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     listing.add_argument("kind", nargs="?", default="", help="only this kind, such as strategy or strategy/scorer")
     listing.add_argument("--markdown", action="store_true", help="as a page for the documentation")
+    _of_results(commands)
+    _of_models(commands)
+    return parser
 
+
+def _of_results(commands: _Commands) -> None:
+    """Add what reads finished runs, and the doctor."""
     table = _add(commands, "table", "show:table", "show the table of any tree of runs again")
     table.add_argument("path", nargs="?", default="runs", help="a run, a sweep or a whole tree (default: runs)")
 
@@ -131,6 +139,9 @@ def _parser() -> argparse.ArgumentParser:
         "say what this machine has, what is missing for which strategy, and what mends it",
     )
 
+
+def _of_models(commands: _Commands) -> None:
+    """Add what looks into models and machines."""
     trace = _add(commands, "trace", "trace:main", "draw which positions each layer held: kvbench trace strategy=snapkv")
     trace.add_argument("overrides", nargs="*", help="as for run")
     trace.add_argument("--config-dir", help="folder with more configurations")
@@ -210,12 +221,9 @@ def _parser() -> argparse.ArgumentParser:
         default="",
         help="folder, as engine.environment= (default: in $KVBENCH_CACHE or ~/.cache/kvbench)",
     )
-    return parser
 
 
-def _add(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, home: str, text: str
-) -> argparse.ArgumentParser:
+def _add(commands: _Commands, name: str, home: str, text: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(home=home)
     return parser

@@ -33,9 +33,7 @@ def step_times(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     Returns:
         The plotted table: strategy, kind, p50, p90, baseline_p50 (ms).
     """
-    rows = method_rows(runs)
-    found = looks_of_kinds(rows)
-    table = rows[["label", "kind"]].set_axis(list(EVERY), axis=1)
+    rows, found, table = _lines(runs)
     columns = {"p50": "decode_p50_ms", "p90": "decode_p90_ms", "baseline_p50": "decode_p50_ms_full"}
     table = table.assign(**{name: rows[column].astype(float) for name, column in columns.items()})
     for place, (_, kind, p50, p90, full) in zip(rows["place"], table.itertuples(index=False), strict=True):
@@ -60,9 +58,7 @@ def bytes_held(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     Returns:
         The plotted table: strategy, kind, kv, baseline_kv, peak (bytes).
     """
-    rows = method_rows(runs)
-    found = looks_of_kinds(rows)
-    table = rows[["label", "kind"]].set_axis(list(EVERY), axis=1)
+    rows, found, table = _lines(runs)
     columns = {"kv": "kv_allocated_bytes", "baseline_kv": "kv_allocated_bytes_full", "peak": "peak_bytes"}
     table = table.assign(**{name: rows[column].astype("Int64") for name, column in columns.items()})
     unit, size = best_unit(table["baseline_kv"].dropna().astype(float).tolist(), BYTE_UNITS)
@@ -91,9 +87,7 @@ def trade_off(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     Returns:
         The plotted table: strategy, kind, bytes (share), time, low, high (ratio), is_paired, loss (nats per token).
     """
-    rows = method_rows(runs)
-    found = looks_of_kinds(rows)
-    table = rows[["label", "kind"]].set_axis(list(EVERY), axis=1)
+    rows, found, table = _lines(runs)
     share = rows["kv_allocated_bytes"].astype(float) / rows["kv_allocated_bytes_full"].astype(float)
     table = pd.concat([table.assign(bytes=share), times_of(rows)], axis=1)
     table["loss"] = rows["nll_delta_nats"].astype(float)
@@ -173,12 +167,11 @@ def overview(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     Returns:
         The plotted table: strategy, kind, time, low, high, is_paired, bytes, loss, recall, recall_low, recall_high.
     """
-    rows = method_rows(runs)
-    found = looks_of_kinds(rows)
+    rows, found, table = _lines(runs)
     share = rows["kv_allocated_bytes"].astype(float) / rows["kv_allocated_bytes_full"].astype(float)
     recall = rows["recall_key_value"].astype(float)
     low, high = _wilson(recall, rows["recall_samples"].astype(float))
-    table = pd.concat([rows[["label", "kind"]].set_axis(list(EVERY), axis=1), times_of(rows)], axis=1)
+    table = pd.concat([table, times_of(rows)], axis=1)
     loss = rows["nll_delta_nats"].astype(float)
     table = table.assign(bytes=share, loss=loss, recall=recall, recall_low=low, recall_high=high)
     axes = _divided(ax, len(_PANELS))
@@ -200,6 +193,12 @@ def overview(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
         ax.set_xlim(-0.04, max(1.05, ax.get_xlim()[1]))
     _explain(axes[0], {"of pairs": {"marker": "o"}, "of medians": {"marker": "o", "mfc": "white"}})
     return table
+
+
+def _lines(runs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Look], pd.DataFrame]:
+    """Return a row for each method, the looks of their kinds, and the table that a picture returns, to be filled."""
+    rows = method_rows(runs)
+    return rows, looks_of_kinds(rows), rows[["label", "kind"]].set_axis(list(EVERY), axis=1)
 
 
 def _loss_axis(ax: Axes, loss: pd.Series) -> None:
