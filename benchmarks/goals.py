@@ -9,6 +9,7 @@ block. Writes one parquet of timed steps, one of reached goals, and prints the l
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import json
 import platform
@@ -34,6 +35,7 @@ from kvbench.cache.plan import grown
 from kvbench.columns import above
 from kvbench.configuration import build_group, check, compose, resolved
 from kvbench.engines.arm import Arm, DecodeArm
+from kvbench.engines.compiled import Compiled
 from kvbench.job import Job, Measured
 from kvbench.measure.blocks import run_block
 from kvbench.measure.clock import HostClock
@@ -230,6 +232,41 @@ def against_transformers(desk: Desk, contexts: list[int]) -> Iterator[Goal]:
         gc.collect()
 
 
+def compiled(desk: Desk, contexts: list[int]) -> Iterator[Goal]:
+    """C6, C11, C12, C22: the compiled engine beside the eager one, and packed entries in both."""
+    engine, limits = Compiled(prefill_chunk=0), {512: 0.93, 2048: 0.90, 8192: 0.85}
+    packed = {("C11", "quantization_8bit"): {2048: 0.85, 8192: 0.78}, ("C12", "kivi4"): {8192: 0.83}}
+    own = desk.bench.arms["baseline"]
+    model, view = engine.prepare(copy.deepcopy(own.model)), engine.view(own.view)
+    for context in contexts:
+        run, ids = RunShape(prompt_lengths=(context,), new_tokens=BLOCK), desk.ids(context + BLOCK)
+        arms: dict[str, Any] = {}
+        for name in ("baseline", "quantization_8bit", "kivi4"):
+            arms[name] = desk.decode(name, context)
+            arms[f"compiled {name}"] = DecodeArm(
+                replace(desk.arm(name), model=model, view=view, engine=engine), run, ids
+            )
+        paired = desk.compare(f"compiled at {context}", arms)
+        yield goal(f"C6 compiled / eager baseline, {context}", limits[context], paired, "compiled baseline", "baseline")
+        for (number, name), most in packed.items():
+            if context in most:
+                title = f"{number} {name} / baseline, both compiled, {context}"
+                yield goal(title, most[context], paired, f"compiled {name}", "compiled baseline")
+        found = latency(paired.samples, "compiled baseline")
+        bandwidth = stream_bandwidth(torch.device("cpu"), desk.settings.threads)
+        if found is not None:
+            least = floor_ms(_bytes_read(desk, arms["baseline"]), bandwidth)
+            name = f"C22 measured / floor time, compiled, {context} ({bandwidth / 1e9:.1f} GB/s)"
+            yield Goal(name=name, at_most=1 / 0.42, reached=found.p50_ms / least)
+
+
+def _bytes_read(desk: Desk, dense: DecodeArm) -> int:
+    """Return what a step reads: the weights, of the input embeddings a row alone, and the cache."""
+    network = desk.bench.loaded.model
+    read = sum(p.numel() * 4 for p in network.parameters()) + dense.cache.used_bytes()
+    return read - network.get_input_embeddings().weight.numel() * 4  # type: ignore[no-any-return, operator]
+
+
 def evicting(desk: Desk, context: int, budget: int) -> Iterator[Goal]:
     """C7, C8, C10: decoding from a compressed cache beside the full cache at that length."""
     amount = ["strategy.budget.unit=tokens", f"strategy.budget.amount={budget}"]
@@ -296,9 +333,7 @@ def efficiency(desk: Desk, context: int) -> Iterator[Goal]:
     paired = desk.compare(f"efficiency at {context}", {"baseline": dense})
     found = latency(paired.samples, "baseline")
     assert found is not None
-    read = sum(p.numel() * 4 for p in desk.bench.loaded.model.parameters()) + dense.cache.used_bytes()
-    read -= desk.bench.loaded.model.get_input_embeddings().weight.numel() * 4  # type: ignore[operator]
-    reached = floor_ms(read, bandwidth) / found.p50_ms
+    reached = floor_ms(_bytes_read(desk, dense), bandwidth) / found.p50_ms
     yield Goal(
         name=f"C22 measured / floor time at {context} ({bandwidth / 1e9:.1f} GB/s)",
         at_most=1 / 0.36,
@@ -396,7 +431,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--contexts", type=int, nargs="+", default=[512, 2048, 8192])
     parser.add_argument(
-        "--parts", nargs="+", default=["transformers", "evicting", "growing", "efficiency", "memory", "suite"]
+        "--parts",
+        nargs="+",
+        default=["transformers", "compiled", "evicting", "growing", "efficiency", "memory", "suite"],
     )
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -404,6 +441,7 @@ def main() -> None:
     longest = arguments.contexts[-1]
     parts: dict[str, Callable[[], Iterator[Goal]]] = {
         "transformers": lambda: against_transformers(desk, arguments.contexts),
+        "compiled": lambda: compiled(desk, arguments.contexts),
         "evicting": lambda: evicting(desk, longest, 256),
         "growing": lambda: growing(desk, arguments.contexts[0]),
         "efficiency": lambda: efficiency(desk, longest),

@@ -48,7 +48,7 @@ class Bench:
             self.sources["strategy"] = source_of(job, self.on["strategy"])
         self.facts = facts(job, self.loaded, ATTENTION)
         self.arms: dict[str, Arm] = {}
-        self.unsupported = self._prepare_strategy()
+        self.unsupported = self.engine.unsupported(self.loaded.view) or self._prepare_strategy()
         if job.baseline is not None:
             self.arms["baseline"] = self._arm("baseline", job.baseline)
         self.measured = Measured(
@@ -60,8 +60,8 @@ class Bench:
 
     def _arm(self, name: str, strategy: CacheStrategy) -> Arm:
         loaded = self.on[name]
-        model = strategy.prepare(loaded.model)
-        view = strategy.transform.view(model, loaded.view)
+        model = self.engine.prepare(strategy.prepare(loaded.model))
+        view = self.engine.view(strategy.transform.view(model, loaded.view))
         return Arm(name=name, model=model, view=view, strategy=strategy, engine=self.engine)
 
     def _network(self, name: str) -> Row:

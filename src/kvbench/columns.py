@@ -45,6 +45,7 @@ def held(arm: Arm, cache: KVCache, run: RunShape) -> Row:
     plans = arm.strategy.plans(arm.view, run)
     asked = [budget for plan in plans if plan.budget is not None for budget in plan.budget]
     disk_bytes, numbers = cache.bytes_on("disk"), cache.numbers_held()
+    own = "native" if arm.view.is_compiled else None
     return {
         "kv_allocated_bytes": cache.allocated_bytes(),
         "kv_used_bytes": cache.used_bytes(),
@@ -52,7 +53,7 @@ def held(arm: Arm, cache: KVCache, run: RunShape) -> Row:
         "bits_per_element": 8 * cache.used_bytes() / numbers if numbers > 0 else None,
         **cache.shares(),
         **_compressed(cache),
-        "kernel": arm.strategy.kernel_on(arm.view.device, arm.view.dtype),
+        "kernel": arm.strategy.kernel_on(arm.view.device, arm.view.dtype) or own,
         "page_utilisation": cache.page_utilisation(),
         "host_bytes": cache.bytes_on("host"),
         "host_share": arm.strategy.placement.fitted_share(plans),

@@ -242,10 +242,10 @@ def describe(job: Job, arm: str) -> Row:
     assert strategy is not None
     shape = job.workload.runs()[-1]
     comparison = "none" if job.baseline is None else "unpaired" if isinstance(job.engine, BlackBoxEngine) else "paired"
-    own = "batcher" if isinstance(job.engine, Batcher) else "eager"
     return {
         "arm": arm,
-        **({"strategy": "baseline", "engine": own} if arm == "baseline" else {}),
+        **({"strategy": "baseline"} if arm == "baseline" else {}),
+        **({"engine": "eager"} if arm == "baseline" and comparison == "unpaired" else {}),
         "evidence": "measured",
         "comparison": comparison,
         "batch_size": shape.batch_size,

@@ -218,6 +218,7 @@ class ModelView:
         norms: those that begin attention and feed-forward parts, in order; empty where they cannot be told.
         asked: how the command line asks for the model, for messages; "" if it was not loaded by name.
         is_untrained: whether parts of it that matter were added and never trained, so that what it says means nothing.
+        is_compiled: whether products of a few rows are computed by C++ that was compiled for this processor.
     """
 
     layers: tuple[LayerShape, ...]
@@ -229,6 +230,7 @@ class ModelView:
     norms: tuple[Norm, ...] = ()
     asked: str = ""
     is_untrained: bool = False
+    is_compiled: bool = False
 
     @property
     def keeps_context(self) -> bool:

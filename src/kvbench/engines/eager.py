@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from kvbench.cache.kv_cache import KVCache
+    from kvbench.types import ModelView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,17 @@ class Eager:
         """Refuse chunks that mean nothing."""
         if self.prefill_chunk < 0:
             raise ValueError(f"engine.prefill_chunk must be 0 (the whole prompt) or more; got {self.prefill_chunk}.")
+
+    def unsupported(self, view: ModelView) -> str | None:
+        """Return None: every model can."""
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Return the model itself."""
+        return model
+
+    def view(self, view: ModelView) -> ModelView:
+        """Return what strategies may know of a prepared model."""
+        return view
 
     def prefill(self, model: nn.Module, cache: KVCache, ids: Tensor) -> Tensor:
         """Read the prompt [B, n] and return the logits after it [B, V]."""

@@ -21,7 +21,7 @@ def throughput(runs: pd.DataFrame, steps: pd.DataFrame, ax: Axes) -> pd.DataFram
         The plotted table: strategy, kind, tokens_per_s, low, high (p10 and p90 of blocks).
     """
     rows = method_rows(runs)
-    chosen = rows[(rows["strategy"] == "baseline") | (rows["engine"] != "eager")]
+    chosen = rows[(rows["strategy"] == "baseline") | ~rows["engine"].isin(["eager", "compiled"])]
     rows = method_rows(runs[runs["run_id"].isin(chosen["run_id"])])
     spread = _block_spread(steps)
     speed = rows["tokens_per_s"].astype(float)

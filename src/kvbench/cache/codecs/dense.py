@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.codecs.base import Room
+from kvbench.kernels import few_rows
 from kvbench.types import ModelView
 
 
@@ -36,8 +37,10 @@ class Dense:
         return self
 
     def of_layer(self, view: ModelView, layer: int) -> Dense:
-        """Return the codec itself."""
-        return self
+        """Return the codec itself, or the one whose entries are read by compiled code."""
+        shape = view.layers[layer]
+        fits = few_rows.fits(shape.key_dim) and few_rows.fits(shape.value_dim)
+        return CompiledDense() if view.is_compiled and fits else self
 
     def of_heads(self, heads: slice) -> Dense:
         """Return the codec itself."""
@@ -121,3 +124,17 @@ class DensePayload:
 
     def restore(self, snapshot: object) -> None:
         """Do nothing: slots behind the last entry may hold anything."""
+
+
+class CompiledDense(Dense):
+    """Dense entries that attention reads by compiled code."""
+
+    def empty(self, like: Tensor, capacity: int) -> DensePayload:
+        """Return room for `capacity` entries shaped as `like` [B, G, T, D]."""
+        return _CompiledPayload(super().empty(like, capacity).data)
+
+
+class _CompiledPayload(DensePayload):
+    def entries(self, stop: int, position: Tensor | None = None) -> few_rows.Entries:  # type: ignore[override]
+        """Return slots 0 .. stop, to be read where they lie."""
+        return few_rows.Entries(self.read(stop))

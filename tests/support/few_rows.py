@@ -1,0 +1,99 @@
+"""What holds of a few rows against a matrix, and of the engine that is made of it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from kvbench.engines.arm import Arm
+from kvbench.engines.compiled import FEW, Compiled
+from kvbench.engines.eager import Eager
+from kvbench.kernels import few_rows
+from kvbench.models.view import view_of
+from kvbench.strategies.base import CacheStrategy
+from kvbench.types import RunShape
+from tests.support.models import VOCABULARY, ids
+from tests.support.strategies import strategy
+
+EAGER, COMPILED = Eager(prefill_chunk=0), Compiled(prefill_chunk=0)
+PROMPT, NEW, BUDGET = 24, 4, 16
+
+
+def products_are_torch_s(sets: tuple[int, ...], rows: int, entries: int, width: int, dtype: torch.dtype) -> None:
+    """Products, and sums by weights, of a part of a larger storage are those of torch in float64."""
+    generator = torch.Generator().manual_seed(rows * entries + width)
+    matrix = torch.randn(*sets, entries + 3, width, generator=generator).to(dtype).narrow(-2, 0, entries)
+    some, weights = (torch.randn(*sets, rows, size, generator=generator) for size in (width, entries))
+    for got, want in (
+        (few_rows.products(some, matrix), some.double() @ matrix.double().mT),
+        (few_rows.sums(weights, matrix), weights.double() @ matrix.double()),
+    ):
+        assert want.abs().max() > 0
+        torch.testing.assert_close(got.double(), want, rtol=0, atol=2e-6 * want.abs().max().item() + 1e-6)
+
+
+def bias_is_added(entries: int) -> None:
+    """A bias is added to every row's products."""
+    some, matrix, bias = torch.ones(3, 16), torch.zeros(entries, 16), torch.arange(float(entries))
+    assert torch.equal(few_rows.products(some, matrix, bias), bias.expand(3, -1))
+
+
+def in_threads(check: Callable[[], None], threads: int) -> None:
+    """The same holds in several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        check()
+    finally:
+        torch.set_num_threads(before)
+
+
+@functools.cache
+def network(name: str) -> PreTrainedModel:
+    """Return a random model in float32 whose heads are wide enough to be read by compiled code."""
+    torch.manual_seed(5)
+    sizes: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": None}
+    if name == "gpt2":
+        made: Any = GPT2LMHeadModel(GPT2Config(n_embd=64, n_head=4, n_layer=2, n_positions=256, **sizes))
+    else:
+        sizes |= {"hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 4, "max_position_embeddings": 256}
+        made = LlamaForCausalLM(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes))
+    for key, weight in made.named_parameters():
+        if "q_proj" in key or "k_proj" in key or "c_attn" in key:
+            weight.data.mul_(8)
+        elif "bias" in key:
+            weight.data.normal_()
+    made.eval().requires_grad_(False).set_attn_implementation("kvbench")
+    found: PreTrainedModel = made
+    return found
+
+
+def arm(made: CacheStrategy, name: str, engine: Eager) -> Arm:
+    """Return a strategy on a model of its own."""
+    model = engine.prepare(made.prepare(copy.deepcopy(network(name))))
+    view = engine.view(made.transform.view(model, view_of(network(name))))
+    return Arm(name="strategy", model=model, view=view, strategy=made, engine=engine)
+
+
+def logits(one: Arm, run: RunShape, tokens: Tensor) -> Tensor:
+    """Return the logits [B, 1 + steps, V] after a prompt and after each of the tokens behind it."""
+    cache = one.cache(run)
+    found = [one.prefill(cache, tokens[:, : run.prompt_tokens])]
+    found += [one.step(cache, tokens[:, at : at + 1]) for at in range(run.prompt_tokens, tokens.shape[1])]
+    return torch.stack(found, dim=1)
+
+
+def compiled_is_eager(method: str, name: str, rows: int = 1) -> None:
+    """The compiled engine's logits are the eager one's, but for the order of sums in float32."""
+    made = strategy(method, tokens=BUDGET)
+    run, tokens = RunShape(prompt_lengths=(PROMPT,) * rows, new_tokens=NEW), ids(3, rows, PROMPT + NEW)
+    assert rows <= FEW
+    want, got = (logits(arm(made, name, engine), run, tokens) for engine in (EAGER, COMPILED))
+    assert torch.equal(want[:, 0].argmax(dim=-1), got[:, 0].argmax(dim=-1))
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-4 * want.abs().max().item())
