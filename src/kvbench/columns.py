@@ -149,7 +149,9 @@ def _looked_up(model: nn.Module) -> Tensor | None:
     """Return an input embedding of which a step reads a row; None where it is tied, and all of it is read."""
     embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
     output = model.get_output_embeddings()  # type: ignore[operator]
-    is_tied = output is not None and output.weight.data_ptr() == embedding.data_ptr()
+    if output is None:
+        return embedding
+    is_tied = output.weight is embedding or output.weight.data_ptr() == embedding.data_ptr() != 0  # 0: on no device
     return None if is_tied else embedding
 
 

@@ -2,21 +2,29 @@
 
 python -m kvbench.cli.ledger methods
 python -m kvbench.cli.ledger compositions
+python -m kvbench.cli.ledger ceilings
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
 
-from kvbench.cli.catalogue import CONF, aliases
+from kvbench.cli.catalogue import CONF, aliases, catalogue
+from kvbench.columns import weights_read
 from kvbench.compositions import PARTS, options, refused_alone, refused_pairs
 from kvbench.configuration import build_group, compose, compose_all, resolved
+from kvbench.models.load import skeleton
+from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
+from kvbench.types import ModelView, RunShape
 
 Option = tuple[str, str]  # of a part
+
+LONG = 32768  # tokens
 
 _HEADS = ("Category", "Deviates", "Proof", "Parity", "Survey")
 _PAPER = re.compile(r"\((arXiv:[^)]+|[\w-]+/[\w.-]+)\)")
@@ -103,9 +111,49 @@ def together(pairs: Iterable[tuple[Option, Option, str]]) -> Iterator[tuple[str,
         yield ", ".join(these), with_these, why
 
 
+def ceilings() -> Iterator[str]:
+    """Yield the page of what fewer bytes can gain at most on each model, line by line."""
+    yield "# Ceilings"
+    yield ""
+    yield "Written by `make docs` from `conf/model/*.yaml`. Decoding reads the weights once a step for all rows of a batch,"
+    yield "and each row's keys and values. Where that is what takes time, a strategy gains at most the bytes it does not"
+    yield "read: below the context at which keys and values are a tenth of the weights, none can gain a tenth. The last"
+    yield f"columns say what a cache of a quarter can gain at {LONG:,} tokens. A dash is beyond the model's positions."
+    yield ""
+    yield "| model | weights read | KV, a token | KV = weights / 10 at | KV = weights at | batch 1 | batch 16 |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    for name in sorted(name for name in dict(catalogue())["model"] if not name.startswith("tiny")):
+        spec = build_group(resolved(compose([f"model={name}"]))["model"], "model")
+        network = skeleton(spec)
+        view = view_of(network)
+        if not view.is_recurrent:
+            yield f"| {name} | {' | '.join(_ceilings(weights_read(network), view))} |"
+
+
+def _ceilings(weights: int, view: ModelView) -> Iterator[str]:
+    full = build_group(resolved(compose(["strategy=baseline"]))["strategy"], "strategy")
+
+    def kv(tokens: int) -> int:
+        bytes_: int = full.used_bytes(view, RunShape(prompt_lengths=(tokens,), new_tokens=1), tokens)
+        return bytes_
+
+    def reaching(wanted: float) -> str:
+        found = bisect_left(range(view.max_positions), wanted, key=lambda tokens: kv(tokens + 1)) + 1
+        return f"{found:,}" if found <= view.max_positions else "-"
+
+    yield f"{weights / 2**30:.2f} GiB"
+    yield f"{(kv(2) - kv(1)) / 2**10:.1f} KiB"
+    yield reaching(weights / 10)
+    yield reaching(weights)
+    for rows in (1, 16):
+        held = rows * kv(LONG)
+        yield f"{(weights + held) / (weights + held / 4):.2f}x" if view.max_positions >= LONG else "-"
+
+
 def main() -> None:
     """Print the page that is asked for."""
-    print("\n".join({"methods": methods, "compositions": compositions}[sys.argv[1]]()))
+    pages = {"methods": methods, "compositions": compositions, "ceilings": ceilings}
+    print("\n".join(pages[sys.argv[1]]()))
 
 
 if __name__ == "__main__":
