@@ -37,7 +37,6 @@ PARAMETERS = {
     "mamba-790m": 793_204_224,
     "rwkv-4-169m": 169_342_464,
     "rwkv-4-430m": 430_397_440,
-    "tiny-mamba": 1_968_192,  # tiny has 1_967_808
 }
 MODELS = list(dict(catalogue())["model"])
 SHAPES = {  # layers, query heads, KV heads, positions
