@@ -20,13 +20,13 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # looked at once, when Triton is imported
 os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"  # the compiler knows its processor: torch compiles three files to see
 
-_choices = defaults_list._create_interpolation_map
+all_choices = defaults_list._create_interpolation_map
 
 
 def _choices_if_asked(overrides: Any, defaults: list[Any], *more: Any) -> Any:
     """Return the choices made so far, for defaults that are named by others: Hydra makes them for every file."""
     asked = any(default.is_interpolation() for default in defaults if not default.is_self())
-    return _choices(overrides, defaults, *more) if asked else None
+    return all_choices(overrides, defaults, *more) if asked else None
 
 
 defaults_list._create_interpolation_map = _choices_if_asked  # type: ignore[assignment]

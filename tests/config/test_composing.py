@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 from hydra import compose as hydra_compose
-from hydra import initialize_config_module
+from hydra import initialize_config_dir, initialize_config_module
+from hydra._internal import defaults_list
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError
@@ -17,6 +18,7 @@ from omegaconf.errors import ConfigKeyError
 from kvbench.configuration import ConfigError, check, compose, composing, resolved
 from kvbench.configuration.composing import sweep_name
 from kvbench.configuration.reading import ReadOnce
+from tests import conftest
 from tests.mutants import configuration as mutants
 
 
@@ -166,3 +168,22 @@ def test_the_check_of_names_catches_a_bare_hash(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(composing, "sweep_name", mutants.bare_hash)
     with pytest.raises(AssertionError):
         check_names()
+
+
+def test_compositions_of_the_tests_are_those_of_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ("strategy=scheduling_prefix", "strategy/codec=kivi2", "+experiment=first_look")
+    quick = composing._composed(*asked)
+    monkeypatch.setattr(defaults_list, "_create_interpolation_map", conftest.all_choices)
+    assert composing._composed(*asked) == quick
+
+
+def test_a_default_that_another_names_is_found(tmp_path: Path) -> None:
+    for file, text in {
+        "a/one.yaml": "x: 1",
+        "b/one.yaml": "y: 2",
+        "config.yaml": "defaults: [{a: one}, {b: '${a}'}]",
+    }.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text, encoding="utf-8")
+    with initialize_config_dir(str(tmp_path), version_base=composing.VERSION_BASE):
+        assert hydra_compose("config") == {"a": {"x": 1}, "b": {"y": 2}}
