@@ -15,14 +15,17 @@ from tests.support.models import NAMES, model
 from tests.support.strategies import LIMITED, METHODS, rules, strategy
 
 UNEVEN = (24, 15)
+KINDS = ("llama_gqa", "gpt2", "gemma3")  # of which each method makes other bytes: grouped heads, ranks, a window
 
 each_method = pytest.mark.parametrize("name", METHODS)
 each_limited = pytest.mark.parametrize("name", LIMITED)
 
 
-@pytest.mark.parametrize("model", NAMES)
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [(name, model) for name in METHODS for model in NAMES if model in KINDS or name in ("h2o", "attention_sink")],
+)
 @pytest.mark.parametrize(("unit", "lengths"), [("tokens", (24, 24)), ("ratio", UNEVEN)])
-@each_method
 def test_bytes_and_entries_follow_their_formulas_at_every_step(
     name: str, model: str, unit: str, lengths: tuple[int, ...]
 ) -> None:
@@ -35,7 +38,7 @@ def test_bytes_follow_their_formulas_in_narrow_dtypes(name: str, dtype: torch.dt
     storage.bytes_follow_their_formulas(name, "llama_gqa", dtype=dtype)
 
 
-@pytest.mark.parametrize("model", ["llama_gqa", "gpt2", "gemma3"])
+@pytest.mark.parametrize("model", KINDS)
 @pytest.mark.parametrize("lengths", [(24, 24), UNEVEN])
 @each_limited
 def test_a_budget_in_bytes_is_used_up_and_never_exceeded(name: str, model: str, lengths: tuple[int, ...]) -> None:
@@ -76,7 +79,7 @@ def test_a_decode_step_works_in_place_and_never_waits_for_the_host(name: str, mo
 
 @each_method
 def test_a_decode_step_of_uneven_rows_works_in_place_too(name: str) -> None:
-    steps.steady_decode_does_the_same_in_place(name, "llama_gqa", UNEVEN, steps=32)
+    steps.steady_decode_does_the_same_in_place(name, "llama_gqa", UNEVEN, steps=16)
 
 
 @pytest.mark.parametrize("lengths", [(24, 24), UNEVEN])

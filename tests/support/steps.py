@@ -42,7 +42,7 @@ class Recorder(TorchDispatchMode):
 
 
 def steady_decode_does_the_same_in_place(
-    name: str, model_name: str, lengths: Sequence[int] = (PROMPT, PROMPT), steps: int = 64, period: int = 1
+    name: str, model_name: str, lengths: Sequence[int] = (PROMPT, PROMPT), steps: int = 2 * BUDGET, period: int = 1
 ) -> None:
     """A decode step makes the same operations each time: no concatenation, no gathering, no reading on the host.
 
