@@ -127,8 +127,15 @@ def test_a_chunked_prompt_equals_the_prompt_at_once(name: str, model: str) -> No
     checks.chunks_equal_one_shot(name, model, by=checks.usual_once)
 
 
-@pytest.mark.parametrize("model", ["llama_gqa", "gpt2", "gemma3"])
-@pytest.mark.parametrize(("by_ratio", "chunks"), [(False, ()), (True, (5, 13, 6))])
+@pytest.mark.parametrize(
+    ("model", "by_ratio", "chunks"),
+    [
+        ("llama_gqa", False, ()),
+        ("llama_gqa", True, (5, 13, 6)),
+        ("gpt2", False, ()),
+        ("gemma3", True, (5, 13, 6)),
+    ],
+)
 @each_method
 def test_rows_of_a_padded_batch_equal_rows_alone(
     name: str, model: str, by_ratio: bool, chunks: tuple[int, ...]
