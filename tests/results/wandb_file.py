@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
-
 FILE_HEADER = b":W&B\xe1\xbe\x00"
 BLOCK_BYTES = 32_768
 HEADER_BYTES = 7  # crc u32, length u16, type u8
@@ -30,6 +28,8 @@ def chunks(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 def records(path: Path) -> Iterator[Any]:
     """Yield the records of a .wandb file."""
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # three hundred files
+
     data = path.read_bytes()
     assert data.startswith(FILE_HEADER), f"{path} is no file of wandb's"
     whole = b""
