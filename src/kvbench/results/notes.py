@@ -120,7 +120,8 @@ def of_baselines(shown: Row | None, baselines: Sequence[Row]) -> Iterator[Note]:
     """Yield in what the baselines of runs differ of which one is shown."""
     configs = [_flat(_own(row)) for row in baselines]
     keys = sorted({key for config in configs for key in config})
-    differing = [key for key in keys if len({config[key] for config in configs if key in config}) > 1]
+    found = [key for key in keys if len({config[key] for config in configs if key in config}) > 1]
+    differing = [key.removesuffix("._target_") for key in found]
     if differing and shown:
         yield Note(
             "baseline",
