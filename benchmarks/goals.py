@@ -52,6 +52,13 @@ from kvbench.runner import job_of
 from kvbench.types import RunShape
 
 BLOCK = 8
+GROUPED = ("strategy.transform.num_groups=2",)  # of llama8's 8 heads
+SIZES = ("model.weights=random", "model.architecture.vocab_size=32000", "model.architecture.hidden_size=512")
+RECURRENT = {  # as wide as llama8, and as many parameters between the embedding and the head
+    "mamba": ("mamba-130m", "model.architecture.num_hidden_layers=16", *SIZES),
+    "rwkv": ("rwkv-4-169m", "model.architecture.num_hidden_layers=8", *SIZES),
+}
+PARTS = ("transformers", "compiled", "evicting", "growing", "grouped", "states", "efficiency", "memory", "suite")
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures" / "runs"
 
 
@@ -165,8 +172,8 @@ def job_for(overrides: list[str]) -> Job:
 class Desk:
     """One loaded model and the means to compare arms on it."""
 
-    def __init__(self, model: str, seconds: float) -> None:
-        self.job = job_for([f"model={model}", "model.device=cpu"])
+    def __init__(self, model: str, seconds: float, *overrides: str) -> None:
+        self.job = job_for([f"model={model}", "model.device=cpu", *overrides])
         self.bench = Bench(self.job, lambda stage, share: None)
         self.settings: Settings = replace(self.job.settings, cell_seconds=seconds, quiet_seconds=10.0)
         self.samples: list[pd.DataFrame] = []
@@ -175,7 +182,9 @@ class Desk:
     def arm(self, strategy: str, *overrides: str) -> Arm:
         """Return a strategy on the model."""
         node = resolved(compose([f"strategy={strategy}", *overrides]))["strategy"]
-        return replace(self.bench.arms["baseline"], name=strategy, strategy=build_group(node, "strategy"))
+        made, base = build_group(node, "strategy"), self.bench.arms["baseline"]
+        model = made.prepare(base.model)
+        return replace(base, name=strategy, strategy=made, model=model, view=made.transform.view(model, base.view))
 
     def ids(self, tokens: int) -> torch.Tensor:
         """Return random ids."""
@@ -286,6 +295,42 @@ def evicting(desk: Desk, context: int, budget: int) -> Iterator[Goal]:
             at_most=1.05,
             reached=arms[name].cache.allocated_bytes() / exact,
         )
+
+
+def grouped(desk: Desk, context: int) -> Iterator[Goal]:
+    """C17: a quarter of the KV heads beside all of them, and what a step holds beyond the cache: no key twice."""
+    arms = {"baseline": desk.decode("baseline", context), "gqa": desk.decode("gqa", context, *GROUPED)}
+    held = [arm.cache.allocated_bytes() for arm in arms.values()]
+    yield Goal(name=f"C17 |gqa / baseline KV bytes / 0.25 - 1|, {context}", at_most=0.01, reached=_off(held, 0.25))
+    paired = desk.compare(f"a quarter of the KV heads at {context}", arms)
+    yield goal(f"C17 gqa / baseline, {context}", 0.64, paired, "gqa", "baseline")
+    del arms
+    gc.collect()
+    overrides = [f"model={desk.model}", "model.device=cpu", "strategy=gqa", *GROUPED]
+    job = job_for([*overrides, f"workload.prompt_tokens={context}", "workload.new_tokens=32"])
+    found = _peak("kvbench.worker:weigh", job, "strategy")
+    peak = found["decode_peak_bytes"] / found["kv_used_bytes"]
+    yield Goal(name=f"C17 gqa decode peak / KV bytes, {context}", at_most=1.03, reached=peak)
+
+
+def states(desk: Desk, short: int, long: int) -> Iterator[Goal]:
+    """C21: networks that keep a state, at two lengths of what they have read, and beside a full cache."""
+    dense = desk.decode("baseline", long)
+    for name, (model, *overrides) in RECURRENT.items():
+        other = Desk(model, desk.settings.cell_seconds, *overrides)
+        arms = {"short": other.decode("baseline", short), "long": other.decode("baseline", long), "dense": dense}
+        held = [arms[arm].cache.allocated_bytes() for arm in ("short", "long")]
+        yield Goal(name=f"C21 |{name} bytes at {long} / {short} - 1|", at_most=0.01, reached=_off(held, 1.0))
+        paired = desk.compare(f"{name} at {short} and {long}", arms)
+        yield goal(f"C21 {name} at {long} / at {short}", 1.03, paired, "long", "short")
+        yield goal(f"C21 {name} / baseline, {long}", 0.6, paired, "long", "dense")
+        del other, arms
+        gc.collect()
+
+
+def _off(held: list[int], want: float) -> float:
+    """Return by how much the ratio of the second number of bytes to the first is not what it should be."""
+    return abs(held[1] / held[0] / want - 1)
 
 
 def growing(desk: Desk, context: int) -> Iterator[Goal]:
@@ -430,11 +475,7 @@ def main() -> None:
     parser.add_argument("--model", default="llama8")
     parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--contexts", type=int, nargs="+", default=[512, 2048, 8192])
-    parser.add_argument(
-        "--parts",
-        nargs="+",
-        default=["transformers", "compiled", "evicting", "growing", "efficiency", "memory", "suite"],
-    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     desk = Desk(arguments.model, arguments.seconds)
@@ -444,6 +485,8 @@ def main() -> None:
         "compiled": lambda: compiled(desk, arguments.contexts),
         "evicting": lambda: evicting(desk, longest, 256),
         "growing": lambda: growing(desk, arguments.contexts[0]),
+        "grouped": lambda: grouped(desk, longest),
+        "states": lambda: states(desk, arguments.contexts[0], longest),
         "efficiency": lambda: efficiency(desk, longest),
         "memory": lambda: memory(arguments.model, longest),
         "suite": suite,
