@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.state import StateLayer
-from kvbench.models import load, mamba, recurrence, rwkv
+from kvbench.models import load, mamba, mamba2, recurrence, rwkv
 from kvbench.types import StateShape
 from tests.mutants.core_mutant import Mutant
 from tests.support import recurrent
 
 chunks, keep, fresh = recurrence.chunks, StateLayer.keep, StateShape.fresh
+read_states = mamba2.read_states
 
 
 def without_the_rest(numbers: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -30,6 +31,16 @@ def of_the_next_token(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor,
     decay, states, start = context.saved_tensors
     before = torch.cat([start[:, None], states[:, :-1]], dim=1)
     return gradients[0] * before, gradients[0], gradients[0][:, 0] * decay[:, 0]
+
+
+def without_a_past(*given: Tensor) -> tuple[Tensor, Tensor]:
+    """Forget the state before."""
+    return read_states(*given[:-1], torch.zeros_like(given[-1]))
+
+
+def at_other_rates(step: Tensor, fed: Tensor, by: Tensor, of: Tensor, rate: Tensor, state: Tensor) -> Any:
+    """Take rates in another order."""
+    return read_states(step, fed, by, of, rate.flip(0), state)
 
 
 def no_peaks(key: Tensor, most: Tensor, fall: Tensor) -> Tensor:
@@ -84,12 +95,22 @@ MUTANTS = (
     Mutant(
         name="later pieces are the first one",
         patches=((mamba, "chunks", without_the_rest), (rwkv, "chunks", without_the_rest)),
-        killed_by=tuple(partial(loop, name, 20) for name in recurrent.NAMES),
+        killed_by=tuple(partial(loop, name, 20) for name in recurrent.SCANNED),
     ),
     Mutant(
         name="gradients do not go back in time",
         patches=((recurrence._Recurrence, "backward", staticmethod(of_the_next_token)),),
-        killed_by=tuple(partial(loop, name, 20) for name in recurrent.NAMES),
+        killed_by=tuple(partial(loop, name, 20) for name in recurrent.SCANNED),
+    ),
+    Mutant(
+        name="tokens taken together see each other only",
+        patches=((mamba2, "read_states", without_a_past),),
+        killed_by=(partial(steps, "mamba2"),),
+    ),
+    Mutant(
+        name="heads fall at each other's rates",
+        patches=((mamba2, "read_states", at_other_rates),),
+        killed_by=(partial(loop, "mamba2", 3), partial(recurrent.equals_transformers, "mamba2")),
     ),
     Mutant(
         name="weights are not scaled",
@@ -108,7 +129,7 @@ MUTANTS = (
     ),
     Mutant(
         name="a norm is left out",
-        patches=((mamba, "_normed", lambda norm, hidden: hidden),),
+        patches=((mamba, "normed", lambda norm, hidden: hidden),),
         killed_by=(partial(recurrent.equals_transformers, "mamba"),),
     ),
     Mutant(

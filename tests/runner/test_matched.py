@@ -67,7 +67,7 @@ def test_the_matched_model_is_loaded_as_the_model_is(model: str, kind: str, name
         ),
         (
             ("strategy=matched", "strategy.transform.kind=mambo"),
-            r"Did you mean .*kind=mamba\? It names: cla, gqa, mamba, mha, mqa, rwkv, yoco\. \+model\.matched\.mambo=",
+            r"Did you mean .*kind=mamba .*=mamba2\? It names: cla, gqa, mamba, mamba2, mha, mqa, rwkv, yoco\. \+model",
         ),
         (
             ("strategy=matched", "strategy.transform.kind=mho", "+model.matched.mho=tiny-mho"),

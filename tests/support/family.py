@@ -77,6 +77,8 @@ def small(member: str = "gqa", steps: int = STEPS, layers: int = 2) -> Any:
         "model": {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": layers},
         "optimiser": {"steps": steps, "tokens_per_step": 256, "rate": {0: 1.0, steps: 1.0}},
     }
+    if member == "mamba2":
+        changes["model"]["head_dim"] = 2 * 24 // recipes()[member].model.num_heads
     made: Any = OmegaConf.merge(recipes()[member], changes)
     made.lengths, made.mix = {steps // 2: 64, steps: 128}, {steps: {"text": 0.5, "copy": 0.5}}
     return made

@@ -12,11 +12,19 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor
-from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel, RwkvConfig, RwkvForCausalLM
+from transformers import (
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
 
 from kvbench.cache.kv_cache import KVCache
 from kvbench.configuration import build_group, compose, resolved
-from kvbench.models import mamba, recurrence, rwkv
+from kvbench.models import mamba, mamba2, recurrence, rwkv
 from kvbench.models.load import load
 from kvbench.models.spec import ModelSpec
 from kvbench.models.view import view_of
@@ -27,18 +35,28 @@ from tests.support.models import VOCABULARY, ids
 from tests.support.storage import storages_are_exact_and_reported
 from tests.support.strategies import composed
 
-NAMES = ("mamba", "rwkv")
+NAMES = ("mamba", "mamba2", "rwkv")
+SCANNED = ("mamba", "rwkv")  # by one operation per token
 HIDDEN, LAYERS, STATES, KERNEL = 16, 3, 4, 4
 CONFIGS: dict[str, Callable[[], Any]] = {
     "mamba": lambda: MambaConfig(
         vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=LAYERS, state_size=STATES
     ),
+    "mamba2": lambda: Mamba2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        num_hidden_layers=LAYERS,
+        state_size=STATES,
+        num_heads=4,
+        head_dim=8,
+        n_groups=2,
+    ),
     "rwkv": lambda: RwkvConfig(
         vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=LAYERS, rescale_every=0, attention_hidden_size=24
     ),
 }
-OURS: dict[str, Any] = {"mamba": mamba.Mamba, "rwkv": rwkv.Rwkv}
-THEIRS: dict[str, Any] = {"mamba": MambaForCausalLM, "rwkv": RwkvForCausalLM}
+OURS: dict[str, Any] = {"mamba": mamba.Mamba, "mamba2": mamba2.Mamba2, "rwkv": rwkv.Rwkv}
+THEIRS: dict[str, Any] = {"mamba": MambaForCausalLM, "mamba2": Mamba2ForCausalLM, "rwkv": RwkvForCausalLM}
 FEW = 3  # tokens at once, so that what is read has many pieces
 
 
@@ -57,6 +75,9 @@ def network(name: str, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
 
 def few_at_once(name: str, patch: pytest.MonkeyPatch) -> None:
     """Have the states of few tokens of two rows there at once."""
+    if name == "mamba2":
+        patch.setattr(mamba2, "TOGETHER", FEW)
+        return
     numbers = {"mamba": 2 * 2 * HIDDEN * STATES, "rwkv": 2 * 2 * 24}[name]
     patch.setattr(recurrence, "AT_ONCE", FEW * numbers)
 
@@ -81,9 +102,34 @@ def _mamba_loop(mixer: Any, hidden: Tensor) -> Tensor:
     return cast("Tensor", mixer.out_proj(torch.stack(outs, dim=1)))
 
 
-def _mamba_chunks(mixer: Any, hidden: Tensor) -> Tensor:
-    states = tuple(shape.fresh(len(hidden), hidden.device) for shape in network("mamba").layer_states())  # type: ignore[operator]
-    return mamba.mix(mixer, hidden, states, None)[0]
+def _mamba2_loop(mixer: Any, hidden: Tensor) -> Tensor:
+    """Read token by token, and head by head."""
+    size, heads, groups, width = mixer.ssm_state_size, mixer.num_heads, mixer.n_groups, mixer.conv_kernel_size
+    gate, inputs, time = mixer.in_proj(hidden).split([2 * HIDDEN, 2 * HIDDEN + 2 * groups * size, heads], dim=-1)
+    before = torch.cat([inputs.new_zeros(len(inputs), width - 1, inputs.shape[2]), inputs], dim=1)
+    steps, outs = torch.nn.functional.softplus(time + mixer.dt_bias), []
+    states = [inputs.new_zeros(len(inputs), mixer.head_dim, size) for _ in range(heads)]
+    for at in range(hidden.shape[1]):
+        near = before[:, at : at + width]
+        new = torch.nn.functional.silu((near * mixer.conv1d.weight[:, 0].T).sum(dim=1) + mixer.conv1d.bias)
+        fed, made, asked = new.split([2 * HIDDEN, groups * size, groups * size], dim=-1)
+        said = []
+        for head in range(heads):
+            mine, own = slice(head * mixer.head_dim, (head + 1) * mixer.head_dim), head * groups // heads
+            group = slice(own * size, (own + 1) * size)
+            step = steps[:, at, head, None, None]
+            states[head] = states[head] * (-step * mixer.A_log[head].exp()).exp()
+            states[head] = states[head] + step * fed[:, mine, None] * made[:, None, group]
+            said.append((states[head] * asked[:, None, group]).sum(dim=-1) + mixer.D[head] * fed[:, mine])
+        out = torch.cat(said, dim=-1) * torch.nn.functional.silu(gate[:, at])
+        parts = [part / (part.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt() for part in out.chunk(groups, dim=-1)]
+        outs.append(torch.cat(parts, dim=-1) * mixer.norm.weight)
+    return cast("Tensor", mixer.out_proj(torch.stack(outs, dim=1)))
+
+
+def _chunks(name: str, mixer: Any, hidden: Tensor) -> Tensor:
+    states = tuple(shape.fresh(len(hidden), hidden.device) for shape in network(name).layer_states())  # type: ignore[operator]
+    return {"mamba": mamba.mix, "mamba2": mamba2.mix}[name](mixer, hidden, states, None)[0]
 
 
 def _rwkv_loop(fall: Tensor, bonus: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -112,10 +158,11 @@ def _weighed(tokens: int, scale: float = 2.0) -> list[Tensor]:
 def _both_ways(name: str, tokens: int) -> list[tuple[Tensor, list[Tensor]]]:
     """Return the output and its gradients, in few tokens at once and in a loop over all of them."""
     ways: list[Callable[..., Tensor]]
-    if name == "mamba":
-        mixer: Any = network("mamba").backbone.layers[1].mixer  # type: ignore[union-attr, index]
+    if name != "rwkv":
+        mixer: Any = network(name).backbone.layers[1].mixer  # type: ignore[union-attr, index]
+        loop = {"mamba": _mamba_loop, "mamba2": _mamba2_loop}[name]
         leaves = [torch.randn(2, tokens, HIDDEN, generator=torch.Generator().manual_seed(6), dtype=torch.float64)]
-        ways = [functools.partial(way, mixer) for way in (_mamba_chunks, _mamba_loop)]
+        ways = [functools.partial(way, mixer) for way in (functools.partial(_chunks, name), loop)]
         learned = list(mixer.parameters())
     else:
         leaves, ways, learned = _weighed(tokens), [_rwkv_chunks, _rwkv_loop], []
@@ -198,6 +245,7 @@ def bytes_are_the_closed_form(name: str, dtype: torch.dtype = torch.float64) -> 
     wide = max(4, size)
     per_layer = {
         "mamba": 2 * HIDDEN * (STATES * wide + KERNEL * size),
+        "mamba2": (2 * HIDDEN + 2 * 2 * STATES) * KERNEL * size + 2 * HIDDEN * STATES * wide,
         "rwkv": 2 * HIDDEN * size + 3 * 24 * wide,
     }[name]
     sizes = set()

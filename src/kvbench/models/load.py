@@ -150,9 +150,10 @@ def _auto() -> Any:
 def recurrent() -> Mapping[str, Any]:
     """Return our classes, by model type, for networks that transformers reads token by token."""
     from kvbench.models.mamba import Mamba
+    from kvbench.models.mamba2 import Mamba2
     from kvbench.models.rwkv import Rwkv
 
-    return {"mamba": Mamba, "rwkv": Rwkv}
+    return {"mamba": Mamba, "mamba2": Mamba2, "rwkv": Rwkv}
 
 
 def _untrained(spec: ModelSpec) -> Any:

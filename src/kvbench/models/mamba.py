@@ -44,16 +44,17 @@ class Mamba(MambaForCausalLM):
         dtype, config = self.backbone.embeddings.weight.dtype, self.config
         hidden = self.backbone.embeddings(input_ids).to(wide(dtype) if config.residual_in_fp32 else dtype)
         hidden = through_layers(self.backbone.layers, hidden, past_key_values, self.layer_states(), _read)
-        return predictions(_normed(self.backbone.norm_f, hidden), self.lm_head, logits_to_keep)
+        return predictions(normed(self.backbone.norm_f, hidden), self.lm_head, logits_to_keep)
 
 
-def _normed(norm: Any, hidden: Tensor) -> Tensor:
+def normed(norm: Any, hidden: Tensor) -> Tensor:
+    """Return hidden states of one length, by transformers' norm of such a network."""
     out = rms_norm(hidden.to(wide(hidden.dtype)), norm.weight.shape, eps=norm.variance_epsilon)
     return norm.weight * out.to(norm.weight.dtype)  # type: ignore[no-any-return]
 
 
 def _read(block: nn.Module, hidden: Tensor, states: States, real: Tensor | None) -> tuple[Tensor, States]:
-    out, after = mix(block.mixer, _normed(block.norm, hidden), states, real)
+    out, after = mix(block.mixer, normed(block.norm, hidden), states, real)
     return hidden + out, after
 
 
