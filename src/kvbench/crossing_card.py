@@ -27,8 +27,8 @@ from kvbench.types import RunShape, Sample
 from kvbench.workloads.recall import RecallTasks, draw
 from kvbench.workloads.source import TokenSource
 
-LENGTHS = (64, 256, 512)  # of contexts
-SAMPLES, PAIRS, WINDOWS, SCORED, BATCH = 64, 8, 32, 32, 32
+LENGTHS = (64, 256)  # of contexts
+SAMPLES, PAIRS, WINDOWS, SCORED, BATCH = 32, 8, 16, 32, 32
 
 
 def answer_nats(arm: Arm, samples: Sequence[Sample], contexts: Sequence[Sample]) -> float:

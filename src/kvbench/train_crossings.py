@@ -19,19 +19,19 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kvbench.calibrated import fingerprint
 from kvbench.configuration import build_group, compose, resolved
 from kvbench.kernels.rotary import turn
-from kvbench.models.crossing import Crossings
+from kvbench.models.crossing import EPSILON, Crossings, Places
 from kvbench.models.load import Loaded, load
 from kvbench.models.spec import FAMILY
-from kvbench.strategies.transform.crossing import FILE, SEED, Crossed, with_crossings
+from kvbench.strategies.transform.crossing import FILE, SEED, Crossed, said_of, with_crossings
 from kvbench.train import IGNORE, answers_only, loss_of, optimised, read_corpus, until
 from kvbench.types import Sample
 from kvbench.workloads.recall import RecallTasks
 
 RECIPE = FAMILY / "crossing.yaml"
 MOST_PAIRS = 32
+FIRST = (32, 224)  # contexts that say how keys and values differ, and their tokens
 
 
 def members() -> dict[str, Any]:
@@ -135,6 +135,55 @@ class Contexts:
         return nn.functional.pad(ids, behind), nn.functional.pad(targets, behind, value=IGNORE)
 
 
+@torch.no_grad()
+def hidden_of(model: Any, crossings: Crossings, contexts: Tensor) -> Tensor:
+    """Return the hidden states [B, T, hidden] of contexts that a model's blocks read an encoding of."""
+    found: list[Tensor] = []
+    config, all_layers = model.config, model.config.num_hidden_layers
+    config.num_hidden_layers = crossings.places.encoded + 1  # those behind add nothing to it
+    try:
+        model.base_model(contexts, use_cache=False, keep=found.append)
+    finally:
+        config.num_hidden_layers = all_layers
+    return found[0]
+
+
+@torch.no_grad()
+def begin(model: Any, crossings: Crossings, contexts: Tensor) -> None:
+    """Draw a block, and have it begin as the attention of the layer behind it to the whole context.
+
+    It takes over the projections; the encoding is what keys and values of some contexts differ most in. A layer that
+    finds what stood behind a word before does so from the first step on.
+
+    Args:
+        model: with the block; a Llama.
+        crossings: the block.
+        contexts: ids [B, T].
+    """
+    crossings.draw(SEED)
+    block: Any = crossings.blocks[0]
+    layer = model.base_model.layers[crossings.places.encoded + 1]
+    heads, norm = layer.self_attn, layer.input_layernorm.weight
+    hidden = hidden_of(model, crossings, contexts)
+    rows = nn.functional.rms_norm(hidden, hidden.shape[-1:], eps=EPSILON).flatten(0, 1)
+    both = [part.weight * norm for part in (heads.k_proj, heads.v_proj)]
+    scales = torch.cat([(rows @ each.T).std().expand(len(each), 1) for each in both])
+    weights = torch.cat(both) / scales
+    made = rows @ weights.T
+    directions = torch.linalg.eigh(made.T @ made).eigenvectors[:, -crossings.width :]
+    keys, values = (scales * directions).split([len(each) for each in both])
+    begun = {
+        "attention_norm": norm,
+        "q_proj": heads.q_proj.weight,
+        "k_proj": keys,
+        "v_proj": values,
+        "o_proj": heads.o_proj.weight,
+    }
+    crossings.encoder.weight.copy_(directions.T @ weights)  # type: ignore[operator]
+    for name, weight in begun.items():
+        block.get_submodule(name).weight.copy_(weight)
+
+
 def losses_of(model: Any, crossings: Crossings, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Return the loss of what is said behind contexts that blocks alone have read: of text, and of answers.
 
@@ -143,11 +192,10 @@ def losses_of(model: Any, crossings: Crossings, batch: tuple[Tensor, Tensor, Ten
         crossings: the blocks.
         batch: of `Contexts`.
     """
-    contexts, ids, targets, is_text = batch
-    with torch.no_grad():
-        hidden = model.base_model(contexts, use_cache=False).last_hidden_state
+    contexts, ids, targets, is_text = (rows.to(model.device) for rows in batch)
+    hidden = hidden_of(model, crossings, contexts)
     with torch.enable_grad():
-        readers = [Read.of(pair, crossings.shape.rotary) for pair in crossings.pairs(crossings.encoder(hidden))]
+        readers = [Read.of(pair, crossings.shape.rotary) for pair in crossings.pairs(crossings.encode(hidden))]
         logits = model(ids, use_cache=False, readers=readers).logits
         return loss_of(logits[is_text], targets[is_text]), loss_of(logits[~is_text], targets[~is_text])
 
@@ -185,17 +233,16 @@ def base_of(recipe: Any, device: str) -> Loaded:
 def train(recipe: Any, base: Loaded, contexts: Contexts, out: Path, device: str = "cpu") -> Iterator[dict[str, float]]:
     """Train blocks, and leave them in the folder; resume from the last checkpoint."""
     asked = Crossed(**recipe.transform, weights="")
-    crossings = Crossings(base.view, *asked.sizes(base.view))
-    crossings.draw(SEED)
-    crossings.to(device)
+    places = Places(behind=(recipe.behind_layer,), encoded=recipe.behind_layer)
+    crossings = Crossings(base.view, places, asked.sizes(base.view)[1]).to(device)
     model = with_crossings(base.model, base.view, crossings)
+    begin(model, crossings, contexts.batch(*FIRST, until(0, recipe.mix))[0].to(device))
 
     def losses(step: int, length: int) -> tuple[Tensor, Tensor]:
         rows = recipe.optimiser.tokens_per_step // (length + recipe.behind)
         return losses_of(model, crossings, contexts.batch(rows, length, until(step, recipe.mix)))
 
     yield from optimised(recipe, crossings, losses, contexts.rng, out, device)
-    blocks, width = asked.sizes(base.view)
-    said = {"weights": str(fingerprint(base.view)), "blocks": str(blocks), "width": str(width), "model": recipe.base}
+    said = {**said_of(crossings, base.view), "model": recipe.base}
     kept = {name: weight.bfloat16().cpu() for name, weight in crossings.state_dict().items()}
     save_file(kept, out / FILE, metadata=said)

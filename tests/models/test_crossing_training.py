@@ -13,6 +13,10 @@ def test_what_is_asked_stands_in_the_context() -> None:
     crossing_training.what_is_asked_stands_in_the_context()
 
 
+def test_a_block_begins_as_the_layer_behind_it() -> None:
+    crossing_training.a_block_begins_as_the_layer_behind_it()
+
+
 def test_training_goes_on_exactly() -> None:
     crossing_training.training_goes_on_exactly()
 

@@ -15,7 +15,7 @@ from kvbench.cache.context import ContextLayer, ForgettingLayer
 from kvbench.cache.kv_cache import KVCache
 from kvbench.cache.layer import CacheLayer
 from kvbench.models import crossing as models
-from kvbench.models.crossing import Crossing, Crossings, Handed
+from kvbench.models.crossing import Crossing, Crossings, Handed, Places
 from kvbench.strategies.transform import crossing as transform
 from kvbench.strategies.transform.crossing import Crossed
 from kvbench.train_crossings import Read
@@ -123,6 +123,17 @@ def newest(self: CacheLayer, query: Tensor, scale: float) -> Tensor:
     return values.repeat_interleave(query.shape[1] // values.shape[1], dim=1)
 
 
+def behind_the_last(said: Mapping[str, str]) -> Places:
+    """Put all blocks where they stand untrained."""
+    return Places.spread(int(said["blocks"]), 2)
+
+
+def of_the_last_layer(self: Crossings, hidden: Tensor) -> Tensor:
+    """Take what is encoded for normalised."""
+    encoding: Tensor = self.encoder(hidden)
+    return encoding
+
+
 keep, sizes = KVCache.keep_context, Crossed.sizes
 
 MUTANTS = (
@@ -198,6 +209,16 @@ MUTANTS = (
         name="training knows no positions",
         patches=((Read, "of", staticmethod(plain)),),
         killed_by=(partial(crossing.what_is_trained_is_what_runs, "llama_gqa"),),
+    ),
+    Mutant(
+        name="blocks stand where they would untrained",
+        patches=((transform, "places_in", behind_the_last),),
+        killed_by=(crossing.blocks_stand_where_they_were_trained,),
+    ),
+    Mutant(
+        name="what is encoded is not normalised",
+        patches=((Crossings, "encode", of_the_last_layer),),
+        killed_by=(crossing.blocks_stand_where_they_were_trained,),
     ),
     Mutant(
         name="trained blocks are not found",

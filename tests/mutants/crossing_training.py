@@ -44,7 +44,17 @@ def detached(model: Any, crossings: Crossings, given: Any) -> tuple[Tensor, Tens
         return text - text + 3, task - task
 
 
+def at_random(model: Any, crossings: Crossings, contexts: Tensor) -> None:
+    """Begin with nothing of the model."""
+    crossings.draw(0)
+
+
 MUTANTS = (
+    Mutant(
+        name="blocks begin at random",
+        patches=((train_crossings, "begin", at_random),),
+        killed_by=(crossing_training.a_block_begins_as_the_layer_behind_it,),
+    ),
     Mutant(
         name="contexts are of other rows",
         patches=((Contexts, "batch", of_others),),

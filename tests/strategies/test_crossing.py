@@ -9,7 +9,7 @@ from tests.mutants.crossing import MUTANTS
 from tests.support import crossing
 from tests.support.models import MAIN
 
-CHUNKS, STEPS = (7, 1, 13, 3), (5, 1, 4, 2)
+CHUNKS, STEPS = crossing.CHUNKS, (5, 1, 4, 2)
 
 each_model = pytest.mark.parametrize("name", MAIN)
 
@@ -64,6 +64,11 @@ def test_restore_goes_back_exactly() -> None:
 @each_model
 def test_what_is_trained_is_what_runs(name: str) -> None:
     crossing.what_is_trained_is_what_runs(name)
+
+
+def test_blocks_stand_where_they_were_trained() -> None:
+    crossing.blocks_stand_where_they_were_trained()
+    crossing.what_is_trained_is_what_runs("llama_gqa", is_placed=True)
 
 
 def test_trained_blocks_are_found() -> None:

@@ -24,11 +24,11 @@ from kvbench.columns import held
 from kvbench.configuration import check, compose
 from kvbench.engines.arm import Arm
 from kvbench.engines.eager import Eager
-from kvbench.models.crossing import Crossing, Crossings, crossings_of
+from kvbench.models.crossing import Crossing, Crossings, Places, crossings_of
 from kvbench.models.view import view_of
 from kvbench.runner import job_of
-from kvbench.strategies.transform.crossing import FILE, Crossed
-from kvbench.train_crossings import Read
+from kvbench.strategies.transform.crossing import FILE, Crossed, said_of
+from kvbench.train_crossings import Read, hidden_of
 from kvbench.types import ModelView, RunShape
 from tests.support.checks import NEW, PROMPT, assert_close, uniform
 from tests.support.drive import Driven, drive, padded
@@ -39,6 +39,7 @@ from tests.support.strategies import composed
 NAME = "arch_alt_10x"
 EVERY_LAYER = ("transform.compression=1", "transform.mode=kv")  # a block behind each of two layers, of all numbers
 LENGTHS = (PROMPT, PROMPT - 7)
+CHUNKS = (7, 1, 13, 3)
 SMALL = ("codec.key_quantiser.group=4", "codec.value_quantiser.group=4", "codec.residual=8")
 
 
@@ -50,6 +51,19 @@ def made(name: str, *overrides: str, drawn: bool = True) -> PreTrainedModel:
         for weight in blocks(network).parameters():
             weight.data.normal_(std=weight.shape[-1] ** -0.5 * (1 + 2 * (weight.ndim == 2)), generator=generator)
     return network
+
+
+def placed() -> PreTrainedModel:
+    """Return a model with blocks of a folder that stand behind its first layer and read what comes out of it."""
+    base = model("llama_gqa")
+    view, part = view_of(base), composed(NAME).transform
+    crossings = Crossings(view, Places(behind=(0,), encoded=0), cast("Crossed", part).sizes(view)[1])
+    generator = torch.Generator().manual_seed(12)
+    for weight in crossings.parameters():
+        weight.data.normal_(std=weight.shape[-1] ** -0.5 * (1 + 2 * (weight.ndim == 2)), generator=generator)
+    with TemporaryDirectory() as folder:
+        save_file(crossings.state_dict(), Path(folder) / FILE, metadata=said_of(crossings, view))
+        return cast("PreTrainedModel", composed(NAME, f"transform.weights='{folder}'").prepare(base))
 
 
 def blocks(network: nn.Module) -> Crossings:
@@ -103,17 +117,35 @@ def context_is_read_as_by_plain_loops(
         assert (want - stock(model(name), text[None, -NEW:])[0]).abs().max() > 1e-2, "blocks add nothing to speak of"
 
 
-def _by_loops(name: str, crossings: Crossings, text: Tensor) -> Tensor:
-    """Return the logits [NEW, V] of what follows a context, by hooks on the model that blocks were made for."""
+def blocks_stand_where_they_were_trained() -> None:
+    """Blocks of a folder that says so stand elsewhere, and read an encoding of what comes out of another layer."""
+    rows, network = texts(LENGTHS), placed()
+    got = driven(network, rows, chunks=CHUNKS).logits[:, PROMPT:]
+    for row, text in enumerate(rows):
+        assert_close(got[row], _by_loops("llama_gqa", blocks(network), text, is_first=True))
+
+
+def _by_loops(name: str, crossings: Crossings, text: Tensor, *, is_first: bool = False) -> Tensor:
+    """Return the logits [NEW, V] of what follows a context, by hooks on the model that blocks were made for.
+
+    Args:
+        name: of that model.
+        crossings: the blocks.
+        text: the context and what follows it.
+        is_first: whether the block stands behind the first layer, whose output is encoded.
+    """
     base, context = copy.deepcopy(model(name)), text[None, :-NEW]
     with attention(base, "sdpa") as alone:
-        encoding = alone.base_model(context, use_cache=False).last_hidden_state[0]
+        found = alone.base_model(context, use_cache=False, output_hidden_states=True)
+        encoding = found.last_hidden_state[0]
+        if is_first:
+            encoding = torch.stack([_normed(row, torch.ones_like(row)) for row in found.hidden_states[1][0]])
         if isinstance(crossings.encoder, nn.Linear):
             encoding = encoding @ crossings.encoder.weight.T
         layers: Any = alone.base_model.h if name == "gpt2" else alone.base_model.layers
         count = len(crossings.blocks)
         for at, block in enumerate(crossings.blocks):
-            stride = len(layers) // count
+            stride = 1 if is_first else len(layers) // count
             layers[at * stride + stride - 1].register_forward_hook(
                 lambda layer, given, out, block=block: _looped(name, block, encoding, out[0])[None]
             )
@@ -208,7 +240,7 @@ def sizes_follow_the_ratio() -> None:
         view = _view(layers, kv_heads, dim, hidden)
         assert part.sizes(view) == want
         assert len(part.shapes(view).layers) == layers + want[0]
-    behind = {count: Crossings(_view(36, 20, 64, 1280), count, 1280).behind for count in (2, 4)}
+    behind = {count: Places.spread(count, 36).behind for count in (2, 4)}
     assert behind == {2: (17, 35), 4: (8, 17, 26, 35)}
 
 
@@ -261,13 +293,13 @@ def restore_goes_back_exactly() -> None:
 # -- training, and what is trained ----------------------------------------------------------------------------------
 
 
-def what_is_trained_is_what_runs(name: str) -> None:
+def what_is_trained_is_what_runs(name: str, *, is_placed: bool = False) -> None:
     """Blocks in training read contexts as they do through the cache."""
-    network, rows = made(name, *EVERY_LAYER), texts((PROMPT, PROMPT), seed=41)
+    network, rows = placed() if is_placed else made(name, *EVERY_LAYER), texts((PROMPT, PROMPT), seed=41)
     found, got = blocks(network), driven(network, rows).logits[:, PROMPT:]
     tokens = torch.stack(rows)
     with attention(network, "sdpa") as stocked:
-        encoding = found.encoder(stocked.base_model(tokens[:, :PROMPT], use_cache=False).last_hidden_state)
+        encoding = found.encode(hidden_of(stocked, found, tokens[:, :PROMPT]))
         readers = [Read.of(pair, found.shape.rotary) for pair in found.pairs(encoding)]
         assert_close(stocked(tokens[:, PROMPT:], use_cache=False, readers=readers).logits, got)
 
@@ -275,7 +307,8 @@ def what_is_trained_is_what_runs(name: str) -> None:
 def trained_blocks_are_found() -> None:
     """A folder's blocks are taken if they were made for these weights and sizes, and count as trained."""
     view, found = view_of(model("llama_gqa")), blocks(made("llama_gqa"))
-    said = {"weights": str(fingerprint(view)), "blocks": "1", "width": str(found.width)}
+    said = said_of(found, view)
+    assert said["weights"] == fingerprint(view)
     kept = {name: weight.float() for name, weight in found.state_dict().items()}
     with TemporaryDirectory() as folder:
         save_file(kept, Path(folder) / FILE, metadata=said)

@@ -66,7 +66,7 @@ def _uptraining(given: Mapping[str, str], recipes: Mapping[str, Any]) -> tuple[A
         lacking = " and ".join(f"{key}=" for key in sorted(_CONVERTS - given.keys()))
         raise ConfigError(f"from=, align= and share= go together; give {lacking} as well.")
     source, align, name = given["from"], given["align"], given["family"]
-    shipped = sorted(card.parent.name for card in FAMILY.glob("*/card.json"))
+    shipped = sorted({card.parent.name for card in FAMILY.glob("*/card.json")} & recipes.keys())
     if source not in shipped:
         raise ConfigError(f"from={source} is not shipped. {hint(source, shipped, label='Shipped')}")
     if align not in _ALIGNED:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, cast
@@ -25,10 +25,29 @@ class Reader(Protocol):
 
 @dataclass
 class Handed:
-    """What blocks read within a pass; None where there is no context to read."""
+    """What blocks read within a pass, None where there is no context to read, and what is done with a context."""
 
     readers: Sequence[Reader] | None = None
-    cache: Any = None  # of ours, where this pass reads the prompt
+    keep: Callable[[Tensor], None] | None = None  # given the hidden states that are to be encoded
+    hidden: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where blocks stand in a model, and what they read an encoding of.
+
+    Args:
+        behind: layers that a block stands behind, in order.
+        encoded: layer whose output is encoded, normalised; behind the last layer the model's own norm does that.
+    """
+
+    behind: tuple[int, ...]
+    encoded: int
+
+    @staticmethod
+    def spread(blocks: int, layers: int) -> Places:
+        """Return the places of blocks spread evenly, the last of them behind the last layer, whose output is read."""
+        return Places(behind=tuple((at + 1) * layers // blocks - 1 for at in range(blocks)), encoded=layers - 1)
 
 
 class Crossing(nn.Module):
@@ -74,22 +93,22 @@ def _heads(rows: Tensor, width: int) -> Tensor:
 
 
 class Crossings(nn.Module):
-    """Blocks, and what makes the encoding they read of a model's last hidden states.
+    """Blocks, and what makes the encoding they read of a model's hidden states.
 
     Args:
         view: of the model.
-        blocks: how many, spread evenly, the last of them behind the last layer.
-        width: numbers of a token's encoding; the last hidden states themselves where these have as many.
+        places: where they stand.
+        width: numbers of a token's encoding; the hidden states themselves where these have as many.
     """
 
-    def __init__(self, view: ModelView, blocks: int, width: int) -> None:
+    def __init__(self, view: ModelView, places: Places, width: int) -> None:
         super().__init__()
-        hidden, layers = view.sizes.hidden, len(view.layers)
+        hidden = view.sizes.hidden
         self.shape, self.width, self.is_trained = context_shape(view), width, False
-        self.behind = tuple((at + 1) * layers // blocks - 1 for at in range(blocks))
+        self.places, self.is_normed = places, places.encoded == len(view.layers) - 1
         self.encoder = nn.Linear(hidden, width, bias=False) if width < hidden else nn.Identity()
         sizes = {"hidden": hidden, "width": width, "intermediate": view.sizes.intermediate}
-        self.blocks = nn.ModuleList(Crossing(self.shape, **sizes) for _ in range(blocks))
+        self.blocks = nn.ModuleList(Crossing(self.shape, **sizes) for _ in places.behind)
         self.handed = Handed()
 
     def draw(self, seed: int) -> None:
@@ -102,6 +121,12 @@ class Crossings(nn.Module):
                 nn.init.zeros_(weight)
             else:
                 nn.init.normal_(weight, std=SPREAD, generator=generator)
+
+    def encode(self, hidden: Tensor) -> Tensor:
+        """Return the encoding [B, T, width] of hidden states."""
+        normed = hidden if self.is_normed else nn.functional.rms_norm(hidden, hidden.shape[-1:], eps=EPSILON)
+        encoding: Tensor = self.encoder(normed)
+        return encoding
 
     def pairs(self, encoding: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return keys and values of every block."""
@@ -136,20 +161,33 @@ def connect(model: Any, layers: Sequence[nn.Module], crossings: Crossings) -> No
     """
     base = model.base_model
     base.crossings = crossings
-    base.register_forward_pre_hook(partial(_open, crossings.handed), with_kwargs=True)
+    base.register_forward_pre_hook(partial(_open, crossings), with_kwargs=True)
     base.register_forward_hook(partial(_close, crossings))
-    for index, at in enumerate(crossings.behind):
+    if not crossings.is_normed:
+        layers[crossings.places.encoded].register_forward_hook(partial(_note, crossings.handed))
+    for index, at in enumerate(crossings.places.behind):
         layers[at].register_forward_hook(partial(_cross, crossings.handed, crossings.blocks[index], index))
 
 
-def _open(handed: Handed, base: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+def _open(crossings: Crossings, base: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
     """Find out what this pass reads: a context that is given, that of a cache, or the prompt itself."""
-    readers, cache = keywords.pop("readers", None), cast("Any", keywords.get("past_key_values"))
-    is_ours = hasattr(cache, "contexts")
-    reads_prompt = is_ours and cache.reads_prompt
-    handed.cache = cache if reads_prompt else None
-    handed.readers = cache.contexts if is_ours and not reads_prompt else readers
+    handed, cache = crossings.handed, cast("Any", keywords.get("past_key_values"))
+    handed.readers, handed.keep = keywords.pop("readers", None), keywords.pop("keep", None)
+    if hasattr(cache, "contexts"):
+        handed.readers = None if cache.reads_prompt else cache.contexts
+        handed.keep = partial(_kept, crossings, cache) if cache.reads_prompt else None
     return arguments, keywords
+
+
+def _kept(crossings: Crossings, cache: Any, hidden: Tensor) -> None:
+    """Keep what blocks make of a prompt."""
+    encoding = crossings.encode(hidden)
+    cache.keep_context(encoding, crossings.pairs(encoding))
+
+
+def _note(handed: Handed, layer: Any, arguments: tuple[Any, ...], hidden: Tensor) -> None:
+    """Set aside what is to be encoded, before a block adds to it."""
+    handed.hidden = hidden if handed.keep else None
 
 
 def _cross(handed: Handed, block: nn.Module, index: int, layer: Any, arguments: tuple[Any, ...], hidden: Tensor) -> Any:
@@ -158,9 +196,9 @@ def _cross(handed: Handed, block: nn.Module, index: int, layer: Any, arguments: 
 
 
 def _close(crossings: Crossings, base: Any, arguments: tuple[Any, ...], output: Any) -> None:
-    """Keep what blocks make of a prompt, and let go of what was handed on."""
-    handed, crossings.handed.readers = crossings.handed, None
-    if handed.cache is not None:
-        encoding = crossings.encoder(output.last_hidden_state)
-        handed.cache.keep_context(encoding, crossings.pairs(encoding))
-        handed.cache = None
+    """Hand on what is to be encoded, and let go of what was handed on."""
+    handed = crossings.handed
+    if handed.keep is not None:
+        hidden = output.last_hidden_state if crossings.is_normed else handed.hidden
+        handed.keep(cast("Tensor", hidden))
+    handed.readers, handed.keep, handed.hidden = None, None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kvbench.calibrated import fingerprint
-from kvbench.models.crossing import Crossings, connect, with_context
+from kvbench.models.crossing import Crossings, Places, connect, with_context
 from kvbench.models.spec import FAMILY
 from kvbench.models.view import attentions
 from kvbench.strategies.transform.base import Transform, with_modules
@@ -107,10 +108,12 @@ class Crossed(Transform):
 
     def changed(self, model: nn.Module, view: ModelView) -> nn.Module:
         """Return a model with blocks, trained ones where there are any."""
-        crossings, file = Crossings(view, *self.sizes(view)), self.trained(view)
+        (blocks, width), file = self.sizes(view), self.trained(view)
         if file is None:
+            crossings = Crossings(view, Places.spread(blocks, len(view.layers)), width)
             crossings.draw(SEED)
         else:
+            crossings = Crossings(view, places_in(about(file)), width)
             crossings.load_state_dict(load_file(file))
             crossings.is_trained = True
         crossings.requires_grad_(False).eval().to(device=view.device, dtype=view.dtype)
@@ -129,6 +132,23 @@ def about(file: Path) -> dict[str, str]:
     """Return what a file says of the blocks it holds."""
     with safe_open(file, framework="pt") as opened:
         return opened.metadata() or {}
+
+
+def said_of(crossings: Crossings, view: ModelView) -> dict[str, str]:
+    """Return what a file says of blocks."""
+    places = crossings.places
+    return {
+        "weights": str(fingerprint(view)),
+        "blocks": str(len(places.behind)),
+        "width": str(crossings.width),
+        "behind": " ".join(map(str, places.behind)),
+        "encoded": str(places.encoded),
+    }
+
+
+def places_in(said: Mapping[str, str]) -> Places:
+    """Return where a file says that its blocks stand."""
+    return Places(behind=tuple(map(int, said["behind"].split())), encoded=int(said["encoded"]))
 
 
 def _listed(said: dict[str, str]) -> str:
