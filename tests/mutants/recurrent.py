@@ -33,9 +33,11 @@ def of_the_next_token(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor,
     return gradients[0] * before, gradients[0], gradients[0][:, 0] * decay[:, 0]
 
 
-def without_a_past(*given: Tensor) -> tuple[Tensor, Tensor]:
+def without_a_past(
+    step: Tensor, fed: Tensor, by: Tensor, of: Tensor, rate: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
     """Forget the state before."""
-    return read_states(*given[:-1], torch.zeros_like(given[-1]))
+    return read_states(step, fed, by, of, rate, torch.zeros_like(state))
 
 
 def at_other_rates(step: Tensor, fed: Tensor, by: Tensor, of: Tensor, rate: Tensor, state: Tensor) -> Any:

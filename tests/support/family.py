@@ -73,7 +73,7 @@ def few_tokens(seed: int) -> train.Mixture:
 
 def small(member: str = "gqa", steps: int = STEPS, layers: int = 2) -> Any:
     """Return a recipe that takes a second."""
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         "model": {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": layers},
         "optimiser": {"steps": steps, "tokens_per_step": 256, "rate": {0: 1.0, steps: 1.0}},
     }

@@ -12,15 +12,9 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor
-from transformers import (
-    Mamba2Config,
-    Mamba2ForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
-    PreTrainedModel,
-    RwkvConfig,
-    RwkvForCausalLM,
-)
+from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel, RwkvConfig, RwkvForCausalLM
+from transformers.models.mamba2.configuration_mamba2 import Mamba2Config
+from transformers.models.mamba2.modeling_mamba2 import Mamba2ForCausalLM
 
 from kvbench.cache.kv_cache import KVCache
 from kvbench.configuration import build_group, compose, resolved

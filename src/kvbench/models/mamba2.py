@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, rms_norm, silu, softplus
-from transformers import Mamba2Config, Mamba2ForCausalLM
 from transformers.modeling_outputs import CausalLMOutput
+from transformers.models.mamba2.configuration_mamba2 import Mamba2Config
+from transformers.models.mamba2.modeling_mamba2 import Mamba2ForCausalLM
 
 from kvbench.models.mamba import normed
 from kvbench.models.recurrence import States, check_keywords, predictions, through_layers, wide
@@ -17,7 +18,7 @@ from kvbench.types import StateShape
 TOGETHER = 64  # tokens at once: what they are to each other takes as many numbers as their states
 
 
-class Mamba2(Mamba2ForCausalLM):
+class Mamba2(Mamba2ForCausalLM):  # type: ignore[misc]  # untyped there
     """A selective state space model with heads, each of which falls at one rate.
 
     Source: Dao and Gu (Mamba-2), arXiv:2405.21060, sec. 6 and listing 1; parameters are called as transformers'.
