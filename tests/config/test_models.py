@@ -35,10 +35,12 @@ PARAMETERS = {
     "mamba-130m": 129_135_360,
     "mamba-370m": 371_516_416,
     "mamba-790m": 793_204_224,
+    "mamba-1.4b": 1_372_178_432,
     "mamba2-130m": 128_989_632,
     "mamba2-370m": 368_346_624,
     "rwkv-4-169m": 169_342_464,
     "rwkv-4-430m": 430_397_440,
+    "rwkv-4-1b5": 1_515_106_304,
     "tiny-mamba2": 1_969_452,  # tiny-mamba has 1_968_192
 }
 MODELS = list(dict(catalogue())["model"])

@@ -45,7 +45,7 @@ def test_both_networks_have_to_fit() -> None:
 
 @pytest.mark.parametrize(
     ("model", "kind", "name"),
-    [("tiny", "rwkv", "tiny-rwkv"), ("gpt2", "mamba", "mamba-130m"), ("gpt2-large", "rwkv", "rwkv-4-430m")],
+    [("tiny", "rwkv", "tiny-rwkv"), ("gpt2", "mamba", "mamba-130m"), ("gpt2-xl", "rwkv", "rwkv-4-1b5")],
 )
 def test_the_matched_model_is_loaded_as_the_model_is(model: str, kind: str, name: str) -> None:
     chosen = ["model.dtype=bfloat16", "model.device=cpu"]
@@ -58,8 +58,8 @@ def test_the_matched_model_is_loaded_as_the_model_is(model: str, kind: str, name
     ("overrides", "message"),
     [
         (
-            ("strategy=non_transformer_mamba", "model=gpt2-xl"),
-            r"kind=mamba: model=gpt2-xl names no such network of its size\. It names: none\. model\.matched\.mamba=<a",
+            ("strategy=non_transformer_mamba", "model=llama-2-7b"),
+            r"kind=mamba: model=llama-2-7b names no such network of its size\. It names: none\. model\.matched\.mamba=<a",
         ),
         (
             ("strategy=matched", "model=tiny-mha"),
