@@ -31,7 +31,7 @@ class Runs:
 
     def run(self, config: DictConfig, checked: Checked, *, names: Names, progress: Progress) -> Result:
         """Return what a run with this budget would have measured."""
-        amount: float = vars(checked.strategy.budget)["amount"]
+        amount: float = vars(checked.strategy.budget).get("amount", 0.5)
         self.amounts.append(amount)
         status = self.disturb(len(self.amounts))
         row = {
@@ -88,6 +88,12 @@ def test_what_no_other_beats_in_every_objective_is_shown(runs: Runs, capsys: pyt
     assert {word for line in said.out.splitlines() for word in line.split()[-1:] if word.startswith("0.")} == front
     assert "12 trials, 0 failed" in said.out
     assert "trial 12 of 12: amount=0." in said.err
+
+
+def test_the_shipped_search_searches(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "+experiment=streaming_kvquant_search", "hydra.sweeper.trials=2"]) == 0
+    assert len(runs.amounts) == 2
+    assert "num_sink=" in capsys.readouterr().out
 
 
 def test_one_objective_has_one_best(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
