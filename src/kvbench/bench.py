@@ -185,7 +185,10 @@ def check_memory(job: Job) -> None:
         for made in strategies:
             if made is not None and made.cannot_change(view) is None:
                 caches += _memory_bytes(job, made, view, device)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_ram_bytes()
+    free = available_ram_bytes()
+    if device.type == "cuda":
+        one = job.spec.device_map == "none"
+        free = sum(torch.cuda.mem_get_info(gpu)[0] for gpu in ([device] if one else range(torch.cuda.device_count())))
     if free is not None and weights + caches > free:
         gib, keys = 2**30, "workload.batch_size or workload.prompt_tokens"
         if isinstance(job.engine, Batcher):

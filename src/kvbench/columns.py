@@ -18,7 +18,7 @@ from kvbench.measure.environment import environment
 from kvbench.measure.samples import Sample
 from kvbench.models.load import Loaded
 from kvbench.models.view import weights_bytes
-from kvbench.types import RunShape
+from kvbench.types import ModelView, RunShape
 
 
 def facts(job: Job, loaded: Loaded, attention: str) -> Row:
@@ -30,6 +30,7 @@ def facts(job: Job, loaded: Loaded, attention: str) -> Row:
         "weights": loaded.weights,
         "model_revision": loaded.revision,
         "weights_bytes": weights_bytes(loaded.model),
+        "layer_devices": None if job.spec.device_map == "none" else layer_devices(loaded.view),
         "dtype": str(loaded.view.dtype).removeprefix("torch."),
         "attention": attention,
         "batch_size": run.batch_size,
@@ -39,9 +40,24 @@ def facts(job: Job, loaded: Loaded, attention: str) -> Row:
     }
 
 
+def layer_devices(view: ModelView) -> str:
+    """Return which layers are on which device, as in "cuda:0: 0-15, cuda:1: 16-31"."""
+    found: dict[torch.device, list[int]] = {}
+    for layer in range(len(view.layers)):
+        found.setdefault(view.device_of(layer), []).append(layer)
+    return ", ".join(f"{device}: {_ranges(layers)}" for device, layers in found.items())
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return ascending numbers as runs, as in "0-3 7 9-10"."""
+    starts = [number for number in numbers if number - 1 not in numbers]
+    ends = [number for number in numbers if number + 1 not in numbers]
+    return " ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+
+
 def held(arm: Arm, cache: KVCache, run: RunShape) -> Row:
     """Return what a cache holds, by count and by formula."""
-    entries = torch.cat([entries.flatten().float() for entries in cache.entries_held()])
+    entries = torch.cat([entries.flatten().float().cpu() for entries in cache.entries_held()])
     plans = arm.strategy.plans(arm.view, run)
     asked = [budget for plan in plans if plan.budget is not None for budget in plan.budget]
     disk_bytes, numbers = cache.bytes_on("disk"), cache.numbers_held()

@@ -32,7 +32,8 @@ def time_black_box(job: Job, report: Report) -> Measured:
     box = _Loaded(job, report)
     row: Row = facts(job, box.loaded, box.attention)
     reason = (
-        box.strategy.cannot_change(box.loaded.view)
+        box.spread()
+        or box.strategy.cannot_change(box.loaded.view)
         or box.engine.unsupported(box.loaded)
         or box.strategy.unsupported(box.loaded.view, box.run)
     )
@@ -60,7 +61,7 @@ def weigh_black_box(job: Job, report: Report) -> Measured:
     return_large_blocks()
     box = _Loaded(job, report)
     box.generate()  # libraries' own workspace
-    meter = MemoryMeter(box.loaded.view.device)
+    meter = MemoryMeter(box.loaded.view.device, others=box.loaded.view.devices[1:])
     meter.settle()
     idle = meter.held_bytes()
     meter.reset()
@@ -89,6 +90,15 @@ class _Loaded:
         self.run = job.workload.runs()[-1]
         ids = torch.tensor(job.workload.ids(source_of(job, self.loaded), self.run), device=self.loaded.view.device)
         self.prompt = ids[:, : self.run.prompt_tokens]
+
+    def spread(self) -> str | None:
+        """Return why a model whose layers are on several devices cannot be run, or None."""
+        if not self.loaded.view.places:
+            return None
+        return (
+            "model.device_map has put layers on several devices, and this engine keeps its own cache on one; use "
+            "engine=eager, or leave model.device_map out"
+        )
 
     def generate(self) -> Generated:
         """Start the engine and generate once."""

@@ -316,9 +316,9 @@ def _add_answers(job: Job, measured: Measured, log: Callable[[str], None], progr
 
 
 def _missing(job: Job) -> str | None:
-    """Return what a black box, its attention or a workload lacks here, or None."""
-    told = (job.strategy, job.engine, job.workload)
-    parts = (part for part in told if isinstance(part, BlackBox | BlackBoxEngine | Asked))
+    """Return what a model, a black box, its attention or a workload lacks here, or None."""
+    told = (job.spec, job.strategy, job.engine, job.workload)
+    parts = (part for part in told if isinstance(part, ModelSpec | BlackBox | BlackBoxEngine | Asked))
     return next((reason for part in parts if (reason := part.unavailable()) is not None), None)
 
 

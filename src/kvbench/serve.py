@@ -89,7 +89,7 @@ def weigh_requests(job: Job, name: str, report: Report) -> Measured:
     return_large_blocks()
     bench = Bench(job, report)
     bench.alone(name)
-    meter = MemoryMeter(bench.loaded.view.device)
+    meter = MemoryMeter(bench.loaded.view.device, others=bench.loaded.view.devices[1:])
     meter.settle()
     idle, before = meter.held_bytes(), live_storages()
     arm = _arm(bench, name)

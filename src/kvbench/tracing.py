@@ -112,7 +112,7 @@ def attention_lost(full: Arm, ids: Tensor, held: Held) -> Tensor:
     for at, layers in zip(range(prompt_tokens, ids.shape[1]), held[:-1], strict=True):
         full.step(cache, ids[:, at : at + 1])
         gone = [
-            received.masked_fill(_is_held(positions, at), 0).sum(dim=-1).mean()
+            received.masked_fill(_is_held(positions, at), 0).sum(dim=-1).mean().to(ids.device)
             for received, positions in zip(cache.received, layers, strict=True)
         ]
         lost.append(torch.stack(gone))

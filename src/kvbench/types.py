@@ -219,6 +219,7 @@ class ModelView:
         asked: how the command line asks for the model, for messages; "" if it was not loaded by name.
         is_untrained: whether parts of it that matter were added and never trained, so that what it says means nothing.
         is_compiled: whether products of a few rows are computed by C++ that was compiled for this processor.
+        places: device of each layer, where they are not all on `device`; empty where they are.
     """
 
     layers: tuple[LayerShape, ...]
@@ -231,6 +232,16 @@ class ModelView:
     asked: str = ""
     is_untrained: bool = False
     is_compiled: bool = False
+    places: tuple[torch.device, ...] = ()
+
+    def device_of(self, layer: int) -> torch.device:
+        """Return the device that makes the keys and values of a layer."""
+        return self.places[layer] if self.places else self.device
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Every device of the model, the one that reads ids first."""
+        return tuple(dict.fromkeys((self.device, *self.places)))
 
     @property
     def keeps_context(self) -> bool:

@@ -48,7 +48,7 @@ def weigh(job: Job, name: str, report: Report) -> Measured:
     warm = DecodeArm(arm, run, ids)  # libraries' own workspace
     warm.step()
     del warm
-    meter = MemoryMeter(bench.loaded.view.device)
+    meter = MemoryMeter(bench.loaded.view.device, others=bench.loaded.view.devices[1:])
     meter.settle()
     idle = meter.held_bytes()
     before = live_storages()

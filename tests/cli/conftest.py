@@ -75,6 +75,7 @@ hub_id: ""
 revision: ""
 dtype: float32
 device: cpu
+device_map: none
 architecture: {model_type: llama, vocab_size: 64, hidden_size: 32, intermediate_size: 32, num_hidden_layers: 2,
                num_attention_heads: 2, num_key_value_heads: 1, head_dim: 16, max_position_embeddings: 256}
 matched: {mha: "", mamba: "", rwkv: ""}

@@ -299,6 +299,7 @@ hub_id: ""
 revision: ""
 dtype: float32
 device: cpu
+device_map: none
 architecture: {model_type: gpt2, vocab_size: 64, n_embd: 32, n_head: 2, n_layer: 2, n_positions: 256}
 matched: {mha: "", mamba: "", rwkv: ""}
 """

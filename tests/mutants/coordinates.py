@@ -38,16 +38,16 @@ def queries_as_they_are(self: Basis, rows: Tensor) -> Tensor:
     return rows
 
 
-def turned_twice(matrix: Tensor, view: ModelView) -> Basis:
+def turned_twice(matrix: Tensor, view: ModelView, layer: int) -> Basis:
     """Turn every entry back again."""
-    made = rotation(matrix, view)
+    made = rotation(matrix, view, layer)
     assert made.directions is not None
     return replace(made, directions=made.directions @ made.directions)
 
 
-def for_every_head(matrix: Tensor, view: ModelView) -> Basis:
+def for_every_head(matrix: Tensor, view: ModelView, layer: int) -> Basis:
     """Hold a matrix for each head."""
-    made = rotation(matrix, view)
+    made = rotation(matrix, view, layer)
     assert made.directions is not None
     return replace(made, directions=made.directions.repeat(view.layers[0].kv_heads, 1, 1, 1))
 

@@ -25,7 +25,7 @@ CORE = [Requirement(line) for line in PROJECT["dependencies"]]
 DEV = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
 EXTRAS = [
     Requirement(line)
-    for name in ("quantized", "lm_eval", "joblib", "submitit", "ray")
+    for name in ("quantized", "lm_eval", "joblib", "submitit", "ray", "accelerate")
     for line in PROJECT["optional-dependencies"][name]
 ]
 IMPORTED_AS = {"hydra-core": "hydra"}

@@ -58,8 +58,8 @@ def test_the_matched_model_is_loaded_as_the_model_is(model: str, kind: str, name
     ("overrides", "message"),
     [
         (
-            ("strategy=non_transformer_mamba", "model=llama-2-7b"),
-            r"kind=mamba: model=llama-2-7b names no such network of its size\. It names: none\. model\.matched\.mamba=<a",
+            ("strategy=non_transformer_mamba", "model=llama8"),
+            r"kind=mamba: model=llama8 names no such network of its size\. It names: none\. model\.matched\.mamba=<a",
         ),
         (
             ("strategy=matched", "model=tiny-mha"),

@@ -33,6 +33,7 @@ def spec(**changes: Any) -> ModelSpec:
         revision="",
         dtype="float32",
         device="cpu",
+        device_map="none",
         architecture=LLAMA,
         matched={},
     )

@@ -41,8 +41,12 @@ class KVCache(Door):
     def __init__(self, plans: Sequence[LayerPlan], view: ModelView, run: RunShape) -> None:
         """Build empty layers."""
         pads = any(run.padding)
-        self.padding = torch.tensor(run.padding, dtype=torch.int32, device=view.device)[:, None, None] if pads else None
-        empty = torch.empty(0, dtype=view.dtype, device=view.device)
+        paddings: dict[torch.device, Tensor | None] = {
+            place: torch.tensor(run.padding, dtype=torch.int32, device=place)[:, None, None] if pads else None
+            for place in view.devices
+        }
+        self.padding = paddings[view.device]
+        self._paddings = [padding for padding in paddings.values() if padding is not None]
         waiting = [plan for plan in plans if plan.sharer is not None and plan.sharer.scope == "model"]
         barrier = Barrier(len(waiting)) if waiting else None
         meetings = {plan.index: Meeting() for plan in plans if plan.pair is not None and not plan.pair.is_upper}
@@ -50,17 +54,19 @@ class KVCache(Door):
         self.mover = mover_of(plans, view.device)
         layers: list[CacheLayer] = []
         for plan in plans:
+            place = view.device_of(plan.index)
+            padding, empty = paddings[place], torch.empty(0, dtype=view.dtype, device=place)
             if plan.shape.part == "none":
-                layers.append(PassingLayer(plan, run, self.padding, empty))
+                layers.append(PassingLayer(plan, run, padding, empty))
             elif plan.shape.donor is not None:
-                layers.append(BorrowingLayer(plan, run, self.padding, empty, layers[plan.shape.donor]))
+                layers.append(BorrowingLayer(plan, run, padding, empty, layers[plan.shape.donor]))
             elif plan.shape.states:
-                layers.append(StateLayer(plan, run, self.padding, empty))
+                layers.append(StateLayer(plan, run, padding, empty))
             elif plan.shape.part != "all":
                 kind = ContextLayer if plan.shape.part == "prompt" else ForgettingLayer
-                layers.append(kind(plan, run, self.padding, empty))
+                layers.append(kind(plan, run, padding, empty))
             else:
-                layers.append(CacheLayer(plan, run, self.padding, empty, barrier, meetings.get(plan.index), self.mover))
+                layers.append(CacheLayer(plan, run, padding, empty, barrier, meetings.get(plan.index), self.mover))
         super().__init__(layers=layers)  # type: ignore[arg-type]
         self.view = view
         self.run = run
@@ -220,7 +226,7 @@ class KVCache(Door):
 
     def tensors(self) -> list[Tensor]:
         """Return everything the cache holds."""
-        mine = [t for t in (self.padding, self._rank, self._dropped) if t is not None]
+        mine = [*self._paddings, *(t for t in (self._rank, self._dropped) if t is not None)]
         moved = () if self.mover is None else self.mover.tensors()
         return [*mine, *moved, *(t for layer in self.layers for t in layer.tensors())]
 

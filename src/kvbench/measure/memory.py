@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,23 +20,26 @@ _RESET_PEAK = "5"  # to clear_refs: the peak becomes what is resident now
 
 
 class MemoryMeter:
-    """Bytes of one device: of this process on a CPU, of torch's allocator on a GPU.
+    """Bytes of a device: of this process on a CPU, of torch's allocator on a GPU; of several GPUs, added.
 
     Args:
         device: whose.
         proc: folder in which the system describes this process.
+        others: GPUs beside it; the sum of their peaks is the most they can have held at once.
     """
 
-    def __init__(self, device: torch.device, proc: Path = PROC) -> None:
+    def __init__(self, device: torch.device, proc: Path = PROC, *, others: Sequence[torch.device] = ()) -> None:
         """Begin without a peak, unless the device always has one."""
         self.device, self._proc = device, proc
+        self._gpus = (device, *others) if device.type == "cuda" else ()
         self._has_peak = device.type == "cuda"
 
     def settle(self) -> None:
         """Give everything that is free back, so that what is held is what is used."""
         gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        for gpu in self._gpus:
+            torch.cuda.synchronize(gpu)
+        if self._gpus:
             torch.cuda.empty_cache()
         if sys.platform == "linux":
             libc = ctypes.CDLL(None)
@@ -44,30 +48,30 @@ class MemoryMeter:
 
     def reset(self) -> None:
         """Begin a new peak at what is held now."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        elif self.device.type == "cpu":
+        for gpu in self._gpus:
+            torch.cuda.reset_peak_memory_stats(gpu)
+        if self.device.type == "cpu":
             self._has_peak = self._reset_process()
 
     def peak_bytes(self) -> int | None:
         """Return the most that was held since the last reset; None where the system does not tell, never a guess."""
         if not self._has_peak:
             return None
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
+        if self._gpus:
+            return sum(map(torch.cuda.max_memory_allocated, self._gpus))
         return self._status("VmHWM")
 
     def held_bytes(self) -> int | None:
         """Return what is held now: allocated on a GPU, resident on a CPU."""
-        if self.device.type == "cuda":
-            return torch.cuda.memory_allocated(self.device)
+        if self._gpus:
+            return sum(map(torch.cuda.memory_allocated, self._gpus))
         if self.device.type == "mps":
             return torch.mps.current_allocated_memory()
         return self.resident_bytes()
 
     def reserved_bytes(self) -> int | None:
-        """Return the most that torch's allocator took from a GPU since the last reset; None elsewhere."""
-        return torch.cuda.max_memory_reserved(self.device) if self.device.type == "cuda" else None
+        """Return the most that torch's allocator took from GPUs since the last reset; None elsewhere."""
+        return sum(map(torch.cuda.max_memory_reserved, self._gpus)) if self._gpus else None
 
     def resident_bytes(self) -> int | None:
         """Return the host memory this process holds now; None where the system does not tell."""

@@ -69,6 +69,11 @@ def load(spec: ModelSpec, *, seed: int, attention: str) -> Loaded:
     device, dtype = device_of(spec), getattr(torch, spec.dtype)
     origin = origin_of(spec)
     if origin == "random":
+        if spec.device_map != "none":
+            raise ModelError(
+                f"model.device_map={spec.device_map} spreads the weights of a checkpoint, and those of {spec.hub_id} "
+                f"are not to be had; set model.path= to a local one, or leave model.device_map out."
+            )
         torch.manual_seed(seed)
         with _plain_errors(spec), torch.device(device), _default_dtype(dtype):
             model = _untrained(spec)
@@ -78,13 +83,49 @@ def load(spec: ModelSpec, *, seed: int, attention: str) -> Loaded:
         with _plain_errors(spec):
             config = _auto_config().from_pretrained(source, **_remote(spec))
             network = recurrent().get(config.model_type, _auto())
-            model = network.from_pretrained(source, dtype=dtype, use_safetensors=True, **_remote(spec)).to(device)
+            placing = _placing(spec, config.model_type)
+            model = network.from_pretrained(source, dtype=dtype, use_safetensors=True, **placing, **_remote(spec))
+        model = model.to(device) if spec.device_map == "none" else _spread(model, spec)
         tokenizer = _tokenizer(str(TINY) if origin == "embedded" else source, spec)
         revision = getattr(model.config, "_commit_hash", None) or (spec.folder.name if spec.folder else spec.revision)
     model.eval().requires_grad_(False)
     model.set_attn_implementation(attention)
     view = replace(view_of(model), asked=_asked(spec, seed, origin))
     return Loaded(model=model, tokenizer=tokenizer, view=view, weights=origin, revision=revision)
+
+
+def _placing(spec: ModelSpec, kind: str) -> dict[str, str]:
+    """Return what transformers is told of devices.
+
+    Raises:
+        ModelError: if this kind of network cannot be spread, or what spreads it is not installed.
+    """
+    if spec.device_map == "none":
+        return {}
+    if kind in recurrent():
+        raise ModelError(f"{spec.name} is a recurrent network, which runs on one device; leave model.device_map out.")
+    missing = spec.unavailable()
+    if missing is not None:
+        raise ModelError(f"{missing}.")
+    return {"device_map": spec.device_map}
+
+
+def _spread(model: Any, spec: ModelSpec) -> Any:
+    """Return a model whose weights are all where they compute.
+
+    Raises:
+        ModelError: if some are fetched at every pass, from the host or a disk.
+    """
+    found = getattr(model, "hf_device_map", {})  # which a model that fits on one device does not have
+    places = {str(place) for place in found.values()}
+    fetched = places & {"cpu", "disk"} if len(places) > 1 else places & {"disk"}
+    if fetched:
+        raise ModelError(
+            f"model.device_map={spec.device_map} left weights of {spec.name} on {' and '.join(sorted(fetched))}, from "
+            f"where every pass would fetch them, and that is what would be timed; set model.dtype=bfloat16, or take "
+            f"more GPUs or a smaller model."
+        )
+    return model
 
 
 def _asked(spec: ModelSpec, seed: int, origin: str) -> str:

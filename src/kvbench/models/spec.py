@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class ModelSpec:
         revision: branch, tag or commit of that repository.
         dtype: of weights, keys and values.
         device: "auto" takes cuda, then mps, then cpu.
+        device_map: how transformers spreads the layers of a checkpoint over all GPUs; "none" for one device.
         architecture: transformers config keys, model_type among them; empty for embedded weights and for `path`.
         matched: names of the models of the same size with another architecture, by kind.
     """
@@ -35,11 +37,22 @@ class ModelSpec:
     revision: str
     dtype: Literal["float32", "bfloat16", "float16"]
     device: Literal["auto", "cpu", "cuda", "mps"]
+    device_map: Literal["none", "auto", "balanced", "balanced_low_0", "sequential"]
     architecture: Mapping[str, Any]
     matched: Mapping[str, str]
 
     def __post_init__(self) -> None:
         """Refuse what cannot be loaded, before anything is."""
+        if self.device_map != "none" and self.device != "auto":
+            raise ValueError(
+                f"model.device_map={self.device_map} takes every GPU there is, and model.device={self.device} asks for "
+                f"one device; leave one of them out."
+            )
+        if self.device_map != "none" and self.weights == "random" and not self.path:
+            raise ValueError(
+                f"model.device_map={self.device_map} spreads the weights of a checkpoint, and random ones are made on "
+                f"one device; set model.path= or model.weights=pretrained, or leave model.device_map out."
+            )
         if self.path and not Path(self.path).is_dir():
             raise ValueError(f"model.path={self.path} is no folder; it must hold a checkpoint in safetensors form.")
         if self.path and not (Path(self.path) / "config.json").is_file():
@@ -52,6 +65,15 @@ class ModelSpec:
             raise ValueError(f"model={self.name} has no pretrained weights; set model.weights=random or model.path=.")
         if self.weights in ("auto", "random") and not self.architecture:
             raise ValueError(f"model={self.name} has no architecture to fill with random weights; set model.path=.")
+
+    def unavailable(self) -> str | None:
+        """Return what has to be installed first and how, or None."""
+        if self.device_map == "none" or importlib.util.find_spec("accelerate") is not None:
+            return None
+        return (
+            f"model.device_map={self.device_map} needs accelerate, which is not installed: "
+            f"pip install '.[accelerate]', or leave model.device_map out"
+        )
 
     @property
     def known_as(self) -> str:

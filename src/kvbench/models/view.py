@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from kvbench.models.crossing import crossings_of, with_context
@@ -28,6 +29,8 @@ def view_of(model: nn.Module) -> ModelView:
     outputs = [_output(model, index, heads) for index in range(config.num_hidden_layers)]
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     projections = [_projections(model, index, heads, kv_heads) for index in range(config.num_hidden_layers)]
+    places = _places(model, config.num_hidden_layers, parameter.device)
+    is_spread = set(places) != {parameter.device}
     layers = tuple(
         LayerShape(
             query_heads=heads,
@@ -35,7 +38,7 @@ def view_of(model: nn.Module) -> ModelView:
             key_dim=width,
             value_dim=width,
             window=window,
-            rotary=_rotary(model, config, index),
+            rotary=_rotary(model, config, index, places[index]),
             output=outputs[index][0],
             output_bias=outputs[index][1],
             key_projection=projections[index][0],
@@ -51,7 +54,8 @@ def view_of(model: nn.Module) -> ModelView:
         device=parameter.device,
         max_positions=config.max_position_embeddings,
         has_learned_positions=all(layer.rotary is None for layer in layers),
-        norms=norms_of(model),
+        norms=() if is_spread else norms_of(model),  # those of a spread model run where they are only
+        places=places if is_spread else (),
     )
     if reads_again(model):
         return without_entries(view)
@@ -125,15 +129,27 @@ def windows_of(config: Any) -> list[int]:
     return [window if kind == "sliding_attention" else 0 for kind in kinds]
 
 
-def _rotary(model: nn.Module, config: Any, index: int) -> Tensor | None:
-    """Return the inverse frequencies of a layer, or None where the model does not rotate."""
+def _places(model: nn.Module, layers: int, first: torch.device) -> tuple[torch.device, ...]:
+    """Return the device of each layer's attention; the first one where an attention cannot be told."""
+    numbered = ((getattr(module, "layer_idx", None), module) for module in model.modules())
+    found = {
+        index: parameter.device
+        for index, module in numbered
+        if isinstance(index, int)
+        for parameter in module.parameters()
+    }
+    return tuple(found.get(index, first) for index in range(layers))
+
+
+def _rotary(model: nn.Module, config: Any, index: int, place: torch.device) -> Tensor | None:
+    """Return the inverse frequencies of a layer where it is, or None where the model does not rotate."""
     buffers = dict(model.named_buffers())
     kinds = getattr(config, "layer_types", None)
     names = [f"{kinds[index]}_inv_freq"] if kinds is not None else []
     for name in [*names, "inv_freq"]:
         found = [buffer for key, buffer in buffers.items() if key.rsplit(".", 1)[-1] == name]
         if found:
-            return found[0]
+            return found[0].to(place)
     return None
 
 

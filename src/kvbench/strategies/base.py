@@ -13,7 +13,7 @@ from kvbench.cache.codecs.dense import Dense
 from kvbench.cache.codecs.kernel import chosen_kernel
 from kvbench.cache.pair import Pair
 from kvbench.cache.placement.rooms import Placed, placed
-from kvbench.cache.plan import LayerPlan
+from kvbench.cache.plan import LayerPlan, padding_bytes
 from kvbench.cache.protocols import Evicted, Handing, Layout, Reader, Scorer, Selector
 from kvbench.strategies.budget.base import Budget, WatchingBudget
 from kvbench.strategies.budget.heads import HeadBudget
@@ -23,6 +23,7 @@ from kvbench.strategies.layout.paged import Paged
 from kvbench.strategies.legality import (
     check_composition,
     refused_to_share,
+    refused_when_spread,
     refused_with_contexts,
     refused_with_donors,
     refused_with_latents,
@@ -191,7 +192,8 @@ class CacheStrategy:
 
     def allocated_bytes(self, view: ModelView, run: RunShape) -> int:
         """Return the bytes held on the device once the prompt is read: every storage, metadata included."""
-        return allocated_bytes(self.plans(view, run), run, view.dtype)
+        again = padding_bytes(run) * (len(view.devices) - 1)  # each device is told of the padding
+        return again + allocated_bytes(self.plans(view, run), run, view.dtype)
 
     def bytes_elsewhere(self, view: ModelView, run: RunShape) -> Placed:
         """Return the bytes that lie in the host's memory and on disk, and how many more, or fewer, on the device."""
@@ -207,6 +209,8 @@ class CacheStrategy:
             return refused_with_states(self)
         reason = self.budget.unsupported(view) if isinstance(self.budget, HeadBudget) else None
         reason = reason or self.transform.unsupported(view) or self.codec.unsupported(view)
+        if view.places:
+            reason = reason or refused_when_spread(self)
         if any(layer.donor is not None for layer in view.layers):
             reason = reason or refused_with_donors(self)
         if view.keeps_context:
@@ -262,7 +266,8 @@ class CacheStrategy:
 
     def cannot_change(self, view: ModelView) -> str | None:
         """Return why the network of a model cannot be changed so, or None."""
-        return refused_with_states(self) if view.is_recurrent else self.transform.unsupported(view)
+        reason = refused_with_states(self) if view.is_recurrent else self.transform.unsupported(view)
+        return reason or (refused_when_spread(self) if view.places else None)
 
     def kernel_on(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Return what reads entries of a model with this dtype on this device; None for plain torch."""

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from kvbench.cache.codecs.base import QueryDriven
 from kvbench.cache.codecs.packed import PackedFormat
+from kvbench.cache.protocols import Handing
 from kvbench.calibrated import NeedsCalibration
-from kvbench.strategies.budget.base import ChoosyBudget
+from kvbench.strategies.budget.base import ChoosyBudget, WatchingBudget
 from kvbench.strategies.budget.heads import HeadBudget
 from kvbench.strategies.evicted.offloaded import Offloaded
 from kvbench.strategies.evicted.tiers import Tiers
@@ -281,6 +282,23 @@ def refused_without_entries(made: CacheStrategy) -> str | None:
         "placement=device": made.placement.is_elsewhere,
     }
     return _unless_changed("every step reads everything again, and no entries are kept between steps", parts)
+
+
+def refused_when_spread(made: CacheStrategy) -> str | None:
+    """Return why a strategy cannot serve a model whose layers are on several devices, or None."""
+    across = made.budget.sharer is not None and made.budget.sharer.scope == "model"
+    measured = any(isinstance(part, NeedsCalibration) for part in (made.budget, made.codec, made.scorer))
+    parts = {
+        "budget=uniform": across or isinstance(made.budget, WatchingBudget),
+        "evicted=drop": made.budget.limits and isinstance(made.evicted, Handing),
+        "reader=all": not made.reader.reads_all,
+        "layout=separate": made.layout.merges or isinstance(made.layout, Paged),
+        "placement=device": made.placement.is_elsewhere,
+        "transform=none": not isinstance(made.transform, Unchanged),
+        "codec=dense or int8, and no part that kvbench calibrate measures": measured,
+    }
+    spread = "model.device_map has put layers on several devices, each of which keeps its own entries and nothing else"
+    return _unless_changed(spread, parts)
 
 
 def refused_with_states(made: CacheStrategy) -> str | None:

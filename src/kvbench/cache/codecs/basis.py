@@ -58,14 +58,14 @@ class Basis:
         scale, bias = (None if each is None else each[heads] for each in (self.scale, self.bias))
         return replace(self, directions=directions, scale=scale, bias=bias, place=place)
 
-    def on(self, view: ModelView) -> Basis:
-        """Return it on a model's device, in storage of its own, numbers in float32 or wider."""
-        wide = torch.promote_types(view.dtype, torch.float32)
+    def on(self, view: ModelView, layer: int) -> Basis:
+        """Return it on the device of a model's layer, in storage of its own, numbers in float32 or wider."""
+        wide, device = torch.promote_types(view.dtype, torch.float32), view.device_of(layer)
         directions, scale = (
-            None if each is None else torch.empty(each.shape, dtype=wide, device=view.device).copy_(each)
+            None if each is None else torch.empty(each.shape, dtype=wide, device=device).copy_(each)
             for each in (self.directions, self.scale)
         )
-        place = None if self.place is None else self.place.to(view.device)
+        place = None if self.place is None else self.place.to(device)
         return replace(self, directions=directions, scale=scale, place=place)
 
     def tensors(self) -> tuple[Tensor, ...]:

@@ -66,10 +66,10 @@ def _bases(view: ModelView, rule: EigenAttention) -> tuple[tuple[Basis, Basis], 
     kept = [each[:, None] for each in made]
     return tuple(
         (
-            Basis(keys, None, bias_of(shape.key_projection), shape.rotary).on(view),
-            Basis(values, None, bias_of(shape.value_projection), None).on(view),
+            Basis(keys, None, bias_of(shape.key_projection), shape.rotary).on(view, layer),
+            Basis(values, None, bias_of(shape.value_projection), None).on(view, layer),
         )
-        for shape, keys, values in zip(view.layers, kept[::2], kept[1::2], strict=True)
+        for layer, (shape, keys, values) in enumerate(zip(view.layers, kept[::2], kept[1::2], strict=True))
     )
 
 

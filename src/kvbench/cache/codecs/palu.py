@@ -79,8 +79,8 @@ def _bases(view: ModelView, rule: Palu) -> tuple[tuple[Basis, Basis], ...]:
         )
         made.append(
             (
-                Basis(keys, None, bias_of(shape.key_projection), shape.rotary).on(view),
-                Basis(values, None, bias_of(shape.value_projection), None).on(view),
+                Basis(keys, None, bias_of(shape.key_projection), shape.rotary).on(view, layer),
+                Basis(values, None, bias_of(shape.value_projection), None).on(view, layer),
             )
         )
     return tuple(made)

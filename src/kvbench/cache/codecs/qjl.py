@@ -81,7 +81,7 @@ def _packing(rule: QJL, view: ModelView, layer: int) -> SketchPacking:
     random = torch.Generator().manual_seed(rule.seed * LAYERS + layer)
     drawn = torch.cat([rotation(dim, random) for _ in range(count // dim)]) * math.sqrt(dim)
     wide = torch.promote_types(view.dtype, torch.float32)
-    return SketchPacking(rule=rule, directions=drawn.to(device=view.device, dtype=wide))
+    return SketchPacking(rule=rule, directions=drawn.to(device=view.device_of(layer), dtype=wide))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

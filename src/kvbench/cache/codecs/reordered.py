@@ -77,6 +77,6 @@ def _bases(view: ModelView, rule: Reordered) -> tuple[tuple[Basis, Basis], ...]:
             )
             basis = (rule.of_keys if name == "keys" else rule.of_values)(moments, heads)
             bias = None if projection is None else projection.bias
-            sides.append(replace(basis.on(view), bias=bias, rotary=rotary))
+            sides.append(replace(basis.on(view, layer), bias=bias, rotary=rotary))
         made.append((sides[0], sides[1]))
     return tuple(made)

@@ -38,12 +38,12 @@ class Rotated(Projected):
 @lru_cache(maxsize=256)  # each layer holds its own
 def _bases(rule: Rotated, view: ModelView, layer: int) -> tuple[Basis, Basis]:
     shape = view.layers[layer]
-    keys = _rotation(rule.matrix(shape.key_dim), view)
-    return keys, keys if shape.value_dim == shape.key_dim else _rotation(rule.matrix(shape.value_dim), view)
+    keys = _rotation(rule.matrix(shape.key_dim), view, layer)
+    return keys, keys if shape.value_dim == shape.key_dim else _rotation(rule.matrix(shape.value_dim), view, layer)
 
 
-def _rotation(matrix: Tensor, view: ModelView) -> Basis:
-    return Basis(matrix[None, None], None, None, None).on(view)
+def _rotation(matrix: Tensor, view: ModelView, layer: int) -> Basis:
+    return Basis(matrix[None, None], None, None, None).on(view, layer)
 
 
 def hadamard(size: int) -> Tensor:

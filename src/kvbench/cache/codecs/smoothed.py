@@ -53,7 +53,7 @@ def _scales(view: ModelView, rule: SmoothedKeys) -> tuple[Basis, ...]:
             scale = torch.empty(shape.kv_heads, shape.key_dim)
         else:
             scale = of_pairs(found.largest[layer].double(), shape).clamp(min=LEAST) ** rule.alpha
-        made.append(Basis(None, scale, None, None).on(view))
+        made.append(Basis(None, scale, None, None).on(view, layer))
     return tuple(made)
 
 
