@@ -45,6 +45,18 @@ def live_storages() -> dict[int, int]:
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.layout == torch.strided}
 
 
+def held_before(before: dict[int, int], reported: Iterable[Tensor]) -> int:
+    """Return the bytes of what a cache holds that lived before it was built: tables that a warm-up has left.
+
+    Args:
+        before: live storages before the cache was built.
+        reported: everything the cache holds.
+    """
+    storages = (t.untyped_storage() for t in reported)
+    mine = {storage.data_ptr() for storage in storages if storage.nbytes()}  # the empty ones have no address
+    return sum(size for address, size in before.items() if address in mine)
+
+
 def check_reported(before: dict[int, int], reported: Iterable[Tensor]) -> None:
     """Raise if more tensors have come to life than a cache says it holds.
 

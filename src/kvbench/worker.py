@@ -12,7 +12,7 @@ from kvbench.asking import all_cores, ask_attention, ask_likelihood, ask_recall,
 from kvbench.bench import Bench
 from kvbench.columns import above, held, moved
 from kvbench.engines.arm import DecodeArm
-from kvbench.honesty import check_reported, live_storages
+from kvbench.honesty import check_reported, held_before, live_storages
 from kvbench.job import Job, Measured
 from kvbench.measure.memory import MemoryMeter, return_large_blocks
 from kvbench.timing import time_decode, time_prefill
@@ -55,7 +55,10 @@ def weigh(job: Job, name: str, report: Report) -> Measured:
     cache = arm.cache(run)
     meter.reset()
     arm.prefill(cache, ids[:, : run.prompt_tokens])
-    prefill_peak = above(meter.peak_bytes(), idle)
+    most = meter.peak_bytes()
+    if idle is not None:
+        idle -= held_before(before, cache.tensors())
+    prefill_peak = above(most, idle)
     meter.settle()
     steady = above(meter.held_bytes(), idle)
     check_reported(before, cache.tensors())

@@ -56,6 +56,25 @@ def test_honest_strategies_pass_all_of_it() -> None:
     assert row["kv_allocated_bytes"] == row["kv_predicted_bytes"]
 
 
+@pytest.mark.parametrize(("name", "has_tables"), [("baseline", False), ("lorc", True)])
+def test_tables_that_the_warm_up_made_are_the_caches_memory(
+    name: str, has_tables: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = 10**9
+    monkeypatch.setattr("kvbench.worker.MemoryMeter.held_bytes", lambda meter: held)
+    made = bench(strategy(name))
+    run, arm = made.job.workload.runs()[-1], made.arms["strategy"]
+    caches = [arm.cache(run) for _ in range(2)]
+    for cache in caches:
+        arm.prefill(cache, made.ids(run, "strategy")[:, : run.prompt_tokens])
+    storages = [[t.untyped_storage() for t in cache.tensors()] for cache in caches]
+    first, second = ({storage.data_ptr(): storage.nbytes() for storage in mine} for mine in storages)
+    tables = sum(first[address] for address in first.keys() & second.keys())
+    row = weigh(made.job, "strategy", silent).rows["strategy"]
+    assert (tables > 0) == has_tables
+    assert (row["idle_bytes"], row["steady_bytes"]) == (held - tables, tables)
+
+
 def test_hidden_memory_is_caught() -> None:
     with pytest.raises(Misbehaviour, match=r"holds 1048576 bytes of tensors that its cache does not report"):
         weigh(job(as_kind(Hoards)), "strategy", silent)

@@ -209,7 +209,7 @@ _MEMORY: list[_Column] = [
     ("wait_share", _REAL, "share", "layers of a timed step whose entries had not all come when attention asked"),
     ("stall_ms_per_step", _REAL, "ms", "that the host waited for entries, over all layers; a GPU waits by itself"),
     ("overlap_share", _REAL, "share", "of the time that fetching takes, what no layer waited for; empty on a GPU"),
-    ("idle_bytes", _COUNT, "bytes", "memory with the model loaded and no cache; the next five are above it"),
+    ("idle_bytes", _COUNT, "bytes", "memory with the model loaded and nothing of a cache; the next five are above it"),
     ("steady_bytes", _COUNT, "bytes", "after prefill and compression, staging freed"),
     ("prefill_peak_bytes", _COUNT, "bytes", "most during prefill"),
     ("decode_peak_bytes", _COUNT, "bytes", "most during decoding"),
