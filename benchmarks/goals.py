@@ -195,6 +195,15 @@ class Desk:
         run = RunShape(prompt_lengths=(context,), new_tokens=new_tokens)
         return Ours(self.arm(strategy, *overrides), run, self.ids(context + (new_tokens or BLOCK)))
 
+    def compiled(self, strategy: str, context: int, *overrides: str) -> DecodeArm:
+        """Return the same arm in the compiled engine, on a model of its own."""
+        engine, arm = Compiled(prefill_chunk=0), self.arm(strategy, *overrides)
+        model = engine.prepare(copy.deepcopy(arm.model))
+        run = RunShape(prompt_lengths=(context,), new_tokens=BLOCK)
+        return Ours(
+            replace(arm, model=model, view=engine.view(arm.view), engine=engine), run, self.ids(context + BLOCK)
+        )
+
     def compare(self, title: str, arms: dict[str, Any], *, steps: int = BLOCK) -> PairedSamples:
         """Time arms in pairs against the first of them."""
         paired = measure_paired(
@@ -243,18 +252,12 @@ def against_transformers(desk: Desk, contexts: list[int]) -> Iterator[Goal]:
 
 def compiled(desk: Desk, contexts: list[int]) -> Iterator[Goal]:
     """C6, C11, C12, C22: the compiled engine beside the eager one, and packed entries in both."""
-    engine, limits = Compiled(prefill_chunk=0), {512: 0.93, 2048: 0.90, 8192: 0.85}
+    limits = {512: 0.93, 2048: 0.90, 8192: 0.85}
     packed = {("C11", "quantization_8bit"): {2048: 0.85, 8192: 0.78}, ("C12", "kivi4"): {8192: 0.83}}
-    own = desk.bench.arms["baseline"]
-    model, view = engine.prepare(copy.deepcopy(own.model)), engine.view(own.view)
     for context in contexts:
-        run, ids = RunShape(prompt_lengths=(context,), new_tokens=BLOCK), desk.ids(context + BLOCK)
         arms: dict[str, Any] = {}
         for name in ("baseline", "quantization_8bit", "kivi4"):
-            arms[name] = desk.decode(name, context)
-            arms[f"compiled {name}"] = DecodeArm(
-                replace(desk.arm(name), model=model, view=view, engine=engine), run, ids
-            )
+            arms |= {name: desk.decode(name, context), f"compiled {name}": desk.compiled(name, context)}
         paired = desk.compare(f"compiled at {context}", arms)
         yield goal(f"C6 compiled / eager baseline, {context}", limits[context], paired, "compiled baseline", "baseline")
         for (number, name), most in packed.items():
@@ -300,10 +303,16 @@ def evicting(desk: Desk, context: int, budget: int) -> Iterator[Goal]:
 def grouped(desk: Desk, context: int) -> Iterator[Goal]:
     """C17: a quarter of the KV heads beside all of them, and what a step holds beyond the cache: no key twice."""
     arms = {"baseline": desk.decode("baseline", context), "gqa": desk.decode("gqa", context, *GROUPED)}
-    held = [arm.cache.allocated_bytes() for arm in arms.values()]
+    arms |= {
+        f"compiled {name}": desk.compiled(name, context, *more)
+        for name, more in {"baseline": (), "gqa": GROUPED}.items()
+    }
+    held = [arms[name].cache.allocated_bytes() for name in ("baseline", "gqa")]
     yield Goal(name=f"C17 |gqa / baseline KV bytes / 0.25 - 1|, {context}", at_most=0.01, reached=_off(held, 0.25))
     paired = desk.compare(f"a quarter of the KV heads at {context}", arms)
     yield goal(f"C17 gqa / baseline, {context}", 0.64, paired, "gqa", "baseline")
+    name = f"C17 gqa / baseline, both compiled, {context}"
+    yield goal(name, 0.64, paired, "compiled gqa", "compiled baseline")
     del arms
     gc.collect()
     overrides = [f"model={desk.model}", "model.device=cpu", "strategy=gqa", *GROUPED]
