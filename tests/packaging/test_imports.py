@@ -30,7 +30,7 @@ MAY_IMPORT = {
     },  # models: for hooks
     "models": {"kernels", "types"},
     "workloads": {"folders", "types"},
-    "engines": {"cache", "folders", "models", "strategies", "types"},
+    "engines": {"cache", "folders", "kernels", "models", "strategies", "types"},
     "quality": {"engines", "measure", "types", "workloads"},
     "plots": {"results"},
     "report": {"plots", "results"},
