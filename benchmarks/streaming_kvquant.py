@@ -75,6 +75,8 @@ def draw(ablation: pd.DataFrame, search: pd.DataFrame, ax: Axes) -> None:
     ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
     ax.set(xlabel="bits per number", ylabel="loss above the full cache's (nats per token)")
     ax.set_yscale("symlog", linthresh=LINEAR)
+    lost = pd.concat([packed[LOSS], search[LOSS]]) if len(search) else packed[LOSS]
+    ax.set_ylim(min(0.0, lost.min()) - LINEAR / 4, 2 * lost.max())
     names = packed["row"].str.removeprefix("streaming_").str.replace("_", " ")
     points = pd.DataFrame({"strategy": names, "x": packed[BITS], "y": packed[LOSS]})
     name_points(points, dict.fromkeys(names, "C1"), ax)

@@ -38,7 +38,7 @@ def members() -> dict[str, Any]:
     """Return the recipe of every set of blocks that is trained here, by name."""
     recipe: Any = OmegaConf.load(RECIPE)
     own = recipe.pop("members")
-    return {name: OmegaConf.merge(recipe, {"transform": changes}) for name, changes in own.items()}
+    return {name: OmegaConf.merge(recipe, changes) for name, changes in own.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

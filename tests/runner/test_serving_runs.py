@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 import kvbench
 from kvbench import bench
 from kvbench.configuration import check, compose
+from kvbench.engines import serving
+from kvbench.measure import memory
 from kvbench.runner import Result, job_of
+from kvbench.serve import weigh_requests
 from tests.runner.test_runner import SHORT, row
 
 SMALL = [
@@ -49,6 +54,27 @@ def test_bytes_are_those_of_the_pool(done: Result) -> None:
         assert mine["kv_allocated_bytes"] == mine["kv_predicted_bytes"]
         assert 0 < mine["kv_used_bytes"] < mine["kv_allocated_bytes"] <= mine["peak_bytes"]
         assert 0 < mine["page_utilisation"] <= 1
+
+
+def test_weights_have_been_read_before_memory_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def noting(name: str, of: Callable[..., object]) -> Callable[..., object]:
+        def noted(*given: object) -> object:
+            done.append(name)
+            return of(*given)
+
+        return noted
+
+    for owner, name in ((serving.Serving, "run"), (memory.MemoryMeter, "held_bytes")):
+        monkeypatch.setattr(owner, name, noting(name, getattr(owner, name)))
+    threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
+    try:
+        weigh_requests(job_of(check(compose([*SMALL, "strategy=scheduling_fcfs"]))), "strategy", lambda *said: None)
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(grad)
+    assert done == ["run", "held_bytes", "run", "held_bytes"]
 
 
 def test_columns_can_be_recomputed_from_the_requests(done: Result) -> None:
