@@ -92,10 +92,14 @@ def closed_form(row: Row, context: int, batch: int) -> int | str:
 
 @cache
 def _unloaded(model: str) -> tuple[int | None, ModelView]:
-    """Return the most tokens a model reads, and its shapes, without its weights."""
-    from kvbench.configuration import build_group
+    """Return the most tokens a model reads, and its shapes, without its weights.
+
+    Keys that its run did not know, such as where layers lie, are as they are today.
+    """
+    from kvbench.configuration import build_group, compose, resolved
     from kvbench.models.load import skeleton
     from kvbench.models.view import view_of
 
-    spec = build_group(json.loads(model), "model")
+    said = json.loads(model)
+    spec = build_group({**resolved(compose([f"model={said['name']}"]))["model"], **said}, "model")
     return spec.max_positions, view_of(skeleton(spec))
