@@ -1,7 +1,7 @@
 """What all tests share: one thread, so that runs side by side do not disturb each other, and Triton's interpreter.
 
 What costs time and shows nothing is off: a graph for gradients nobody asks for (a test that trains turns it on),
-looking for garbage among the modules that were imported, a third of each composition, and asking the compiler.
+looking for garbage among the modules that were imported, and a third of each composition.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ torch.set_num_threads(1)
 torch.set_grad_enabled(False)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # looked at once, when Triton is imported
-os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"  # the compiler knows its processor: torch compiles three files to see
 
 all_choices = defaults_list._create_interpolation_map
 

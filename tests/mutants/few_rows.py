@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 from functools import partial
 
 import torch
 
 from kvbench.engines import compiled
 from kvbench.kernels import few_rows
-from tests.mutants.core_mutant import Check, Mutant
-from tests.mutants.native_rows import changed
+from tests.mutants.core_mutant import Mutant
+from tests.mutants.native_rows import recompiled
 from tests.support import few_rows as support
 
 ODD = partial(support.products_are_torch_s, (2, 3), 5, 70, 48, torch.float32)
 HALVES = partial(support.products_are_torch_s, (1, 2), 2, 9, 64, torch.bfloat16)
 DECODED = partial(support.compiled_is_eager, "baseline", "llama")
 LEARNED = partial(support.compiled_is_eager, "baseline", "gpt2")
-
-
-def _mutant(name: str, before: str, after: str, *killed_by: Check) -> Mutant:
-    fresh = functools.lru_cache(maxsize=None)(few_rows._library.__wrapped__)
-    source = changed(few_rows.SOURCE, before, after)
-    patches = ((few_rows, "SOURCE", source), (few_rows, "_library", fresh))
-    return Mutant(name=name, patches=patches, killed_by=killed_by)
+_mutant = partial(recompiled, few_rows, "SOURCE", "_library")
 
 
 MUTANTS = (
     _mutant("what is no whole block is left out", "k < width; k += LANES", "k < even; k += LANES", ODD),
-    _mutant("rows behind the first four are those again", "x += TOGETHER * g.width, ", "", ODD),
+    _mutant("rows behind the first four are those again", "x + r * g.width, bias", "x, bias", ODD),
     _mutant(
         "threads leave the ends of the matrix to nobody",
         "g.entries * (part + 1) / g.parts",

@@ -8,9 +8,10 @@ import hashlib
 import tempfile
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 from kvbench.kernels.packed import native
-from tests.mutants.core_mutant import Mutant
+from tests.mutants.core_mutant import Check, Mutant
 from tests.support.codecs import both_kernels_keep_the_same, products_equal_dense_ones, quantiser
 from tests.support.packed_rows import ALL, PAGED, Case, rows_are_what_they_stand_for
 
@@ -30,22 +31,27 @@ def changed(source: Path, before: str, after: str) -> Path:
     return folder / source.name
 
 
-def _mutant(name: str, before: str, after: str, *killed_by: partial[None]) -> Mutant:
-    fresh = functools.lru_cache(maxsize=None)(native._reader.__wrapped__)  # what was compiled of the true source stays
-    return Mutant(
-        name=name,
-        patches=((native, "SOURCE", changed(native.SOURCE, before, after)), (native, "_reader", fresh)),
-        killed_by=killed_by,
-    )
+def recompiled(
+    kernel: ModuleType, source: str, library: str, name: str, before: str, after: str, *killed_by: Check
+) -> Mutant:
+    """Return a mutant with one line of a source changed; what was compiled of the true one stays.
+
+    Args:
+        kernel: the module.
+        source: the name in it of the source.
+        library: the name in it of what keeps the compiled library.
+        name: of the mutant.
+        before: what is there once.
+        after: what takes its place.
+        killed_by: what fails.
+    """
+    fresh = functools.lru_cache(maxsize=None)(getattr(kernel, library).__wrapped__)
+    patches = ((kernel, source, changed(getattr(kernel, source), before, after)), (kernel, library, fresh))
+    return Mutant(name=name, patches=patches, killed_by=killed_by)
 
 
-def _encoder(name: str, before: str, after: str, *killed_by: partial[None]) -> Mutant:
-    fresh = functools.lru_cache(maxsize=None)(native._encoder.__wrapped__)
-    return Mutant(
-        name=name,
-        patches=((native, "ENCODER", changed(native.ENCODER, before, after)), (native, "_encoder", fresh)),
-        killed_by=killed_by,
-    )
+_mutant = partial(recompiled, native, "SOURCE", "_reader")
+_encoder = partial(recompiled, native, "ENCODER", "_encoder")
 
 
 read = native.Given.read

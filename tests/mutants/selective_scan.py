@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from functools import partial
 
 from kvbench.kernels import selective_scan
-from tests.mutants.core_mutant import Check, Mutant
-from tests.mutants.native_rows import changed
+from tests.mutants.native_rows import recompiled
 from tests.support import scans
 
 AT_ONCE = partial(scans.equals_a_loop, 2, 7)
-
-
-def _mutant(name: str, before: str, after: str, *killed_by: Check) -> Mutant:
-    fresh = functools.lru_cache(maxsize=None)(selective_scan._library.__wrapped__)
-    source = changed(selective_scan.SOURCE, before, after)
-    patches = ((selective_scan, "SOURCE", source), (selective_scan, "_library", fresh))
-    return Mutant(name=name, patches=patches, killed_by=killed_by)
+_mutant = partial(recompiled, selective_scan, "SOURCE", "_library")
 
 
 MUTANTS = (

@@ -22,7 +22,7 @@ FEW = 8  # rows up to which reading the weights takes longer than multiplying by
 class Compiled(Eager):
     """Runs the model's forward, with other code for what a decode step spends its time on.
 
-    Linear layers that see at most eight tokens read their weights once and as fast as memory gives them, and so does
+    Linear layers that see at most eight tokens read their weights once, asked for before they are needed, and so does
     attention the keys and values that are kept as the model made them. Both add up in float32, in another order than
     torch does. Prompts are read by torch as ever.
 

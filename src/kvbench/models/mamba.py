@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from transformers.modeling_outputs import CausalLMOutput
 from kvbench.kernels.selective_scan import is_native, selective_scan
 from kvbench.models.recurrence import States, check_keywords, chunks, predictions, scan, through_layers, wide
 from kvbench.types import StateShape
+
+Mix = Callable[[Any, Tensor, States, Tensor | None], tuple[Tensor, States]]  # as `mix`
 
 
 class Mamba(MambaForCausalLM):
@@ -41,10 +44,29 @@ class Mamba(MambaForCausalLM):
     ) -> CausalLMOutput:
         """Return the logits [B, T, V] of ids [B, T], or of the last of them."""
         check_keywords(keywords)
-        dtype, config = self.backbone.embeddings.weight.dtype, self.config
-        hidden = self.backbone.embeddings(input_ids).to(wide(dtype) if config.residual_in_fp32 else dtype)
-        hidden = through_layers(self.backbone.layers, hidden, past_key_values, self.layer_states(), _read)
-        return predictions(normed(self.backbone.norm_f, hidden), self.lm_head, logits_to_keep)
+        return predicted(self, mix, input_ids, past_key_values, logits_to_keep)
+
+
+def predicted(network: Any, mix: Mix, ids: Tensor, cache: Any, logits_to_keep: int) -> CausalLMOutput:
+    """Return what a network of mixers says of ids [B, T].
+
+    Args:
+        network: transformers', of which only the parameters are used.
+        mix: what a mixer does.
+        ids: of the tokens.
+        cache: of the tokens before, or None.
+        logits_to_keep: tokens whose logits are asked for; 0 for all.
+    """
+    backbone = network.backbone
+    dtype = backbone.embeddings.weight.dtype
+
+    def read(block: nn.Module, hidden: Tensor, states: States, real: Tensor | None) -> tuple[Tensor, States]:
+        out, after = mix(block.mixer, normed(block.norm, hidden), states, real)
+        return hidden + out, after
+
+    hidden = backbone.embeddings(ids).to(wide(dtype) if network.config.residual_in_fp32 else dtype)
+    hidden = through_layers(backbone.layers, hidden, cache, network.layer_states(), read)
+    return predictions(normed(backbone.norm_f, hidden), network.lm_head, logits_to_keep)
 
 
 def normed(norm: Any, hidden: Tensor) -> Tensor:
@@ -53,9 +75,24 @@ def normed(norm: Any, hidden: Tensor) -> Tensor:
     return norm.weight * out.to(norm.weight.dtype)  # type: ignore[no-any-return]
 
 
-def _read(block: nn.Module, hidden: Tensor, states: States, real: Tensor | None) -> tuple[Tensor, States]:
-    out, after = mix(block.mixer, normed(block.norm, hidden), states, real)
-    return hidden + out, after
+def convolved(mixer: Any, inputs: Tensor, window: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return inputs [B, T, D] after a mixer's convolution, and the last ones it needs for the next tokens [B, D, k].
+
+    Args:
+        mixer: whose convolution.
+        inputs: of the tokens.
+        window: the last ones before them [B, D, k].
+        real: which tokens are no padding [B, T, 1]; None for all.
+    """
+    if real is not None:
+        inputs = inputs * real
+    tokens, kernel = inputs.shape[1], mixer.conv1d.weight
+    channels, _, width = kernel.shape
+    window = torch.cat([window, inputs.mT], dim=-1)
+    out = mixer.act(conv1d(window[..., -tokens - width + 1 :], kernel, mixer.conv1d.bias, groups=channels)).mT
+    if real is not None:
+        out = out * real  # a convolution may add something to nothing
+    return out, window[..., -width:]
 
 
 def mix(mixer: Any, hidden: Tensor, states: States, real: Tensor | None) -> tuple[Tensor, States]:
@@ -67,25 +104,18 @@ def mix(mixer: Any, hidden: Tensor, states: States, real: Tensor | None) -> tupl
         states: the last inputs of the convolution [B, D, k] and the state [B, D, N].
         real: which tokens are no padding [B, T, 1]; None for all.
     """
-    (window, state), tokens = states, hidden.shape[1]
+    window, state = states
     inputs, gate = mixer.in_proj(hidden).chunk(2, dim=-1)
-    if real is not None:
-        inputs = inputs * real
-    window = torch.cat([window, inputs.mT], dim=-1)
-    kernel = mixer.conv1d.weight
-    channels, _, width = kernel.shape
-    inputs = mixer.act(conv1d(window[..., -tokens - width + 1 :], kernel, mixer.conv1d.bias, groups=channels)).mT
-    if real is not None:
-        inputs = inputs * real  # a convolution may add something to nothing
+    inputs, window = convolved(mixer, inputs, window, real)
     rank, size, dtype = mixer.time_step_rank, state.shape[-1], state.dtype
     time, made, asked = mixer.x_proj(inputs).split([rank, size, size], dim=-1)
     time = softplus((time @ mixer.dt_proj.weight.mT).to(dtype) + mixer.dt_proj.bias.to(dtype))
     rate = -mixer.A_log.to(dtype).exp()
     inputs = inputs.to(dtype)
-    select = selective_scan if is_native(hidden.device, dtype, channels) else read_states
+    select = selective_scan if is_native(hidden.device, dtype, inputs.shape[-1]) else read_states
     out, state = select(time, inputs, made.to(dtype), asked.to(dtype), rate, state)
     out = out + inputs * mixer.D.to(dtype)
-    return mixer.out_proj((out * mixer.act(gate)).to(hidden.dtype)), (window[..., -width:], state)
+    return mixer.out_proj((out * mixer.act(gate)).to(hidden.dtype)), (window, state)
 
 
 def read_states(

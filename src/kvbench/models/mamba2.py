@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import conv1d, rms_norm, silu, softplus
+from torch import Tensor
+from torch.nn.functional import rms_norm, silu, softplus
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.mamba2.configuration_mamba2 import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2ForCausalLM
 
-from kvbench.models.mamba import normed
-from kvbench.models.recurrence import States, check_keywords, predictions, through_layers, wide
+from kvbench.models.mamba import convolved, predicted
+from kvbench.models.recurrence import States, check_keywords, wide
 from kvbench.types import StateShape
 
 TOGETHER = 64  # tokens at once: what they are to each other takes as many numbers as their states
@@ -44,15 +44,7 @@ class Mamba2(Mamba2ForCausalLM):  # type: ignore[misc]  # untyped there
     ) -> CausalLMOutput:
         """Return the logits [B, T, V] of ids [B, T], or of the last of them."""
         check_keywords(keywords)
-        dtype = self.backbone.embeddings.weight.dtype
-        hidden = self.backbone.embeddings(input_ids).to(wide(dtype) if self.config.residual_in_fp32 else dtype)
-        hidden = through_layers(self.backbone.layers, hidden, past_key_values, self.layer_states(), _read)
-        return predictions(normed(self.backbone.norm_f, hidden), self.lm_head, logits_to_keep)
-
-
-def _read(block: nn.Module, hidden: Tensor, states: States, real: Tensor | None) -> tuple[Tensor, States]:
-    out, after = mix(block.mixer, normed(block.norm, hidden), states, real)
-    return hidden + out, after
+        return predicted(self, mix, input_ids, past_key_values, logits_to_keep)
 
 
 def mix(mixer: Any, hidden: Tensor, states: States, real: Tensor | None) -> tuple[Tensor, States]:
@@ -64,17 +56,10 @@ def mix(mixer: Any, hidden: Tensor, states: States, real: Tensor | None) -> tupl
         states: the last inputs of the convolution [B, D, k] and the state [B, H, P, N].
         real: which tokens are no padding [B, T, 1]; None for all.
     """
-    (window, state), tokens = states, hidden.shape[1]
+    window, state = states
     heads, size, dtype = mixer.num_heads, state.shape[-1], state.dtype
-    kernel = mixer.conv1d.weight
-    channels, _, width = kernel.shape
-    gate, inputs, time = mixer.in_proj(hidden).split([mixer.intermediate_size, channels, heads], dim=-1)
-    if real is not None:
-        inputs = inputs * real
-    window = torch.cat([window, inputs.mT], dim=-1)
-    inputs = mixer.act(conv1d(window[..., -tokens - width + 1 :], kernel, mixer.conv1d.bias, groups=channels)).mT
-    if real is not None:
-        inputs = inputs * real  # a convolution may add something to nothing
+    gate, inputs, time = mixer.in_proj(hidden).split([mixer.intermediate_size, window.shape[1], heads], dim=-1)
+    inputs, window = convolved(mixer, inputs, window, real)
     fed, made, asked = inputs.to(dtype).split([mixer.intermediate_size, *(mixer.n_groups * size,) * 2], dim=-1)
     fed = fed.unflatten(-1, (heads, -1))
     made, asked = (each.unflatten(-1, (-1, size)) for each in (made, asked))
@@ -83,7 +68,7 @@ def mix(mixer: Any, hidden: Tensor, states: States, real: Tensor | None) -> tupl
     out = (out + fed * mixer.D.to(dtype)[:, None]).flatten(2) * silu(gate.to(dtype))
     norm = mixer.norm
     out = rms_norm(out.unflatten(-1, (-1, norm.group_size)), (norm.group_size,), eps=norm.variance_epsilon).flatten(2)
-    return mixer.out_proj(norm.weight * out.to(hidden.dtype)), (window[..., -width:], state)
+    return mixer.out_proj(norm.weight * out.to(hidden.dtype)), (window, state)
 
 
 def read_states(

@@ -1,9 +1,9 @@
 // A few rows against a matrix on a CPU, where reading the matrix is all that takes time: each of its numbers is read once
-// for every four rows, and asked for before it is needed. A processor that waits for each one reads at less than half of
-// what its memory gives.
+// for every four rows, and asked for before it is needed.
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace {
 
@@ -63,6 +63,19 @@ struct Given {
 
 namespace {
 
+template <int R>
+using Rows = std::integral_constant<int, R>;
+
+// Takes rows four at a time, and those that are left at once: `take` is told how many, and the first of them.
+template <typename F>
+inline void by_rows(long count, F take) {
+    long r = 0;
+    for (; r + TOGETHER <= count; r += TOGETHER) take(Rows<TOGETHER>(), r);
+    if (count - r == 3) take(Rows<3>(), r);
+    if (count - r == 2) take(Rows<2>(), r);
+    if (count - r == 1) take(Rows<1>(), r);
+}
+
 // Products of R rows with each row of the matrix; no sum waits for the one before it.
 template <typename T, int R>
 [[gnu::noinline]] void product(const Given& g, const T* a, const float* x, const float* bias, float* out, long entries) {
@@ -99,12 +112,9 @@ void products_of(const Given& g) {
         const T* a = (const T*)g.matrix + set * g.step + first * g.width;
         const float *x = g.rows + set * g.count * g.width, *bias = g.bias == nullptr ? nullptr : g.bias + first;
         float* out = g.out + set * g.count * g.entries + first;
-        long left = g.count;
-        for (; left >= TOGETHER; left -= TOGETHER, x += TOGETHER * g.width, out += TOGETHER * g.entries)
-            product<T, TOGETHER>(g, a, x, bias, out, entries);
-        if (left == 3) product<T, 3>(g, a, x, bias, out, entries);
-        if (left == 2) product<T, 2>(g, a, x, bias, out, entries);
-        if (left == 1) product<T, 1>(g, a, x, bias, out, entries);
+        by_rows(g.count, [&](auto rows, long r) {
+            product<T, decltype(rows)::value>(g, a, x + r * g.width, bias, out + r * g.entries, entries);
+        });
     }
 }
 
@@ -139,12 +149,9 @@ void sums_of(const Given& g) {
         const T* a = (const T*)g.matrix + set * g.step;
         const float* weights = g.rows + set * g.count * g.entries;
         float* out = g.out + (part * g.sets + set) * g.count * g.width;
-        long left = g.count;
-        for (; left >= TOGETHER; left -= TOGETHER, weights += TOGETHER * g.entries, out += TOGETHER * g.width)
-            columns<T, TOGETHER>(g, a, weights, out, first, last);
-        if (left == 3) columns<T, 3>(g, a, weights, out, first, last);
-        if (left == 2) columns<T, 2>(g, a, weights, out, first, last);
-        if (left == 1) columns<T, 1>(g, a, weights, out, first, last);
+        by_rows(g.count, [&](auto rows, long r) {
+            columns<T, decltype(rows)::value>(g, a, weights + r * g.entries, out + r * g.width, first, last);
+        });
     }
 }
 
