@@ -1,15 +1,18 @@
-"""The GPU check's table: two model shapes, two contexts, eight strategies, eager, in pairs beside the full cache.
+"""The GPU check's table: two model shapes, two contexts, twelve strategies, eager and as a recorded graph, in pairs.
 
     python -m benchmarks.gpu_check --out runs/gpu_check
 
 Random weights in bfloat16: time and bytes count. Needs torch, transformers, pandas, pyarrow, hydra-core and omegaconf
-alone. Prints one table and writes it, with every timed step, in the form of any other run.
+alone. Prints one table and writes it, with every timed step, in the form of any other run; what is there already is not
+measured again, so that more models and contexts can follow in further calls. Where steps are recorded, the full cache
+in the eager engine is timed beside them, and a second table says what recording gains.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +27,8 @@ from kvbench.bench import Bench
 from kvbench.columns import held, interval_columns, latency_columns, latency_of, roofline_columns, weights_read
 from kvbench.configuration import build_group, check, compose, resolved
 from kvbench.engines.arm import Arm, DecodeArm, PrefillArm
-from kvbench.job import Row
+from kvbench.engines.eager import Eager
+from kvbench.job import Job, Row
 from kvbench.measure import roofline, statistics
 from kvbench.measure.clock import clock_for
 from kvbench.measure.environment import cache_share_bytes
@@ -33,24 +37,41 @@ from kvbench.measure.host import LocalHost
 from kvbench.measure.memory import MemoryMeter
 from kvbench.measure.paired import measure_paired
 from kvbench.measure.samples import PairedSamples
-from kvbench.results.folder import open_draft
+from kvbench.results.folder import finished, open_draft
+from kvbench.results.load import load
 from kvbench.runner import Names, describe, identify, job_of
 from kvbench.types import RunShape
 
-STRATEGIES = ("baseline", "random_eviction", "sliding_window", "attention_sink", "h2o", "tova", "snapkv", "knorm")
+STRATEGIES = (
+    *("baseline", "random_eviction", "sliding_window", "attention_sink", "h2o", "tova", "snapkv", "knorm", "pyramidkv"),
+    *("quantization_8bit", "quantization_4bit", "fp8"),
+)
+ENGINES = ("eager", "cuda_graph")
+BESIDE = "eager"  # the full cache in the eager engine, beside recorded steps
 SHOWN = [
-    *("model", "prompt_tokens", "strategy", "status", "kv_allocated_bytes", "peak_bytes", "ttft_ms", "decode_p50_ms"),
+    *(
+        "model",
+        "prompt_tokens",
+        "engine",
+        "strategy",
+        "status",
+        "kv_allocated_bytes",
+        "peak_bytes",
+        "ttft_ms",
+        "decode_p50_ms",
+    ),
     *("ratio", "ratio_low", "ratio_high", "ceiling", "efficiency", "verdict", "aa_ratio"),
 ]
 
 
 class Cell:
-    """One model at one context, all strategies on it."""
+    """One model at one context in one engine, all strategies on it."""
 
-    def __init__(self, model: str, context: int, device: str, dtype: str, seconds: float) -> None:
-        self.model, self.context, self.device = model, context, device
+    def __init__(self, model: str, context: int, engine: str, device: str, dtype: str, seconds: float) -> None:
+        self.model, self.context, self.engine, self.device = model, context, engine, device
         self.overrides = [
             f"model={model}",
+            f"engine={engine}",
             "model.weights=random",
             f"model.device={device}",
             f"model.dtype={dtype}",
@@ -59,14 +80,24 @@ class Cell:
             "sweep=gpu_check",
             f"measure.cell_seconds={seconds}",
         ]
-        self.config = compose(self.overrides)
-        self.job = job_of(check(self.config))
+        self.beside: Row = {}  # what recording gains
+
+    def identity(self, strategy: str) -> tuple[Job, Row]:
+        """Return a strategy's job, and what makes its run this run."""
+        config = compose([*self.overrides, f"strategy={strategy}"])
+        job, asked = job_of(check(config)), " ".join(self.overrides)
+        names = Names(strategy=strategy, model=self.model, engine=self.engine, workload="decode", overrides=asked)
+        return job, identify(config, job, names)
+
+    def load(self) -> None:
+        """Load the model and draw its prompt."""
+        self.job = job_of(check(compose(self.overrides)))
         self.bench = Bench(self.job, lambda stage, share: None)
         settings = self.job.settings
         self.steps = settings.steps_per_block(self.bench.loaded.view.device.type, step_ms=5.0)
-        self.run = RunShape(prompt_lengths=(context,), new_tokens=self.steps)
+        self.run = RunShape(prompt_lengths=(self.context,), new_tokens=self.steps)
         self.ids = torch.tensor(
-            self.bench.sources["baseline"].windows(1, context + self.steps), device=self.bench.loaded.view.device
+            self.bench.sources["baseline"].windows(1, self.context + self.steps), device=self.bench.loaded.view.device
         )
 
     def arm(self, strategy: str) -> Arm:
@@ -116,11 +147,22 @@ class Cell:
     def rows(self, strategies: tuple[str, ...]) -> Iterator[tuple[str, Row, list[Row]]]:
         """Yield per strategy its columns and its timed steps."""
         chosen = {name: self.arm(name) for name in strategies}
+        for name, arm in dict(chosen).items():
+            reason = arm.strategy.unsupported(arm.view, self.run)
+            if reason is not None:
+                del chosen[name]
+                yield name, {**self.bench.facts, "status": "unsupported", "reason": reason}, []
         weighed = {name: self.memory(arm) for name, arm in chosen.items()}
         prompt = self.ids[:, : self.context]
         prefill = self.paired({n: PrefillArm(a, self.run, prompt) for n, a in chosen.items()}, 1)
         arms = {name: DecodeArm(arm, self.run, self.ids) for name, arm in chosen.items()}
-        decode = self.paired(arms, self.steps)
+        eager, full = Eager(prefill_chunk=0), chosen["baseline"]
+        if type(full.engine) is not Eager:
+            beside = replace(full, engine=eager, view=replace(full.view, replays=False))
+            decode = self.paired({**arms, BESIDE: DecodeArm(beside, self.run, self.ids)}, self.steps)
+            self.beside = self._gained(decode)
+        else:
+            decode = self.paired(arms, self.steps)
         bandwidth = stream_bandwidth(self.bench.loaded.view.device, self.job.settings.threads)
         reads = {name: weights_read(chosen[name].model) + weighed[name]["kv_used_bytes"] for name in arms}
         regime = roofline.regime(
@@ -129,7 +171,7 @@ class Cell:
             device_type=self.bench.loaded.view.device.type,
             is_launch_bound=statistics.is_launch_bound(decode, "baseline"),
         )
-        for name in strategies:
+        for name in chosen:
             row = {**self.bench.facts, **weighed[name], "regime": regime, "prompt_tokens": self.context}
             row |= {"new_tokens": self.steps, "ttft_ms": latency_of(prefill.samples, name).p50_ms}
             row |= latency_columns(decode.samples, name, self.run)
@@ -149,6 +191,20 @@ class Cell:
                 if record["arm"] == name
             ]
             yield name, row, steps
+
+    def _gained(self, decode: PairedSamples) -> Row:
+        """Return how long a recorded step of the full cache takes beside an eager one."""
+        found = statistics.weigh(decode, BESIDE, "median").ratio
+        if found is None:
+            return {}
+        turned = statistics.Interval(value=1 / found.value, low=1 / found.high, high=1 / found.low)
+        return {
+            "model": self.model,
+            "prompt_tokens": self.context,
+            "eager_ms": latency_of(decode.samples, BESIDE).p50_ms,
+            "recorded_ms": latency_of(decode.samples, "baseline").p50_ms,
+            **interval_columns("ratio", turned),
+        }
 
     def _judged(self, decode: PairedSamples, name: str, regime: Any, row: Row) -> Row:
         evidence = statistics.weigh(decode, name, "median")
@@ -171,14 +227,9 @@ class Cell:
 
     def write(self, out: Path, name: str, row: Row, steps: list[Row]) -> None:
         """Leave one strategy's row as a run of its own."""
-        config = compose([*self.overrides, f"strategy={name}"])
-        job = job_of(check(config))
-        names = Names(
-            strategy=name, model=self.model, engine="eager", workload="decode", overrides=" ".join(self.overrides)
-        )
-        identity = identify(config, job, names)
+        job, identity = self.identity(name)
         run_id = identity.pop("run_id")
-        with open_draft(out.parent, sweep=out.name, run_id=run_id, force=True) as draft:
+        with open_draft(out.parent, sweep=out.name, run_id=run_id, force=False) as draft:
             draft.finish([{**identity, **describe(job, "strategy"), **row}], steps)
 
 
@@ -188,25 +239,33 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--models", nargs="+", default=["llama-3.2-1b", "llama-3.1-8b"])
     parser.add_argument("--contexts", type=int, nargs="+", default=[2048, 16384])
+    parser.add_argument("--engines", nargs="+", default=ENGINES)
     parser.add_argument("--strategies", nargs="+", default=STRATEGIES)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--seconds", type=float, default=25.0)
     arguments = parser.parse_args()
-    started = time.monotonic()
-    table = []
-    for model in arguments.models:
-        for context in arguments.contexts:
-            cell = Cell(model, context, arguments.device, arguments.dtype, arguments.seconds)
-            for name, row, steps in cell.rows(tuple(arguments.strategies)):
-                table.append({**row, "model": model, "strategy": name})
-                cell.write(arguments.out, name, row, steps)
-            print(f"{model} at {context}: {time.monotonic() - started:.0f} s", flush=True)
-            del cell
-            gc.collect()
-    print(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {table[0]['device_name']}")
-    frame = pd.DataFrame(table).reindex(columns=SHOWN)
-    print(frame.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    started, out = time.monotonic(), arguments.out
+    gained = []
+    for model, context, engine in itertools.product(arguments.models, arguments.contexts, arguments.engines):
+        cell = Cell(model, context, engine, arguments.device, arguments.dtype, arguments.seconds)
+        ids = [cell.identity(name)[1]["run_id"] for name in arguments.strategies]
+        if all(finished(out.parent, sweep=out.name, run_id=str(run_id)) for run_id in ids):
+            continue
+        cell.load()
+        for name, row, steps in cell.rows(tuple(arguments.strategies)):
+            cell.write(out, name, row, steps)
+        gained += [cell.beside] if cell.beside else []
+        print(f"{model} at {context}, {engine}: {time.monotonic() - started:.0f} s", flush=True)
+        del cell
+        gc.collect()
+    rows = load(out)
+    print(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {rows['device_name'].iloc[0]}")
+    for frame in (rows.reindex(columns=SHOWN), pd.DataFrame(gained)):
+        if len(frame) > 0:
+            print(frame.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    if gained:
+        pd.DataFrame(gained).to_parquet(out / "recorded_over_eager.parquet")
 
 
 if __name__ == "__main__":

@@ -219,6 +219,7 @@ class ModelView:
         asked: how the command line asks for the model, for messages; "" if it was not loaded by name.
         is_untrained: whether parts of it that matter were added and never trained, so that what it says means nothing.
         is_compiled: whether products of a few rows are computed by C++ that was compiled for this processor.
+        replays: whether a decode step is recorded once, and is the same work at the same addresses ever after.
         places: device of each layer, where they are not all on `device`; empty where they are.
     """
 
@@ -232,6 +233,7 @@ class ModelView:
     asked: str = ""
     is_untrained: bool = False
     is_compiled: bool = False
+    replays: bool = False
     places: tuple[torch.device, ...] = ()
 
     def device_of(self, layer: int) -> torch.device:

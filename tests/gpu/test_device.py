@@ -11,6 +11,7 @@ import kvbench
 from kvbench.api import strategy
 from kvbench.cache.doors import ATTENTION
 from kvbench.engines.arm import Arm, DecodeArm
+from kvbench.engines.cuda_graph import CudaGraph
 from kvbench.engines.eager import Eager
 from kvbench.measure.clock import clock_for
 from kvbench.measure.links import measure_links
@@ -26,9 +27,10 @@ pytestmark = [
 ]
 EVICTING = ["random_eviction", "sliding_window", "attention_sink", "h2o", "tova", "snapkv", "knorm"]
 RUN = RunShape(prompt_lengths=(48, 48), new_tokens=24)
+EAGER, GRAPH = Eager(prefill_chunk=0), CudaGraph(prefill_chunk=0)
 
 
-def arm(name: str, device: str) -> DecodeArm:
+def arm(name: str, device: str, engine: Eager = EAGER) -> DecodeArm:
     """Return a strategy at the end of a prompt."""
     loaded = load(spec(device=device, weights="random"), seed=0, attention=ATTENTION)
     state = load(spec(device="cpu"), seed=0, attention=ATTENTION).model.state_dict()
@@ -41,9 +43,9 @@ def arm(name: str, device: str) -> DecodeArm:
     made = Arm(
         name=name,
         model=loaded.model,
-        view=loaded.view,
+        view=engine.view(loaded.view),
         strategy=strategy(name, **settings),
-        engine=Eager(prefill_chunk=0),
+        engine=engine,
     )
     ids = torch.randint(5, 200, (2, 72), generator=torch.Generator().manual_seed(0))
     return DecodeArm(made, RUN, ids.to(loaded.view.device))
@@ -72,6 +74,25 @@ def test_logits_are_the_cpus(name: str) -> None:
             logits = [running.arm.step(running.cache, token) for token in running.tokens]
             outs.append(torch.stack(logits).cpu())
     torch.testing.assert_close(outs[0], outs[1], rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["baseline", "quantization_8bit", *EVICTING])
+def test_recorded_steps_say_what_eager_ones_do_and_never_wait(name: str) -> None:
+    with torch.no_grad():
+        outs = []
+        for engine in (EAGER, GRAPH):
+            running = arm(name, "cuda", engine)
+            logits = [running.arm.step(running.cache, token) for token in running.tokens]
+            outs.append(torch.stack(logits))
+        assert running.cache.recorded is not None
+        torch.testing.assert_close(outs[1], outs[0], rtol=0, atol=2e-3)
+        running.restore()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            again = [running.arm.step(running.cache, token) for token in running.tokens]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        torch.testing.assert_close(torch.stack(again), outs[1], rtol=0, atol=0)
 
 
 def test_decoding_allocates_nothing_that_stays() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvbench.cache.barrier import Barrier
 from kvbench.cache.borrowing import BorrowingLayer
+from kvbench.cache.clock import Clock
 from kvbench.cache.context import ContextLayer, ForgettingLayer
 from kvbench.cache.doors import Door, Handle, storage_bytes
 from kvbench.cache.layer import CacheLayer
@@ -52,6 +53,7 @@ class KVCache(Door):
         meetings = {plan.index: Meeting() for plan in plans if plan.pair is not None and not plan.pair.is_upper}
         meetings |= {index + 1: meeting for index, meeting in meetings.items()}
         self.mover = mover_of(plans, view.device)
+        self.clock = Clock(view.device) if view.replays else None
         layers: list[CacheLayer] = []
         for plan in plans:
             place = view.device_of(plan.index)
@@ -66,11 +68,13 @@ class KVCache(Door):
                 kind = ContextLayer if plan.shape.part == "prompt" else ForgettingLayer
                 layers.append(kind(plan, run, padding, empty))
             else:
-                layers.append(CacheLayer(plan, run, padding, empty, barrier, meetings.get(plan.index), self.mover))
+                meeting = meetings.get(plan.index)
+                layers.append(CacheLayer(plan, run, padding, empty, barrier, meeting, self.mover, self.clock))
         super().__init__(layers=layers)  # type: ignore[arg-type]
         self.view = view
         self.run = run
         self._step: Step | None = None
+        self.recorded: dict[tuple[bool, ...], Callable[[Tensor], Tensor] | None] = {}  # steps by kind, of an engine's
         self.contexts = [layer for layer in layers if isinstance(layer, ContextLayer)]
         self.encoding_bytes = 0  # of what these were made of
         plan = plans[0]
@@ -87,6 +91,18 @@ class KVCache(Door):
     def begin(self, step: Step) -> None:
         """Say what the next forward pass is."""
         self._step = step
+        if self.clock is not None:
+            self.clock.set(self.get_seq_length())
+
+    @property
+    def kind(self) -> tuple[bool, ...]:
+        """Which layers do at the end of the next step what they do now and then."""
+        return tuple(layer.is_due for layer in self.layers)
+
+    def skip(self) -> None:
+        """Count a token whose step was replayed."""
+        for layer in self.layers:
+            layer.skip()
 
     def prompt_passes(self, tokens: int, chunk: int) -> Iterator[tuple[Step, slice]]:
         """Yield what is to be said before each pass over a prompt, and the columns it reads.
@@ -138,7 +154,10 @@ class KVCache(Door):
         seen = self.get_seq_length()
         if self._step is not None and self._step.phase == "repeat":
             return repeated_positions(self._step, tokens, self.run, self.view.device).clamp(min=0)
-        at = torch.arange(seen, seen + tokens, device=self.view.device).expand(self.run.batch_size, -1)
+        first = 0 if self.clock is not None else seen
+        at = torch.arange(first, first + tokens, device=self.view.device).expand(self.run.batch_size, -1)
+        if self.clock is not None:
+            at = at + self.clock.at(seen)
         if self.contexts and seen >= self.run.prompt_tokens:  # the prompt is forgotten
             return at - self.run.prompt_tokens
         if self.padding is not None:

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.barrier import Barrier
+from kvbench.cache.clock import Clock
 from kvbench.cache.codecs.dense import Dense
 from kvbench.cache.pair import Half, Meeting, Prompt
 from kvbench.cache.placement.mover import Mover
 from kvbench.cache.placement.rooms import Tier
 from kvbench.cache.placement.tiers import Traffic
 from kvbench.cache.plan import LayerPlan, Region, score_dtype
+from kvbench.cache.protocols import Reading
 from kvbench.cache.repeat import repeated_positions
+from kvbench.cache.replayed import ReplayedStore
 from kvbench.cache.slots import Slots
 from kvbench.cache.store import Store, positions
 from kvbench.cache.views import PromptView, Scored
@@ -34,6 +37,7 @@ class CacheLayer:
         barrier: where layers wait for each other that share a budget.
         meeting: where the layers of a pair wait for each other.
         mover: what brings entries that lie elsewhere, where any layer's do.
+        clock: what says the time where steps are recorded.
     """
 
     def __init__(
@@ -45,8 +49,10 @@ class CacheLayer:
         barrier: Barrier | None = None,
         meeting: Meeting | None = None,
         mover: Mover | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.plan = plan
+        self.clock = clock
         self.run = run
         self.padding = padding
         self.barrier = barrier
@@ -66,8 +72,21 @@ class CacheLayer:
             sizes = [(run.batch_size, shape.kv_heads, 0, dim) for dim in (shape.key_dim, shape.value_dim)]
             key, value = (empty.new_empty(size) for size in sizes)
             (region,) = plan.regions(run)
-            self.stores = [(region, Store(plan, run, padding, key, value))]
+            self.stores = [(region, self._store(plan, run, padding, key, value))]
             self._leave()
+
+    def _store(
+        self,
+        plan: LayerPlan,
+        run: RunShape,
+        padding: Tensor | None,
+        key: Tensor,
+        value: Tensor,
+        prompt: Reading | None = None,
+    ) -> Store:
+        if self.clock is None:
+            return Store(plan, run, padding, key, value, prompt)
+        return ReplayedStore(plan, run, padding, key, value, self.clock)
 
     # -- the hot path -------------------------------------------------------------------------------------------
 
@@ -108,7 +127,7 @@ class CacheLayer:
             return self._repeat(query, key, value, scale, step)
         if step.phase == "prefill":
             out = self._prefill(query, key, value, scale, step.is_last_chunk)
-        elif tokens > 1 and self.plan.one_by_one:  # each token must see what the one before it left
+        elif tokens > 1 and (self.plan.one_by_one or self.clock is not None):  # each sees what the one before it left
             parts = [t.split(1, dim=2) for t in (query, key, value)]
             return torch.cat([self._attend(q, k, v, scale, step) for q, k, v in zip(*parts, strict=True)], dim=2)
         else:
@@ -139,6 +158,18 @@ class CacheLayer:
             mine = region.rows, slice(region.heads.start * share, region.heads.stop * share)
             out[mine] = attend_one(query[mine], store.slots.tiles(), scale, with_weights=False)[0]
         return out
+
+    def skip(self) -> None:
+        """Count a token whose step was replayed."""
+        self.seen += 1
+        for _, store in self.stores:
+            assert isinstance(store, ReplayedStore)
+            store.skip()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the next step is one of those that do what is done now and then."""
+        return any(isinstance(store, ReplayedStore) and store.is_due for _, store in self.stores)
 
     # -- the prompt ---------------------------------------------------------------------------------------------
 
@@ -296,7 +327,8 @@ class CacheLayer:
             sets = heads if score is not None and score.shape[1] > 1 else slice(None)
             scores, mine = (t if t is None else t[rows, sets, skip:] for t in (score, memory))
             queries = asking[rows, heads.start * share : heads.stop * share]
-            store = Store(region.plan, region.run, self.padding if is_whole else None, keys, values)
+            padding = self.padding if is_whole else None
+            store = self._store(region.plan, region.run, padding, keys, values)
             store.fill(keys, values, view.position[rows, :, skip:], scores, queries, mine)
             self.stores.append((region, store))
         self._leave()
@@ -314,7 +346,7 @@ class CacheLayer:
         self._chunks = None
         (region,) = plan.regions(run)
         half = Half(prompt, plan.pair, plan, run)
-        self.stores = [(region, Store(plan, run, self.padding, keys, values, half))]
+        self.stores = [(region, self._store(plan, run, self.padding, keys, values, half))]
 
     def _check_prompt(self, batch: int, tokens: int, is_last: bool) -> None:
         run = self.run

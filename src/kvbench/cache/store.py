@@ -105,6 +105,7 @@ class Store:
             if slots.filled == 0:
                 slots.append(keys, values, position)
             slots.has_holes = self.padding is not None
+            self._open()
             if self._reading is not None:
                 self._reading.start(slots)
             return
@@ -141,12 +142,16 @@ class Store:
             kept_keys = self._in_rank(kept_keys, kept_position)
         slots.append(kept_keys, kept_values, kept_position, beside)
         slots.has_holes = has_holes
+        self._open()
         if plan.evicts:
             self._start_evicting(queries)
         if plan.num_moving > 0:
             self._sinks = kept_keys[:, :, : plan.num_moving].clone()
         if self._reading is not None:
             self._reading.start(slots)
+
+    def _open(self) -> None:
+        """Do nothing: slots are read once they are filled."""
 
     def _in_rank(self, keys: Tensor, position: Tensor) -> Tensor:
         """Turn keys [B, G, k, D] at position [B, 1 or G, k] to the positions they have among themselves."""
@@ -194,17 +199,17 @@ class Store:
             The output [B, H, 1, D_v].
         """
         slots, plan = self.slots, self.plan
-        position = self.seen if self.padding is None else self.seen - self.padding
+        position, free = self._position_of(self.seen), self._next_slot()
         beside = {}
         if slots.score is not None:
             beside["score"] = plan.scorer.entry(key, self._as_tensor(position, key), plan.index)
-        if self._free is None:
+        if free is None:
             self._make_room(1)
             slots.append(key, value, position, beside)
-        elif isinstance(self._free, int):
-            slots.put(self._free, key, value, position, beside)
+        elif isinstance(free, int):
+            slots.put(free, key, value, position, beside)
         else:
-            slots.scatter(self._free, key, value, position, beside)
+            slots.scatter(free, key, value, position, beside)
         if plan.num_moving > 0:
             self._move_sinks()
         observes = plan.evicts and plan.scorer.needs_weights
@@ -221,9 +226,21 @@ class Store:
                 assert weights is not None
                 self._observe(weights[0])
             if self._queries is not None:
-                self._queries.select(2, (self.seen - 1) % self._queries.shape[2]).copy_(query[:, :, 0])
+                self._note(self._queries, query)
             self._let_go(position, scale)
         return out
+
+    def _position_of(self, column: int) -> Tensor | int:
+        """Return the position of a column, [B, 1, 1] where rows differ."""
+        return column if self.padding is None else column - self.padding
+
+    def _next_slot(self) -> Tensor | int | None:
+        """Return the slot the next entry goes to, [B, heads] where they differ; None for a new one."""
+        return self._free
+
+    def _note(self, queries: Tensor, query: Tensor) -> None:
+        """Put the newest query [B, H, 1, D] in the place of the oldest of the latest ones [B, H, W, D]."""
+        queries.select(2, (self.seen - 1) % queries.shape[2]).copy_(query[:, :, 0])
 
     def _observe(self, weights: Tensor) -> None:
         slots = self.slots
@@ -263,8 +280,8 @@ class Store:
         assert slots.score is not None
         if plan.scorer.scores_again:
             slots.score.copy_(plan.scorer.prompt(self._view(scale)))
-        some_stay = self._is_ragged or plan.num_reserved > 0  # slots that hold no token's own entry are no candidates
-        plan.selector.victims(slots.score, slots.position, newest, self._recent, free, has_empty=some_stay)
+        has_empty = self._is_ragged or plan.num_reserved > 0 or slots.has_holes  # what is no token's entry cannot leave
+        plan.selector.victims(slots.score, slots.position, newest, self._recent, free, has_empty=has_empty)
         if plan.evicted.merges:
             plan.evicted.while_decoding(slots, free, plan)
         if self._keeper is not None:
@@ -286,7 +303,9 @@ class Store:
         assert queries is not None
         window, device = queries.shape[2], queries.device
         slot = torch.arange(window, device=device)
-        at = self.seen - 1 - (self.seen - 1 - slot).remainder(window)
+        newest = self._position_of(self.seen - 1)
+        newest = newest[0, 0] if isinstance(newest, Tensor) else newest  # rows that differ are stored apart
+        at = newest - (newest - slot).remainder(window)
         order = at.argsort()
         return PromptView(
             layer=plan.index,
@@ -326,13 +345,16 @@ class Store:
         if slots.filled + tokens <= slots.capacity:
             return
         if self.run.new_tokens is not None:
-            raise ValueError(
-                f"this cache was built for {self.run.prompt_tokens} prompt tokens and {self.run.new_tokens} new ones; "
-                f"token {self.seen + tokens} does not fit. Build it with more new_tokens."
-            )
+            self._refuse_more(tokens)
         slots.grow(max(grown(slots.filled), slots.filled + tokens))
         if self._reading is not None:
             self._reading.grow(slots.capacity)
+
+    def _refuse_more(self, tokens: int) -> None:
+        raise ValueError(
+            f"this cache was built for {self.run.prompt_tokens} prompt tokens and {self.run.new_tokens} new ones; "
+            f"token {self.seen + tokens} does not fit. Build it with more new_tokens."
+        )
 
     def _positions(self, tokens: int, device: torch.device) -> Tensor:
         """Return the positions [B, T] of the next columns, -1 at padding."""
@@ -354,10 +376,9 @@ class Store:
 
     def _dropped(self) -> Tensor | int:
         """Return how many tokens lie between the sinks and the rest, [B] where rows differ."""
-        if self._budget is None:
-            return max(0, self.seen - self._kept()[0])
-        padding = 0 if self.padding is None else self.padding
-        return (self.seen - padding - self._budget).clamp(min=0)[:, 0, 0]
+        newest, most = self._position_of(self.seen), self._kept()[0] if self._budget is None else self._budget
+        dropped = newest - most
+        return dropped.clamp(min=0)[:, 0, 0] if isinstance(dropped, Tensor) else max(0, dropped)
 
     # -- what others ask ----------------------------------------------------------------------------------------
 
@@ -385,10 +406,11 @@ class Store:
         """Return the positions of the slots in use, -1 for none, in any order."""
         slots = self.slots
         position = slots.position.narrow(2, 0, slots.filled).clamp(min=EMPTY)
-        if isinstance(self._free, int):
-            position[:, :, self._free] = EMPTY
-        elif isinstance(self._free, Tensor):
-            position.scatter_(2, self._free[:, :, None], EMPTY)
+        free = self._next_slot()
+        if isinstance(free, int):
+            position[:, :, free] = EMPTY
+        elif isinstance(free, Tensor):
+            position.scatter_(2, free[:, :, None], EMPTY)
         return position
 
     def used_bytes(self) -> int:
@@ -414,7 +436,7 @@ class Store:
 
     def snapshot(self) -> Mapping[str, object]:
         """Return what `restore` needs to go back to this point."""
-        tensors = self._mine() if self.plan.evicts else ()
+        tensors = self._changing()
         return {
             "numbers": (self.seen, self.slots.filled, self.slots.has_holes, self._spare),
             "free": self._free,
@@ -432,9 +454,12 @@ class Store:
         if self._reading is not None:
             self._reading.restore(snapshot["reading"], self.slots.filled)
         kept: tuple[Tensor, ...] = snapshot["tensors"]  # type: ignore[assignment]
-        if kept:
-            for mine, old in zip(self._mine(), kept, strict=True):
-                mine.copy_(old)
+        for mine, old in zip(self._changing(), kept, strict=True):
+            mine.copy_(old)
+
+    def _changing(self) -> tuple[Tensor, ...]:
+        """Return what later steps write to, other than behind what is filled."""
+        return self._mine() if self.plan.evicts else ()
 
 
 def take(entries: Tensor, index: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class Eager:
         """Read the prompt [B, n] and return the logits after it [B, V]."""
         for step, columns in cache.prompt_passes(ids.shape[1], self.prefill_chunk):
             cache.begin(step)
-            out = _forward(model, cache, ids[:, columns])
+            out = forward(model, cache, ids[:, columns])
             if step.phase == "prefill":
                 logits = out
         return logits
@@ -52,10 +52,11 @@ class Eager:
     def step(self, model: nn.Module, cache: KVCache, ids: Tensor) -> Tensor:
         """Read the next tokens [B, T] and return the logits after them [B, V]."""
         cache.begin(DECODE)
-        return _forward(model, cache, ids)
+        return forward(model, cache, ids)
 
 
-def _forward(model: nn.Module, cache: KVCache, ids: Tensor) -> Tensor:
+def forward(model: nn.Module, cache: KVCache, ids: Tensor) -> Tensor:
+    """Read tokens [B, T] and return the logits after them [B, V]; the cache was told what pass it is."""
     out = model(
         ids,
         past_key_values=cache,

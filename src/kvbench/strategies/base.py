@@ -22,6 +22,8 @@ from kvbench.strategies.evicted.tiers import Tiers
 from kvbench.strategies.layout.paged import Paged
 from kvbench.strategies.legality import (
     check_composition,
+    refused_to_begin_later,
+    refused_to_replay,
     refused_to_share,
     refused_when_spread,
     refused_with_contexts,
@@ -205,6 +207,9 @@ class CacheStrategy:
 
     def unsupported(self, view: ModelView, run: RunShape) -> str | None:
         """Return why this model or these lengths cannot be served, or None."""
+        reason = refused_to_replay(self, view, run) if view.replays else None
+        if reason is not None:
+            return reason
         if view.is_recurrent:
             return refused_with_states(self)
         reason = self.budget.unsupported(view) if isinstance(self.budget, HeadBudget) else None
@@ -234,6 +239,8 @@ class CacheStrategy:
         for plan in plans:
             if plan.budget is None or plan.shape.window > 0:
                 continue
+            if view.replays and (reason := refused_to_begin_later(plan, run)) is not None:
+                return reason
             if isinstance(plan.handing, Tiers) and plan.paging is None:
                 return (
                     f"layer {plan.index} reads everything, and what it lets go is read in pages only; take it out of "

@@ -19,8 +19,9 @@ from kvbench.strategies.transform.base import Unchanged
 
 if TYPE_CHECKING:
     from kvbench.cache.codecs.base import LayerCodec
+    from kvbench.cache.plan import LayerPlan
     from kvbench.strategies.base import CacheStrategy
-    from kvbench.types import ModelView
+    from kvbench.types import ModelView, RunShape
 
 
 def check_composition(made: CacheStrategy) -> None:
@@ -299,6 +300,41 @@ def refused_when_spread(made: CacheStrategy) -> str | None:
     }
     spread = "model.device_map has put layers on several devices, each of which keeps its own entries and nothing else"
     return _unless_changed(spread, parts)
+
+
+def refused_to_replay(made: CacheStrategy, view: ModelView, run: RunShape) -> str | None:
+    """Return why the decode steps of a strategy are not the same work at the same addresses every time, or None."""
+    codecs = (made.codec.of_layer(view, at) for at in range(len(view.layers)))
+    evicts = made.budget.limits and made.trigger.period > 0
+    parts = {
+        "scorer=attention_mass": evicts and made.scorer.counts_steps,
+        "codec=dense or int8": not all(codec.writes_each_token_alone for codec in codecs),
+        "evicted=drop": made.budget.limits and isinstance(made.evicted, Handing),
+        "reader=all": not made.reader.reads_all,
+        "layout=separate": made.layout.merges or isinstance(made.layout, Paged),
+        "placement=device": made.placement.is_elsewhere,
+    }
+    always = "this engine records a step once, which has to be the same work at the same addresses every time"
+    reason = _unless_changed(always, parts)
+    if reason is None and (view.keeps_context or view.keeps_nothing or view.places):
+        return f"{always}; choose a model= on one device that keeps entries or states of every token"
+    if reason is None and run.new_tokens is None:
+        return f"{always}, and a cache that grows moves; use a workload= that says its new_tokens"
+    return reason
+
+
+def refused_to_begin_later(plan: LayerPlan, run: RunShape) -> str | None:
+    """Return why a layer begins to merge entries, or to let several go at a time, while it decodes, or None."""
+    if not plan.evicts or not (plan.evicted.merges or plan.period > 1):
+        return None
+    for length, budget in zip(run.prompt_lengths, plan.budget or (), strict=True):
+        if length + plan.num_reserved < budget:
+            return (
+                f"this engine records a step once, and a prompt of {length} tokens leaves room in a budget of {budget} "
+                f"entries, so that only later steps let go of any; lower strategy.budget.amount, or use "
+                f"strategy/evicted=drop and strategy/trigger=every_step"
+            )
+    return None
 
 
 def refused_with_states(made: CacheStrategy) -> str | None:

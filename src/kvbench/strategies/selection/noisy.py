@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ class NoisyMass(AttentionMass):
         tau_end: temperature after `tau_steps` and from then on.
         tau_steps: decode steps in between.
     """
+
+    counts_steps: ClassVar[bool] = True
 
     seed: int
     noise: float

@@ -34,6 +34,7 @@ class Persistence(ScorerDefaults):
     """
 
     needs_weights: ClassVar[bool] = True
+    counts_steps: ClassVar[bool] = True
 
     history: int
 

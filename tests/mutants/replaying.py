@@ -1,0 +1,61 @@
+"""Recorded steps that each get one thing wrong."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from kvbench.cache.clock import Clock
+from kvbench.cache.kv_cache import KVCache
+from kvbench.cache.replayed import ReplayedStore
+from kvbench.cache.store import Store
+from tests.mutants.core_mutant import Mutant
+from tests.support import replaying as support
+from tests.support.replaying import FILLS, KEEPS
+from tests.support.strategies import every, strategy
+
+opened = ReplayedStore._open
+
+
+def _replays(name: str, tokens: int, *overrides: str) -> None:
+    support.replays_are_eager_steps(strategy(name, *overrides, tokens=tokens), "llama_gqa")
+
+
+FULL, RING, SCORED = (partial(_replays, name, KEEPS) for name in ("baseline", "attention_sink", "h2o"))
+FILLED = partial(_replays, "h2o", FILLS)
+TOGETHER = partial(_replays, "h2o", KEEPS, *every(4))
+AGAIN = partial(_replays, "rkv", KEEPS)
+
+
+def a_number_of_the_host(self: Clock, seen: int) -> Tensor:
+    """Say what the host knows, as a number that is recorded."""
+    return torch.full_like(self.now, seen)
+
+
+def nothing_hidden(self: ReplayedStore) -> None:
+    """Read empty slots as well."""
+    opened(self)
+    self.slots.has_holes = False
+
+
+def victims_first(self: ReplayedStore, newest: Tensor | int, scale: float) -> None:
+    """Let an entry go although there is room."""
+    self._choose_free(newest, scale)
+
+
+MUTANTS = (
+    Mutant(name="the clock stands still", patches=((Clock, "set", lambda self, seen: None),), killed_by=(FULL, RING)),
+    Mutant(name="the host's clock", patches=((Clock, "at", a_number_of_the_host),), killed_by=(FULL, RING)),
+    Mutant(name="tokens are not counted", patches=((KVCache, "skip", lambda self: None),), killed_by=(FULL, SCORED)),
+    Mutant(name="empty slots are read", patches=((ReplayedStore, "_open", nothing_hidden),), killed_by=(FULL,)),
+    Mutant(
+        name="going back leaves what is empty as it is",
+        patches=((ReplayedStore, "_changing", Store._changing),),
+        killed_by=(FULL,),
+    ),
+    Mutant(name="entries leave too early", patches=((ReplayedStore, "_let_go", victims_first),), killed_by=(FILLED,)),
+    Mutant(name="queries in one place", patches=((ReplayedStore, "_note", Store._note),), killed_by=(AGAIN,)),
+    Mutant(name="all steps are alike", patches=((KVCache, "kind", property(lambda self: ())),), killed_by=(TOGETHER,)),
+)
