@@ -239,11 +239,16 @@ def against_transformers(desk: Desk, contexts: list[int]) -> Iterator[Goal]:
         blocks = {"bare": Bare(dense), "harness": Harness(dense)}
         paired = desk.compare(f"harness at {context}", blocks, steps=1)
         yield goal(f"C1 harness / bare loop, {context}", 1.005, paired, "harness", "bare")
-        arms = {"generate": Generate(dense.arm, run, ids), "baseline": Bare(dense)}
+        fast = desk.compiled("baseline", context)
+        arms = {"generate": Generate(dense.arm, run, ids), "baseline": Bare(dense), "compiled": Bare(fast)}
         paired = desk.compare(f"generate at {context}", arms, steps=1)
         yield goal(f"C2 baseline / generate, {context}", limits[context][0], paired, "baseline", "generate")
-        paired = desk.compare(f"dynamic at {context}", {"dynamic": Dynamic(dense.arm, run, ids), "baseline": dense})
-        yield goal(f"C3 baseline / DynamicCache loop, {context}", limits[context][1], paired, "baseline", "dynamic")
+        yield goal(f"C2 compiled baseline / generate, {context}", limits[context][0], paired, "compiled", "generate")
+        loops = {"dynamic": Dynamic(dense.arm, run, ids), "baseline": dense, "compiled": fast}
+        paired = desk.compare(f"dynamic at {context}", loops)
+        title = f"baseline / DynamicCache loop, {context}"
+        yield goal(f"C3 {title}", limits[context][1], paired, "baseline", "dynamic")
+        yield goal(f"C3 compiled {title}", limits[context][1], paired, "compiled", "dynamic")
         paired = desk.compare(f"A/A at {context}", {"baseline": dense})
         aa = goal("", 0, paired, again("baseline"), "baseline")
         yield Goal(name=f"C23 |A/A - 1|, {context}", at_most=0.02, reached=abs(aa.reached - 1))
@@ -286,11 +291,16 @@ def evicting(desk: Desk, context: int, budget: int) -> Iterator[Goal]:
     arms: dict[str, Any] = {"short": short, "full": desk.decode("baseline", context)}
     for name in ("attention_sink", "snapkv", "h2o", "tova"):
         arms[name] = desk.decode(name, context, *amount)
+    arms |= {"compiled short": desk.compiled("baseline", budget), "compiled full": desk.compiled("baseline", context)}
+    arms["compiled attention_sink"] = desk.compiled("attention_sink", context, *amount)
     paired = desk.compare(f"evicting {context} to {budget}", arms)
     limits = {"attention_sink": ("C7", 1.03), "snapkv": ("C8", 1.05), "h2o": ("C10", 1.15), "tova": ("C10", 1.15)}
     for name, (number, limit) in limits.items():
         yield goal(f"{number} {name} / baseline at {budget}", limit, paired, name, "short")
     yield goal(f"C7 attention_sink / baseline at {context}", 0.48, paired, "attention_sink", "full")
+    for at, most, name in ((budget, 1.03, "compiled short"), (context, 0.48, "compiled full")):
+        title = f"C7 attention_sink / baseline at {at}, both compiled"
+        yield goal(title, most, paired, "compiled attention_sink", name)
     for name in ("attention_sink", "snapkv"):
         exact = short.cache.allocated_bytes() * budget / (budget + BLOCK)
         yield Goal(

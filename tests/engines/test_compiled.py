@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from kvbench.cache.codecs.dense import Dense
+from kvbench.cache.plan import GROW_LEAST
 from kvbench.columns import held
 from kvbench.engines.compiled import FEW, Compiled
 from kvbench.kernels import compiling
@@ -38,6 +39,10 @@ def test_logits_are_the_eager_engine_s(method: str) -> None:
 def test_so_they_are_with_learned_positions_and_in_batches(method: str) -> None:
     support.compiled_is_eager(method, "gpt2")
     support.compiled_is_eager(method, "llama", rows=FEW)
+
+
+def test_so_they_are_of_a_cache_that_grows() -> None:
+    support.compiled_is_eager("baseline", "llama", grows_by=GROW_LEAST + 4)
 
 
 def test_weights_stay_where_they_are_but_for_their_order() -> None:

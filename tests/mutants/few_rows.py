@@ -6,6 +6,8 @@ from functools import partial
 
 import torch
 
+from kvbench.cache.codecs import dense
+from kvbench.cache.plan import GROW_LEAST
 from kvbench.engines import compiled
 from kvbench.kernels import few_rows
 from tests.mutants.core_mutant import Mutant
@@ -36,8 +38,15 @@ MUTANTS = (
         killed_by=(LEARNED,),
     ),
     Mutant(
+        name="entries where they were before they moved",
+        patches=((dense._CompiledPayload, "grow", dense.DensePayload.grow),),
+        killed_by=(partial(support.compiled_is_eager, "baseline", "llama", grows_by=GROW_LEAST + 4),),
+    ),
+    Mutant(
         name="attention to the keys alone",
-        patches=((few_rows.Entries, "weighted", lambda self, weights: self.data[:, :, :1].expand(-1, -1, 2, -1)),),
+        patches=(
+            (few_rows.Entries, "weighted", lambda self, weights: self.matrix.data[:, :, :1].expand(-1, -1, 2, -1)),
+        ),
         killed_by=(DECODED,),
     ),
 )

@@ -31,8 +31,8 @@ def products_are_torch_s(sets: tuple[int, ...], rows: int, entries: int, width: 
     matrix = torch.randn(*sets, entries + 3, width, generator=generator).to(dtype).narrow(-2, 0, entries)
     some, weights = (torch.randn(*sets, rows, size, generator=generator) for size in (width, entries))
     for got, want in (
-        (few_rows.products(some, matrix), some.double() @ matrix.double().mT),
-        (few_rows.sums(weights, matrix), weights.double() @ matrix.double()),
+        (few_rows.Matrix(matrix).products(some, entries), some.double() @ matrix.double().mT),
+        (few_rows.Matrix(matrix).sums(weights), weights.double() @ matrix.double()),
     ):
         assert want.abs().max() > 0
         torch.testing.assert_close(got.double(), want, rtol=0, atol=2e-6 * want.abs().max().item() + 1e-6)
@@ -41,7 +41,7 @@ def products_are_torch_s(sets: tuple[int, ...], rows: int, entries: int, width: 
 def bias_is_added(entries: int) -> None:
     """A bias is added to every row's products."""
     some, matrix, bias = torch.ones(3, 16), torch.zeros(entries, 16), torch.arange(float(entries))
-    assert torch.equal(few_rows.products(some, matrix, bias), bias.expand(3, -1))
+    assert torch.equal(few_rows.Matrix(matrix, bias).products(some, entries), bias.expand(3, -1))
 
 
 def in_threads(check: Callable[[], None], threads: int) -> None:
@@ -89,10 +89,18 @@ def logits(one: Arm, run: RunShape, tokens: Tensor) -> Tensor:
     return torch.stack(found, dim=1)
 
 
-def compiled_is_eager(method: str, name: str, rows: int = 1) -> None:
-    """The compiled engine's logits are the eager one's, but for the order of sums in float32."""
+def compiled_is_eager(method: str, name: str, rows: int = 1, grows_by: int = 0) -> None:
+    """The compiled engine's logits are the eager one's, but for the order of sums in float32.
+
+    Args:
+        method: name of the strategy.
+        name: of the network.
+        rows: of the batch.
+        grows_by: so many tokens follow that nobody has announced; 0 for a few that were.
+    """
     made = strategy(method, tokens=BUDGET)
-    run, tokens = RunShape(prompt_lengths=(PROMPT,) * rows, new_tokens=NEW), ids(3, rows, PROMPT + NEW)
+    run = RunShape(prompt_lengths=(PROMPT,) * rows, new_tokens=None if grows_by else NEW)
+    tokens = ids(3, rows, PROMPT + (grows_by or NEW))
     assert rows <= FEW
     want, got = (logits(arm(made, name, engine), run, tokens) for engine in (EAGER, COMPILED))
     assert torch.equal(want[:, 0].argmax(dim=-1), got[:, 0].argmax(dim=-1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -11,9 +10,6 @@ from transformers.pytorch_utils import Conv1D
 from kvbench.engines.eager import Eager
 from kvbench.kernels import few_rows
 from kvbench.types import ModelView
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 FEW = 8  # rows up to which reading the weights takes longer than multiplying by them
 
@@ -51,20 +47,36 @@ class Compiled(Eager):
 
 
 class _Linear(nn.Linear):
+    _matrix: few_rows.Matrix | None = None  # the weights, as long as they are where they were
+
     def forward(self, input: Tensor) -> Tensor:
         """Return input [..., K] by the weights, and the bias."""
-        return _product(input, self.weight, self.bias, super().forward)
+        if input.numel() > FEW * input.shape[-1]:
+            return super().forward(input)
+        matrix = self._matrix
+        if matrix is None or matrix.address != self.weight.data_ptr():
+            matrix = self._matrix = _matrix_of(self.weight, self.bias)
+        return _product(input, matrix)
 
 
 class _Conv1D(Conv1D):
+    _matrix: few_rows.Matrix | None = None
+
     def forward(self, x: Tensor) -> Tensor:
         """Return x [..., K] by the weights, and the bias."""
-        return _product(x, self.weight.T, self.bias, super().forward)
+        if x.numel() > FEW * x.shape[-1]:
+            many: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+            return many
+        matrix = self._matrix
+        if matrix is None or matrix.address != self.weight.data_ptr():
+            matrix = self._matrix = _matrix_of(self.weight.T, self.bias)
+        return _product(x, matrix)
 
 
-def _product(given: Tensor, weight: Tensor, bias: Tensor | None, many: Callable[[Tensor], Tensor]) -> Tensor:
-    if given.numel() > FEW * given.shape[-1]:
-        return many(given)
-    bias = None if bias is None else bias.float()
-    out = few_rows.products(given.reshape(-1, given.shape[-1]).float(), weight, bias)
-    return out.to(given.dtype).view(*given.shape[:-1], -1)
+def _matrix_of(weight: Tensor, bias: Tensor | None) -> few_rows.Matrix:
+    return few_rows.Matrix(weight.detach(), None if bias is None else bias.detach().float())
+
+
+def _product(given: Tensor, matrix: few_rows.Matrix) -> Tensor:
+    out = matrix.products(given.float(), matrix.data.shape[0])
+    return out if out.dtype == given.dtype else out.to(given.dtype)

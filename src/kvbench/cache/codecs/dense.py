@@ -135,6 +135,19 @@ class CompiledDense(Dense):
 
 
 class _CompiledPayload(DensePayload):
+    def __init__(self, data: Tensor) -> None:
+        super().__init__(data)
+        self.moved()
+
+    def moved(self) -> None:
+        """Read entries from where they are now."""
+        self._matrix = few_rows.Matrix(self.data)
+
+    def grow(self, capacity: int, used: int) -> None:
+        """Move the first `used` slots to storage for `capacity`; the old storage is freed."""
+        super().grow(capacity, used)
+        self.moved()
+
     def entries(self, stop: int, position: Tensor | None = None) -> few_rows.Entries:  # type: ignore[override]
         """Return slots 0 .. stop, to be read where they lie."""
-        return few_rows.Entries(self.read(stop))
+        return few_rows.Entries(self._matrix, stop)

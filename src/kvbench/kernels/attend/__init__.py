@@ -81,6 +81,13 @@ class Tile:
     own_values: Own | None = None
     query: Tensor | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is nothing but keys and values as the model made them."""
+        beside = (self.log_weight, self.visible, self.key_scale, self.value_scale, self.query)
+        numbers = isinstance(self.keys, Tensor) and isinstance(self.values, Tensor)
+        return numbers and all(each is None for each in beside)
+
 
 def attend_one(
     query: Tensor, tiles: Sequence[Tile], scale: float, *, with_weights: bool
@@ -101,6 +108,8 @@ def attend_one(
     if pages is not None:
         assert not with_weights, "refused before"
         return _in_pages(query, tiles, pages, scale), None
+    if len(tiles) == 1 and tiles[0].is_plain:
+        return _of_plain(query, tiles[0], scale, with_weights=with_weights)
     logits = _all_logits(query, tiles, scale)
     if len(tiles) == 1:
         weights = [torch.softmax(logits[0], dim=-1)]
@@ -109,6 +118,20 @@ def attend_one(
         weights = [(part - total).exp() for part in logits]
     out = _all_weighted(weights, tiles)
     return out.reshape(batch, heads, 1, -1), weights if with_weights else None
+
+
+def _of_plain(query: Tensor, tile: Tile, scale: float, *, with_weights: bool) -> tuple[Tensor, list[Tensor] | None]:
+    """Return attention to entries that are as the model made them, in as few operations as there are."""
+    assert isinstance(tile.keys, Tensor)
+    assert isinstance(tile.values, Tensor)
+    batch, heads, _, width = query.shape
+    groups = tile.keys.shape[1]
+    rows = (query * scale).reshape(batch * groups, heads // groups, width)
+    logits = torch.bmm(rows, tile.keys.flatten(0, 1).transpose(1, 2))
+    wide = torch.float32 if logits.dtype in (torch.bfloat16, torch.float16) else logits.dtype
+    weights = torch.softmax(logits, dim=-1, dtype=wide)
+    out = torch.bmm(weights.to(query.dtype), tile.values.flatten(0, 1)).view(batch, heads, 1, -1)
+    return out, [weights.view(batch, groups, heads // groups, -1)] if with_weights else None
 
 
 def _in_pages(query: Tensor, tiles: Sequence[Tile], pages: tuple[Tensor, Tensor], scale: float) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,35 +37,61 @@ def fits(width: int) -> bool:
     return width % LANES == 0
 
 
-def products(rows: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return the products of rows with the rows of a matrix [..., r, n], float32.
+class Matrix:
+    """A matrix, or several, as the kernel is given it: made once for a storage, as making it takes as long as a call.
 
     Args:
-        rows: [..., r, K], float32.
-        matrix: [..., n, K] of the same leading dimensions, rows one behind the other; float32 or bfloat16.
-        bias: added to them [n], float32.
+        data: [..., n, K], rows one behind the other; float32 or bfloat16.
+        bias: added to products [n], float32; None for nothing.
     """
-    rows = rows.contiguous()
-    out = rows.new_empty(*rows.shape[:-1], matrix.shape[-2])
-    given = _given(matrix, rows, bias, out, count=rows.shape[-2], parts=1)
-    _library().products(ctypes.byref(given), matrix.dtype == torch.bfloat16)
-    return out
 
+    def __init__(self, data: Tensor, bias: Tensor | None = None) -> None:
+        sets = data.shape[:-2]
+        assert data.stride()[-2:] == (data.shape[-1], 1)
+        assert data.dim() < 4 or data.stride(0) == sets[1] * data.stride(1)
+        self.data, self.bias, self.address = data, bias, data.data_ptr()
+        self._sets, self._halves = sets.numel(), int(data.dtype == torch.bfloat16)
+        self._given = _Given(
+            matrix=self.address,
+            bias=None if bias is None else bias.data_ptr(),
+            sets=self._sets,
+            step=data.stride(-3) if sets else 0,
+            width=data.shape[-1],
+        )
 
-def sums(weights: Tensor, matrix: Tensor) -> Tensor:
-    """Return the sums of a matrix's rows by weights [..., r, K], float32.
+    def __deepcopy__(self, memo: dict[int, object]) -> Matrix:
+        """Return the same of a copy of the storage."""
+        return Matrix(copy.deepcopy(self.data, memo), copy.deepcopy(self.bias, memo))
 
-    Args:
-        weights: [..., r, n], float32.
-        matrix: as of `products`.
-    """
-    weights = weights.contiguous()
-    sets = matrix.shape[:-2].numel()
-    parts = 1 if sets >= torch.get_num_threads() else torch.get_num_threads()
-    out = weights.new_empty(parts, *weights.shape[:-1], matrix.shape[-1])
-    given = _given(matrix, weights, None, out, count=weights.shape[-2], parts=parts)
-    _library().sums(ctypes.byref(given), matrix.dtype == torch.bfloat16)
-    return out[0] if parts == 1 else out.sum(dim=0)
+    def products(self, rows: Tensor, entries: int) -> Tensor:
+        """Return the products of rows with the first so many of the matrix [..., r, entries], float32.
+
+        Args:
+            rows: [..., r, K], float32.
+            entries: rows of the matrix.
+        """
+        rows = rows.contiguous()
+        out = rows.new_empty((*rows.shape[:-1], entries))
+        self._call(_library().products, rows, out, entries, rows.numel() // (self._sets * rows.shape[-1]), 1)
+        return out
+
+    def sums(self, weights: Tensor) -> Tensor:
+        """Return the sums of the matrix's first rows by weights [..., r, K], float32.
+
+        Args:
+            weights: [..., r, m], float32.
+        """
+        weights = weights.contiguous()
+        parts = 1 if self._sets >= torch.get_num_threads() else torch.get_num_threads()
+        out = weights.new_empty((parts, *weights.shape[:-1], self.data.shape[-1]))
+        self._call(_library().sums, weights, out, weights.shape[-1], weights.shape[-2], parts)
+        return out[0] if parts == 1 else out.sum(dim=0)
+
+    def _call(self, kernel: Any, rows: Tensor, out: Tensor, entries: int, count: int, parts: int) -> None:
+        given = self._given
+        given.rows, given.out = rows.data_ptr(), out.data_ptr()
+        given.entries, given.count, given.parts, given.threads = entries, count, parts, torch.get_num_threads()
+        kernel(ctypes.addressof(given), self._halves)
 
 
 @dataclass(frozen=True)
@@ -72,10 +99,12 @@ class Entries:
     """Keys or values as the model made them, for attention to read.
 
     Args:
-        data: [B, G, m, D], as `products` takes a matrix.
+        matrix: [B, G, capacity, D].
+        exact: how many of them are there, which are as the model made them.
     """
 
-    data: Tensor
+    matrix: Matrix
+    exact: int
 
     outlier_entries: ClassVar[int] = 0
     sink_entries: ClassVar[int] = 0
@@ -83,20 +112,15 @@ class Entries:
     @property
     def groups(self) -> int:
         """KV heads."""
-        return self.data.shape[1]
-
-    @property
-    def exact(self) -> int:
-        """Entries that are as the model made them: all."""
-        return self.data.shape[2]
+        return self.matrix.data.shape[1]
 
     def logits(self, rows: Tensor) -> Tensor:
         """Return the products of rows [B, G, g, D] with every entry [B, G, g, m], float32."""
-        return products(rows.float(), self.data)
+        return self.matrix.products(rows.float(), self.exact)
 
     def weighted(self, weights: Tensor) -> Tensor:
         """Return the sum of the entries by weights [B, G, g, m], as [B, G, g, D]."""
-        return sums(weights.float(), self.data).to(self.data.dtype)
+        return self.matrix.sums(weights.float()).to(self.matrix.data.dtype)
 
 
 class _Given(ctypes.Structure):
@@ -104,23 +128,6 @@ class _Given(ctypes.Structure):
         *((name, _POINTER) for name in ("matrix", "rows", "bias", "out")),
         *((name, _LONG) for name in ("sets", "step", "entries", "count", "width", "parts", "threads")),
     ]
-
-
-def _given(matrix: Tensor, rows: Tensor, bias: Tensor | None, out: Tensor, *, count: int, parts: int) -> _Given:
-    assert matrix.stride()[-2:] == (matrix.shape[-1], 1)
-    sets = matrix.shape[:-2]
-    assert matrix.dim() < 4 or matrix.stride(0) == sets[1] * matrix.stride(1)
-    return _Given(
-        matrix.data_ptr(),
-        rows.data_ptr(),
-        None if bias is None else bias.data_ptr(),
-        out.data_ptr(),
-        sets.numel(),
-        matrix.stride(-3) if sets else 0,
-        *(matrix.shape[-2], count, matrix.shape[-1]),
-        parts,
-        torch.get_num_threads(),
-    )
 
 
 @cache

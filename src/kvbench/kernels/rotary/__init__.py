@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,16 @@ def turns(shift: Tensor | int, inverse_frequency: Tensor, dtype: torch.dtype) ->
         dtype: of the keys.
     """
     wide = torch.promote_types(dtype, torch.float32)
-    angle = inverse_frequency.to(wide) * (shift.to(wide) if isinstance(shift, Tensor) else shift)
+    if not isinstance(shift, Tensor):
+        return _turns_by(shift, inverse_frequency, wide)
+    angle = inverse_frequency.to(wide) * shift.to(wide)
+    return angle.cos(), angle.sin()
+
+
+@lru_cache(maxsize=4)
+def _turns_by(shift: int, inverse_frequency: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines that all layers of a step turn their keys by."""
+    angle = inverse_frequency.to(wide) * shift
     return angle.cos(), angle.sin()
 
 
@@ -46,6 +57,6 @@ def turn_by(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = cos.shape[-1]
     first, second = keys[..., :half], keys[..., half : 2 * half]
     turned = keys.clone()
-    turned[..., :half] = first * cos - second * sin
-    turned[..., half : 2 * half] = second * cos + first * sin
+    turned[..., :half] = torch.addcmul(first * cos, second, sin, value=-1)
+    turned[..., half : 2 * half] = torch.addcmul(second * cos, first, sin)
     return turned
