@@ -24,7 +24,15 @@ import pandas as pd
 import torch
 
 from kvbench.bench import Bench
-from kvbench.columns import held, interval_columns, latency_columns, latency_of, roofline_columns, weights_read
+from kvbench.columns import (
+    energy_columns,
+    held,
+    interval_columns,
+    latency_columns,
+    latency_of,
+    roofline_columns,
+    weights_read,
+)
 from kvbench.configuration import build_group, check, compose, resolved
 from kvbench.engines.arm import Arm, DecodeArm, PrefillArm
 from kvbench.engines.eager import Eager
@@ -60,6 +68,7 @@ SHOWN = [
         "ttft_ms",
         "decode_p50_ms",
     ),
+    "energy_j_per_token",
     *("ratio", "ratio_low", "ratio_high", "ceiling", "efficiency", "verdict", "aa_ratio"),
 ]
 
@@ -174,7 +183,7 @@ class Cell:
         for name in chosen:
             row = {**self.bench.facts, **weighed[name], "regime": regime, "prompt_tokens": self.context}
             row |= {"new_tokens": self.steps, "ttft_ms": latency_of(prefill.samples, name).p50_ms}
-            row |= latency_columns(decode.samples, name, self.run)
+            row |= latency_columns(decode.samples, name, self.run) | energy_columns(decode, name, self.run)
             row |= roofline_columns(reads[name], bandwidth, row["decode_p50_ms"])
             row["ceiling"] = roofline.ceiling(reads["baseline"], reads[name])
             if name != "baseline":

@@ -15,10 +15,12 @@ from kvbench.engines.arm import Arm
 from kvbench.job import Job, Row
 from kvbench.measure import roofline, statistics
 from kvbench.measure.environment import environment
-from kvbench.measure.samples import Sample
+from kvbench.measure.samples import PairedSamples, Sample
 from kvbench.models.load import Loaded
 from kvbench.models.view import weights_bytes
 from kvbench.types import ModelView, RunShape
+
+LEAST_ENERGY_S = 5.0  # counters are read between blocks, and move some tens of milliseconds apart
 
 
 def facts(job: Job, loaded: Loaded, attention: str) -> Row:
@@ -191,6 +193,14 @@ def latency_columns(samples: Sequence[Sample], name: str, run: RunShape) -> Row:
         "decode_mean_ms": found.mean_ms,
         "tokens_per_s": 1e3 * run.batch_size / found.mean_ms,
     }
+
+
+def energy_columns(paired: PairedSamples, name: str, run: RunShape) -> Row:
+    """Return the energy of an arm's tokens; nothing where it is not counted, or not for long enough."""
+    found = paired.energy.get(name)
+    if found is None or found.seconds < LEAST_ENERGY_S:
+        return {}
+    return {"energy_j_per_token": found.joules / (found.steps * run.batch_size)}
 
 
 def roofline_columns(read_bytes: int, bandwidth: float, p50_ms: float) -> Row:

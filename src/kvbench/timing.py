@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvbench.bench import Bench
 from kvbench.columns import (
+    energy_columns,
     evidence_columns,
     interval_columns,
     latency_columns,
@@ -82,6 +83,7 @@ def time_decode(bench: Bench, run: RunShape) -> None:
         arm.restore()
         works[name] = work_of(bench.arms[name], arm.cache, run, before[name], arm.decoded, launches)
         row |= {**latency_columns(paired.samples, name, run), **timed, "setup_s": paired.warmup_s}
+        row |= energy_columns(paired, name, run)
         row |= roofline_columns(int(works[name].read_bytes), bandwidth, row["decode_p50_ms"])
     _check_floors(bench, works, found)
     if paired.baseline is not None:

@@ -98,6 +98,10 @@ class FakeHostClock(HostClock):
         """Return the pretended time."""
         return self.device.now_ns
 
+    def joules(self) -> float | None:
+        """Return None: nobody counts."""
+        return None
+
 
 class FakeHost:
     """A machine on pretended time; a disturbance is a step during which the process loses its core."""

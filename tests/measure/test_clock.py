@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ import torch
 from kvbench.measure import nvml
 from kvbench.measure.blocks import WorkLeftRunning, assert_quiet, run_block
 from kvbench.measure.clock import CudaClock, HostClock, Mark, clock_for
-from kvbench.measure.nvml import GpuState, read_gpu
+from kvbench.measure.nvml import GpuState, energy_j, read_gpu
+from kvbench.measure.powercap import Packages
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -58,6 +60,10 @@ class FakeLibrary:
         """Tell the temperature."""
         return self._write(value, 41)
 
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: object, value: object) -> int:
+        """Count in thousandths of a joule."""
+        return self._write(value, 2**40 + 1500)
+
     def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: object, value: object) -> int:
         """Tell why it is no faster."""
         return self._write(value, 2**33 + 4)
@@ -84,11 +90,31 @@ def test_a_gpu_is_read_through_the_drivers_library(library: Callable[[object], N
         driver="580.1", sm_mhz=1980, memory_mhz=None, temperature_c=41, throttle_reasons=2**33 + 4
     )
     assert read_gpu("GPU-2") is None
+    assert energy_j("GPU-1") == 2**40 / 1e3 + 1.5
+    assert energy_j("GPU-2") is None
 
 
 def test_without_a_driver_there_is_no_gpu(library: Callable[[object], None]) -> None:
     library(None)
     assert read_gpu("GPU-1") is None
+    assert energy_j("GPU-1") is None
+
+
+def test_processors_are_counted_together_and_go_on_where_a_counter_begins_anew(tmp_path: Path) -> None:
+    found = (("intel-rapl:0", "package-0", 40), ("intel-rapl:0:0", "core", 30), ("x", "package-1", 5))
+    for name, kind, counted in found:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "name").write_text(f"{kind}\n")
+        (folder / "energy_uj").write_text(f"{counted * 10**6}\n")
+        (folder / "max_energy_range_uj").write_text(f"{100 * 10**6}\n")
+    packages = Packages(tmp_path)
+    assert packages.joules() == 45
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("10000000\n")
+    assert packages.joules() == 100 + 10 + 5
+    (tmp_path / "x" / "energy_uj").unlink()
+    assert packages.joules() is None, "one of them says nothing any more"
+    assert Packages(tmp_path / "nowhere").joules() is None
 
 
 @pytest.mark.gpu

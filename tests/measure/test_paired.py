@@ -100,7 +100,7 @@ def test_no_garbage_is_collected_while_steps_are_timed() -> None:
     assert frozen > 0, "tests freeze what was imported"
     check_garbage()
     assert gc.isenabled()
-    assert gc.get_freeze_count() == frozen
+    assert gc.get_freeze_count() > frozen // 2, "some may have died by themselves, and nothing is thawed"
 
 
 def test_oracle_catches_garbage_that_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,6 +278,26 @@ def test_an_arm_alone_is_timed_without_a_baseline() -> None:
     result = run(arms, FakeQueueClock(device), default_settings(min_rounds=10), baseline=None)
     assert len(result.samples) == 10 * 4
     assert {sample.arm for sample in result.samples} == {"h2o"}
+
+
+def test_energy_is_that_of_an_arms_own_clean_blocks() -> None:
+    device = FakeDevice()
+
+    class Counted(FakeHostClock):
+        def joules(self) -> float | None:
+            return self.device.now_ns / 1e9 * 20 + 7  # 20 W, whatever runs
+
+    arms, host = disturbed(device, lambda index: index == 3)
+    settings = default_settings(min_rounds=2, max_rounds=2)
+    result = run(arms, Counted(device), settings, host=host)
+    for name in arms:
+        clean = [sample for sample in result.samples if sample.arm == name and sample.is_clean]
+        seconds = sum(sample.ms for sample in clean) / 1e3
+        assert result.energy[name].steps == len(clean)
+        assert result.energy[name].seconds == pytest.approx(seconds)
+        assert result.energy[name].joules == pytest.approx(20 * seconds)
+    assert not all(sample.is_clean for sample in result.samples)
+    assert run(two_arms(device), FakeHostClock(device), settings).energy == {}
 
 
 def test_a_devices_rate_is_read_after_each_block() -> None:

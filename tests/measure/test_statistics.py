@@ -223,7 +223,9 @@ def test_the_evidence_is_that_of_the_arm() -> None:
         for order, (arm, ms) in enumerate({"baseline": 10, "h2o": 8, "baseline_again": 11}.items())
         for sample in block(arm, number, [99, ms, ms], order=3 * number + order)
     ]
-    paired = PairedSamples(samples=tuple(samples), baseline="baseline", warmup_s=0.0, rates_mhz={}, steps_behind={})
+    paired = PairedSamples(
+        samples=tuple(samples), baseline="baseline", warmup_s=0.0, rates_mhz={}, steps_behind={}, energy={}
+    )
     assert weigh(paired, "h2o", "median") == Evidence(
         ratio=Interval(value=0.8, low=0.8, high=0.8),
         aa=Interval(value=1.1, low=1.1, high=1.1),
@@ -260,7 +262,7 @@ def test_the_spread_of_rates_is_between_arms() -> None:
 
 def test_a_launch_bound_step_has_a_device_that_is_hardly_behind() -> None:
     paired = PairedSamples(
-        samples=(), baseline=None, warmup_s=0.0, rates_mhz={}, steps_behind={"baseline": 0.05, "h2o": 1.0}
+        samples=(), baseline=None, warmup_s=0.0, rates_mhz={}, steps_behind={"baseline": 0.05, "h2o": 1.0}, energy={}
     )
     assert [statistics.is_launch_bound(paired, arm) for arm in ("baseline", "h2o", "tova")] == [True, False, False]
 

@@ -43,7 +43,7 @@ def block_that_settles_every_step(num_steps: int, step: Callable[[], None], cloc
         step()
         clock.settle()
         marks.append(clock.mark())
-    return Block(clock.durations(marks), behind_ns=0, left_ns=0)
+    return Block(clock.durations(marks), behind_ns=0, left_ns=0, joules=None)
 
 
 def block_that_settles_before_it_looks(num_steps: int, step: Callable[[], None], clock: Clock) -> Block:
@@ -56,7 +56,7 @@ def block_that_settles_before_it_looks(num_steps: int, step: Callable[[], None],
     clock.settle()
     start = clock.now_ns()
     clock.reach(marks[-1])
-    return Block(clock.durations(marks), behind_ns=0, left_ns=clock.now_ns() - start)
+    return Block(clock.durations(marks), behind_ns=0, left_ns=clock.now_ns() - start, joules=None)
 
 
 CLOCKS = (LaunchClock, UnsettledClock, ForgetfulClock)

@@ -18,11 +18,13 @@ class Block(NamedTuple):
         durations: one per step.
         behind_ns: from the last launch until the last step was done; next to nothing where the device starves.
         left_ns: from then until the whole device was idle; next to nothing unless work is hidden.
+        joules: that the device used, or None where nobody counts.
     """
 
     durations: list[Duration]
     behind_ns: int
     left_ns: int
+    joules: float | None
 
     @property
     def ms(self) -> float:
@@ -43,6 +45,7 @@ def run_block(num_steps: int, step: Callable[[], None], clock: Clock) -> Block:
         clock: of the device that does the work.
     """
     clock.settle()
+    before = clock.joules()
     marks = [clock.mark()]
     for _ in range(num_steps):
         step()
@@ -51,7 +54,10 @@ def run_block(num_steps: int, step: Callable[[], None], clock: Clock) -> Block:
     clock.reach(marks[-1])
     reached = clock.now_ns()
     clock.settle()
-    return Block(clock.durations(marks), behind_ns=reached - launched, left_ns=clock.now_ns() - reached)
+    left = clock.now_ns() - reached
+    after = None if before is None else clock.joules()
+    used = None if before is None or after is None else after - before
+    return Block(clock.durations(marks), behind_ns=reached - launched, left_ns=left, joules=used)
 
 
 def assert_quiet(blocks: Sequence[Block], arm: str) -> None:

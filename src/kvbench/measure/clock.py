@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol, cast
 import torch
 
 from kvbench.measure import nvml
+from kvbench.measure.powercap import Packages
 
 
 class Event(Protocol):
@@ -70,11 +71,18 @@ class Clock(Protocol):
     def rate_mhz(self) -> int | None:
         """Return the rate at which the device's cores run now, or None where nobody says."""
 
+    def joules(self) -> float | None:
+        """Return the energy that the device has used since some moment [J], or None where nobody counts it."""
+
 
 class HostClock:
     """The host's clock, for work that is done when the call returns."""
 
     device_type = "cpu"
+
+    def __init__(self) -> None:
+        """Find what counts the processors' energy."""
+        self._packages = Packages()
 
     def settle(self) -> None:
         """Return at once: nothing is queued."""
@@ -98,6 +106,10 @@ class HostClock:
         """Return None: a processor's rate is not followed."""
         return None
 
+    def joules(self) -> float | None:
+        """Return the energy of all processors."""
+        return self._packages.joules()
+
 
 class QueueClock:
     """Events in the queue of a device; each subclass says how its device makes them and waits."""
@@ -118,6 +130,10 @@ class QueueClock:
 
     def rate_mhz(self) -> int | None:
         """Return None where the device does not say."""
+        return None
+
+    def joules(self) -> float | None:
+        """Return None where the device does not count."""
         return None
 
     def mark(self) -> Mark:
@@ -171,6 +187,10 @@ class CudaClock(QueueClock):
         """Return the rate of the multiprocessors."""
         state = nvml.read_gpu(self._uuid)
         return None if state is None else state.sm_mhz
+
+    def joules(self) -> float | None:
+        """Return the energy of the whole board."""
+        return nvml.energy_j(self._uuid)
 
 
 class MpsClock(QueueClock):

@@ -59,6 +59,19 @@ def read_gpu(uuid: str) -> GpuState | None:
     )
 
 
+def energy_j(uuid: str) -> float | None:
+    """Return what a GPU has used since the driver was loaded [J], or None where the driver does not say.
+
+    Args:
+        uuid: as of `read_gpu`.
+    """
+    library, handle = _library(), ctypes.c_void_p()
+    if library is None or library.nvmlDeviceGetHandleByUUID(uuid.encode(), ctypes.byref(handle)) != 0:
+        return None
+    millijoules = _number(library.nvmlDeviceGetTotalEnergyConsumption, handle)
+    return None if millijoules is None else millijoules / 1e3
+
+
 def _driver(library: Any) -> str | None:
     text = ctypes.create_string_buffer(80)
     return text.value.decode() if library.nvmlSystemGetDriverVersion(text, ctypes.c_uint(80)) == 0 else None

@@ -17,7 +17,7 @@ from typing import Protocol
 from kvbench.measure.blocks import Block, assert_quiet, run_block
 from kvbench.measure.clock import Clock
 from kvbench.measure.host import Host
-from kvbench.measure.samples import PairedSamples, Sample, again
+from kvbench.measure.samples import Energy, PairedSamples, Sample, again
 from kvbench.measure.settings import Settings
 from kvbench.measure.statistics import Statistic, ratio_interval
 
@@ -131,6 +131,7 @@ class Cell:
         self.samples: list[Sample] = []
         self.blocks: defaultdict[str, list[Block]] = defaultdict(list)
         self.rates: defaultdict[str, list[int]] = defaultdict(list)
+        self.energy: dict[str, Energy] = {}
 
     def share_of_time(self) -> float:
         """Return how much of the time is over."""
@@ -183,6 +184,7 @@ class Cell:
             warmup_s=self.warmup_s,
             rates_mhz={name: tuple(rates) for name, rates in self.rates.items()},
             steps_behind={name: self._steps_behind(blocks) for name, blocks in self.blocks.items() if self._is_queued},
+            energy=self.energy,
         )
 
     @property
@@ -220,6 +222,10 @@ class Cell:
         if rate is not None:
             self.rates[name].append(rate)
         self.blocks[name].append(block)
+        if is_clean and block.joules is not None:
+            known = self.energy.get(name, Energy(joules=0.0, seconds=0.0, steps=0))
+            seconds, steps = known.seconds + block.ms / 1e3, known.steps + self.steps
+            self.energy[name] = Energy(joules=known.joules + block.joules, seconds=seconds, steps=steps)
         self.samples += [
             Sample(
                 arm=name,

@@ -40,6 +40,21 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Energy:
+    """What the whole device used while the clean blocks of an arm ran.
+
+    Args:
+        joules: of them all [J].
+        seconds: how long they took [s].
+        steps: how many steps they were.
+    """
+
+    joules: float
+    seconds: float
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class PairedSamples:
     """A finished comparison.
 
@@ -50,6 +65,7 @@ class PairedSamples:
         rates_mhz: per arm, the rate of the device's cores after each block; empty where nobody says.
         steps_behind: per arm, how many steps the device was behind the host at the end of a block; empty without a
             device's clock.
+        energy: per arm, what the device used; empty where nobody counts it.
     """
 
     samples: tuple[Sample, ...]
@@ -57,6 +73,7 @@ class PairedSamples:
     warmup_s: float
     rates_mhz: Mapping[str, tuple[int, ...]]
     steps_behind: Mapping[str, float]
+    energy: Mapping[str, Energy]
 
     def records(self) -> list[dict[str, object]]:
         """Return the samples as plain rows."""

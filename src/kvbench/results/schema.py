@@ -130,6 +130,7 @@ _TIME: list[_Column] = [
     ("decode_max_ms", _REAL, "ms", "largest"),
     ("decode_mean_ms", _REAL, "ms", "amortised mean, over full periods for strategies with periodic work"),
     ("tokens_per_s", _REAL, "tokens/s", "generated tokens of all rows per second of decoding"),
+    ("energy_j_per_token", _REAL, "J", "that the whole device used while decoding; empty where it counts none"),
     ("ratio", _REAL, "ratio", "time of a decode step over the baseline's, median over rounds; below 1 is faster"),
     ("ratio_low", _REAL, "ratio", "lower end of its 95% interval"),
     ("ratio_high", _REAL, "ratio", "upper end of its 95% interval"),
