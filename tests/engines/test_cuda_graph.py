@@ -21,13 +21,14 @@ SUITE = {  # one of each way to decode
         "d2o",
         "h2o",
         "keydiff",
-        "kivi4",
+        "kivi2",
         "quantization_8bit",
         "snapkv",
         "tova",
     ),
     FILLS: ("attention_sink", "h2o"),
 }
+PACKED = ("strategy/codec=kivi2", "codec.residual=8", "codec.key_quantiser.group=4", "codec.value_quantiser.group=4")
 CASES = [
     pytest.param(name, budget, marks=() if name in SUITE[budget] else pytest.mark.shipped)
     for name, setting in sorted(settings().items())
@@ -55,8 +56,9 @@ def test_so_they_are_where_layers_keep_a_window() -> None:
     support.replays_are_eager_steps(strategy("baseline"), "gemma3")
 
 
-def test_steps_after_which_several_leave_are_a_kind_of_their_own() -> None:
+def test_steps_after_which_several_leave_or_are_packed_are_a_kind_of_their_own() -> None:
     support.replays_are_eager_steps(strategy("h2o", *every(4), tokens=KEEPS), "llama_gqa")
+    support.replays_are_eager_steps(strategy("snapkv", *PACKED, tokens=KEEPS), "llama_gqa", (PROMPT, 9))
 
 
 def test_several_tokens_at_once_are_read_one_by_one() -> None:
@@ -66,7 +68,7 @@ def test_several_tokens_at_once_are_read_one_by_one() -> None:
 @pytest.mark.parametrize(
     ("name", "budget", "part"),
     [
-        ("kivi2", KEEPS, "strategy/codec=dense or int8"),
+        ("think", KEEPS, "strategy/codec=dense, int8 or kivi4"),
         ("scissorhands", KEEPS, "strategy/scorer=attention_mass"),
         ("offload", KEEPS, "strategy/placement=device"),
         ("minicache", KEEPS, "strategy/layout=separate"),

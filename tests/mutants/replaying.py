@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from kvbench.cache.clock import Clock
+from kvbench.cache.codecs.opened import OpenPayload, OpenRows
 from kvbench.cache.kv_cache import KVCache
 from kvbench.cache.replayed import ReplayedStore
 from kvbench.cache.store import Store
@@ -26,7 +28,26 @@ def _replays(name: str, tokens: int, *overrides: str) -> None:
 FULL, RING, SCORED = (partial(_replays, name, KEEPS) for name in ("baseline", "attention_sink", "h2o"))
 FILLED = partial(_replays, "h2o", FILLS)
 TOGETHER = partial(_replays, "h2o", KEEPS, *every(4))
+GATHERED = partial(_replays, "kivi2", KEEPS)
 AGAIN = partial(_replays, "rkv", KEEPS)
+
+
+scatter = OpenPayload.scatter
+
+
+def fixed_boundary(self: OpenPayload, slot: Tensor, entry: Tensor, position: Tensor | int | None = None) -> None:
+    """Find what is exact by what the host knows."""
+    packed = self.inner.packed
+    scatter(self, slot, entry, position)
+    self._first = torch.full_like(self._first, packed)
+
+
+def codes_of_exact_entries_too(self: OpenRows, weights: Tensor) -> Tensor:
+    """Add what lies where entries will be packed."""
+    return weighted(replace(self, first=self.first + len(self.slots)), weights)
+
+
+weighted = OpenRows.weighted
 
 
 def a_number_of_the_host(self: Clock, seen: int) -> Tensor:
@@ -56,6 +77,17 @@ MUTANTS = (
         killed_by=(FULL,),
     ),
     Mutant(name="entries leave too early", patches=((ReplayedStore, "_let_go", victims_first),), killed_by=(FILLED,)),
+    Mutant(name="the host's boundary", patches=((OpenPayload, "scatter", fixed_boundary),), killed_by=(GATHERED,)),
+    Mutant(
+        name="packed entries are not counted",
+        patches=((OpenPayload, "skip", lambda self: None),),
+        killed_by=(GATHERED,),
+    ),
+    Mutant(
+        name="weights of what is exact fall on codes",
+        patches=((OpenRows, "weighted", codes_of_exact_entries_too),),
+        killed_by=(GATHERED,),
+    ),
     Mutant(name="queries in one place", patches=((ReplayedStore, "_note", Store._note),), killed_by=(AGAIN,)),
     Mutant(name="all steps are alike", patches=((KVCache, "kind", property(lambda self: ())),), killed_by=(TOGETHER,)),
 )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvbench.cache.kv_cache import KVCache
 from kvbench.engines.arm import Arm
@@ -19,6 +21,7 @@ from kvbench.strategies.base import CacheStrategy
 from kvbench.types import ModelView, RunShape
 from tests.support.drive import padded
 from tests.support.models import attention, ids, model_for
+from tests.support.steps import HOST
 
 PROMPT, NEW = 20, 12
 KEEPS, FILLS = PROMPT // 2, PROMPT + NEW // 2  # budgets met by the prompt, and only while decoding
@@ -32,11 +35,40 @@ class Replayed(CudaGraph):
 
     def record(self, model: nn.Module, cache: KVCache, ids: Tensor) -> Callable[[Tensor], Tensor]:
         """Return what does a step for other ids; as on a GPU, the cache counts a token of which nothing is done."""
-        before = cache.snapshot()
-        recorded: Callable[[Tensor], Tensor] = make_fx(lambda given: forward(model, cache, given))(ids)
+        before, given = cache.snapshot(), ids.clone()
+        with Tape() as tape:
+            logits = forward(model, cache, given)
         cache.restore(before)
         cache.skip()
-        return recorded
+        return lambda ids: tape.play(given, ids, logits)
+
+
+class Tape(TorchDispatchMode):
+    """Notes operations with what they were given: tensors, of which it keeps every one, and numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.noted: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and note it."""
+        assert func.overloadpacket.__name__ not in HOST, f"{func} needs the host, which a graph does not wait for"
+        out = func(*args, **(kwargs or {}))
+        self.noted.append((func, args, kwargs or {}, out))
+        return out
+
+    def play(self, given: Tensor, now: Tensor, result: Tensor) -> Tensor:
+        """Return what came of it, with another tensor in the place of one that was given."""
+        found = {id(given): now}
+
+        def current(each: object) -> object:
+            return found.get(id(each), each)
+
+        for func, args, kwargs, out in self.noted:
+            made = func(*pytree.tree_map(current, args), **pytree.tree_map(current, kwargs))
+            for old, new in zip(pytree.tree_leaves(out), pytree.tree_leaves(made), strict=True):
+                found[id(old)] = new
+        return found[id(result)]
 
 
 EAGER, REPLAYED = Eager(prefill_chunk=0), Replayed(prefill_chunk=0)

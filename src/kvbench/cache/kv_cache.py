@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -74,7 +74,7 @@ class KVCache(Door):
         self.view = view
         self.run = run
         self._step: Step | None = None
-        self.recorded: dict[tuple[bool, ...], Callable[[Tensor], Tensor] | None] = {}  # steps by kind, of an engine's
+        self.recorded: dict[Hashable, Callable[[Tensor], Tensor] | None] = {}  # steps by kind, of an engine's
         self.contexts = [layer for layer in layers if isinstance(layer, ContextLayer)]
         self.encoding_bytes = 0  # of what these were made of
         plan = plans[0]
@@ -95,9 +95,9 @@ class KVCache(Door):
             self.clock.set(self.get_seq_length())
 
     @property
-    def kind(self) -> tuple[bool, ...]:
-        """Which layers do at the end of the next step what they do now and then."""
-        return tuple(layer.is_due for layer in self.layers)
+    def kind(self) -> Hashable:
+        """What the layers do in the next step that they do not do in others."""
+        return tuple(layer.kind for layer in self.layers)
 
     def skip(self) -> None:
         """Count a token whose step was replayed."""
@@ -273,11 +273,11 @@ class KVCache(Door):
             for payload in (slots.keys, slots.values):
                 side = None if region.plan.codec.is_exact else payload.entries(slots.filled, slots.position)
                 if side is None or isinstance(side, Tensor):
-                    counts: tuple[float, ...] = (slots.filled, 0, 0)
+                    counts: tuple[float, ...] = (store.num_filled, 0, 0)
                 else:
                     counts = (side.exact, side.outlier_entries, side.sink_entries)
                 found = {name: found[name] + rows * count for name, count in zip(found, counts, strict=True)}
-                total += rows * slots.filled
+                total += rows * store.num_filled
         return {f"{name}_share": count / max(1, total) for name, count in found.items()}
 
     def page_utilisation(self) -> float | None:

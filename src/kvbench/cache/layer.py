@@ -167,9 +167,9 @@ class CacheLayer:
             store.skip()
 
     @property
-    def is_due(self) -> bool:
-        """Whether the next step is one of those that do what is done now and then."""
-        return any(isinstance(store, ReplayedStore) and store.is_due for _, store in self.stores)
+    def kind(self) -> tuple[tuple[bool, ...], ...]:
+        """What the next step does that others do not."""
+        return tuple(store.kind for _, store in self.stores if isinstance(store, ReplayedStore))
 
     # -- the prompt ---------------------------------------------------------------------------------------------
 

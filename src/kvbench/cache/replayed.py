@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from kvbench.cache.clock import Clock
+from kvbench.cache.codecs.base import Payload
+from kvbench.cache.codecs.opened import OpenPayload
+from kvbench.cache.codecs.packed import PackedPayload
 from kvbench.cache.plan import LayerPlan
 from kvbench.cache.store import Store
 from kvbench.kernels.attend import EMPTY
@@ -32,14 +35,26 @@ class ReplayedStore(Store):
         self._left = 0  # slots that the prompt has filled
 
     @property
-    def is_due(self) -> bool:
-        """Whether entries leave at the end of the next step, where several do at a time."""
-        return self.plan.evicts and (self.seen + 1 - self.run.prompt_tokens) % self.plan.period == 0
+    def kind(self) -> tuple[bool, ...]:
+        """What is done at the end of the next step: whether entries leave, and whether keys and values are packed."""
+        leave = self.plan.evicts and (self.seen + 1 - self.run.prompt_tokens) % self.plan.period == 0
+        return (leave, *(payload.is_due for payload in self._gathering))
+
+    @property
+    def num_filled(self) -> int:
+        """Slots in use by at least one row."""
+        return min(self._left + self.seen - self.run.prompt_tokens, self.slots.capacity)
+
+    @property
+    def _gathering(self) -> list[OpenPayload]:
+        return [each for each in (self.slots.keys, self.slots.values) if isinstance(each, OpenPayload)]
 
     def skip(self) -> None:
         """Count a token whose step was replayed."""
         self._check_room()
         self.seen += 1
+        for payload in self._gathering:
+            payload.skip()
 
     def decode(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Do what `Store.decode` does."""
@@ -57,6 +72,7 @@ class ReplayedStore(Store):
         self._left = slots.filled
         slots.has_holes = slots.has_holes or slots.filled + 1 < slots.capacity
         slots.filled = slots.capacity
+        slots.keys, slots.values = map(_opened, (slots.keys, slots.values))
 
     def _start_evicting(self, queries: Tensor) -> None:
         super()._start_evicting(queries)
@@ -99,3 +115,10 @@ class ReplayedStore(Store):
     def _changing(self) -> tuple[Tensor, ...]:
         """Return what later steps write to, and what says which slots are empty."""
         return self._mine() if self.plan.evicts else (self.slots.position,)
+
+
+def _opened(payload: Payload) -> Payload:
+    """Return what recorded steps read and write in the place of a payload."""
+    if isinstance(payload, PackedPayload) and payload.exact.shape[2] > 0:
+        return OpenPayload(payload)  # type: ignore[return-value]  # nothing grows, no run of slots is written
+    return payload

@@ -380,6 +380,11 @@ class Store:
         dropped = newest - most
         return dropped.clamp(min=0)[:, 0, 0] if isinstance(dropped, Tensor) else max(0, dropped)
 
+    @property
+    def num_filled(self) -> int:
+        """Slots in use by at least one row."""
+        return self.slots.filled
+
     # -- what others ask ----------------------------------------------------------------------------------------
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from kvbench.cache.codecs.base import QueryDriven
+from kvbench.cache.codecs.opened import can_open
 from kvbench.cache.codecs.packed import PackedFormat
 from kvbench.cache.protocols import Handing
 from kvbench.calibrated import NeedsCalibration
@@ -308,7 +309,10 @@ def refused_to_replay(made: CacheStrategy, view: ModelView, run: RunShape) -> st
     evicts = made.budget.limits and made.trigger.period > 0
     parts = {
         "scorer=attention_mass": evicts and made.scorer.counts_steps,
-        "codec=dense or int8": not all(codec.writes_each_token_alone for codec in codecs),
+        "codec=dense, int8 or kivi4": not all(
+            codec.writes_each_token_alone or (can_open(codec.key_format) and can_open(codec.value_format))
+            for codec in codecs
+        ),
         "evicted=drop": made.budget.limits and isinstance(made.evicted, Handing),
         "reader=all": not made.reader.reads_all,
         "layout=separate": made.layout.merges or isinstance(made.layout, Paged),

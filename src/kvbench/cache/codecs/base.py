@@ -113,12 +113,16 @@ class Packing(ABC):
         Args:
             kept: room for what is kept of them.
             run: of that room.
-            at: slot of the first one, or each one's own where each is packed alone [B, 1 or G, T].
+            at: slot of the first one; or each one's own [B, 1 or G, T], where several are packed together those of one
+                run that is the same for all rows and heads.
             entries: [B, G, T, D]; T is a multiple of `tokens`.
         """
         packed = (rows for rows in self.encode(entries) if rows is not None)
         for room, rows in zip(kept, packed, strict=True):
-            if isinstance(at, Tensor):
+            if isinstance(at, Tensor) and self.tokens > 1:
+                tokens = entries.shape[2] // rows.shape[2]
+                as_bytes(room).index_copy_(2, at[0, 0, ::tokens].div(tokens, rounding_mode="floor"), as_bytes(rows))
+            elif isinstance(at, Tensor):
                 as_bytes(room).scatter_(2, at[..., None].expand_as(rows), as_bytes(rows))
             else:
                 tokens = entries.shape[2] // rows.shape[2]
