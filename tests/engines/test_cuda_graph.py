@@ -8,6 +8,7 @@ from kvbench.engines.cuda_graph import CudaGraph
 from kvbench.models.view import view_of
 from tests.mutants.core_mutant import Check, Mutant, each_of
 from tests.mutants.replaying import MUTANTS
+from tests.support import recurrent
 from tests.support import replaying as support
 from tests.support.models import model
 from tests.support.replaying import FILLS, KEEPS, PROMPT
@@ -59,6 +60,11 @@ def test_so_they_are_where_layers_keep_a_window() -> None:
 def test_steps_after_which_several_leave_or_are_packed_are_a_kind_of_their_own() -> None:
     support.replays_are_eager_steps(strategy("h2o", *every(4), tokens=KEEPS), "llama_gqa")
     support.replays_are_eager_steps(strategy("snapkv", *PACKED, tokens=KEEPS), "llama_gqa", (PROMPT, 9))
+
+
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "rwkv"])
+def test_so_they_are_where_layers_keep_states(name: str) -> None:
+    support.states_are_those_of_eager_steps(recurrent.network(name))
 
 
 def test_several_tokens_at_once_are_read_one_by_one() -> None:

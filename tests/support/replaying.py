@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel
 
 from kvbench.cache.kv_cache import KVCache
 from kvbench.engines.arm import Arm
@@ -22,6 +23,7 @@ from kvbench.types import ModelView, RunShape
 from tests.support.drive import padded
 from tests.support.models import attention, ids, model_for
 from tests.support.steps import HOST
+from tests.support.strategies import strategy
 
 PROMPT, NEW = 20, 12
 KEEPS, FILLS = PROMPT // 2, PROMPT + NEW // 2  # budgets met by the prompt, and only while decoding
@@ -76,7 +78,10 @@ EAGER, REPLAYED = Eager(prefill_chunk=0), Replayed(prefill_chunk=0)
 
 def arm(made: CacheStrategy, model_name: str, engine: Eager) -> Arm:
     """Return a strategy on a small random model."""
-    model = model_for(made, model_name)
+    return _arm(made, model_for(made, model_name), engine)
+
+
+def _arm(made: CacheStrategy, model: PreTrainedModel, engine: Eager) -> Arm:
     return Arm(name="strategy", model=model, view=engine.view(view_of(model)), strategy=made, engine=engine)
 
 
@@ -146,3 +151,11 @@ def more_than_was_said_is_refused(made: CacheStrategy, model_name: str) -> None:
                 one.step(cache, tokens[:, at : at + 1])
             with pytest.raises(ValueError, match=f"{stop} new ones; token {PROMPT + stop + 1} does not fit"):
                 one.step(cache, tokens[:, PROMPT + stop : PROMPT + stop + 1])
+
+
+def states_are_those_of_eager_steps(network: PreTrainedModel) -> None:
+    """Logits of replayed steps of a recurrent network are those of eager ones, at first and after going back."""
+    run, tokens = RunShape(prompt_lengths=(PROMPT,), new_tokens=NEW), ids(7, 1, PROMPT + NEW)
+    eager, replayed = (_twice(_arm(strategy("baseline"), network, engine), run, tokens) for engine in (EAGER, REPLAYED))
+    for (got, _), (want, _) in zip(replayed, eager, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-10 * want.abs().max().item())
