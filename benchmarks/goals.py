@@ -334,15 +334,18 @@ def grouped(desk: Desk, context: int) -> Iterator[Goal]:
 
 def states(desk: Desk, short: int, long: int) -> Iterator[Goal]:
     """C21: networks that keep a state, at two lengths of what they have read, and beside a full cache."""
-    dense = desk.decode("baseline", long)
+    dense, fast = desk.decode("baseline", long), desk.compiled("baseline", long)
     for name, (model, *overrides) in RECURRENT.items():
         other = Desk(model, desk.settings.cell_seconds, *overrides)
         arms = {"short": other.decode("baseline", short), "long": other.decode("baseline", long), "dense": dense}
+        arms |= {"compiled long": other.compiled("baseline", long), "compiled dense": fast}
         held = [arms[arm].cache.allocated_bytes() for arm in ("short", "long")]
         yield Goal(name=f"C21 |{name} bytes at {long} / {short} - 1|", at_most=0.01, reached=_off(held, 1.0))
         paired = desk.compare(f"{name} at {short} and {long}", arms)
         yield goal(f"C21 {name} at {long} / at {short}", 1.03, paired, "long", "short")
         yield goal(f"C21 {name} / baseline, {long}", 0.6, paired, "long", "dense")
+        title = f"C21 {name} / baseline, both compiled, {long}"
+        yield goal(title, 0.6, paired, "compiled long", "compiled dense")
         del other, arms
         gc.collect()
 

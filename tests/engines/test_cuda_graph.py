@@ -24,6 +24,7 @@ SUITE = {  # one of each way to decode
         "keydiff",
         "kivi2",
         "quantization_8bit",
+        "scissorhands",
         "snapkv",
         "tova",
     ),
@@ -75,7 +76,6 @@ def test_several_tokens_at_once_are_read_one_by_one() -> None:
     ("name", "budget", "part"),
     [
         ("think", KEEPS, "strategy/codec=dense, int8 or kivi4"),
-        ("scissorhands", KEEPS, "strategy/scorer=attention_mass"),
         ("offload", KEEPS, "strategy/placement=device"),
         ("minicache", KEEPS, "strategy/layout=separate"),
         ("quest", KEEPS, "strategy/reader=all"),

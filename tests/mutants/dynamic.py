@@ -112,12 +112,12 @@ def not_normalised(
     return (weights * exponential(lot, weights.dtype).pow(-self.noise)).pow(1 / self._tau(step))
 
 
-def colder(self: NoisyMass, step: int) -> float:
+def colder(self: NoisyMass, step: int) -> Tensor | float:
     """Multiply where one divides."""
     return 1 / tau(self, step)
 
 
-def one_step_late(self: NoisyMass, step: int) -> float:
+def one_step_late(self: NoisyMass, step: int) -> Tensor | float:
     """Begin to warm up after the first decode step."""
     return tau(self, max(0, step - 1))
 

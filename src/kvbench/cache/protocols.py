@@ -46,10 +46,6 @@ class Scorer(Protocol):
         """Whether the chunks of a prompt add up to its score; otherwise the last one decides."""
 
     @property
-    def counts_steps(self) -> bool:
-        """Whether `observe` does other things at other steps."""
-
-    @property
     def memory_bytes(self) -> int:
         """Bytes each entry and kept set keeps beside its score for `observe`."""
 

@@ -85,9 +85,13 @@ class ReplayedStore(Store):
         at = self._clock.at(column).expand(self.run.batch_size)[:, None, None]
         return at if self.padding is None else at - self.padding
 
+    def _steps(self, column: int) -> Tensor:
+        """Return how many columns lie between the prompt and this one [1]."""
+        return self._clock.at(column) - self.run.prompt_tokens
+
     def _next_slot(self) -> Tensor | None:
         """Return the slot the next entry goes to [B, heads]."""
-        steps = self._clock.at(self.seen) - self.run.prompt_tokens
+        steps = self._steps(self.seen)
         if self._free_slots is not None:
             return self._free_slots.index_select(2, steps.remainder(self.plan.period))[:, :, 0]
         first = self.plan.selector.num_sink if self._is_ring else 0  # slots before it are never written again
@@ -109,7 +113,7 @@ class ReplayedStore(Store):
             return
         self._choose_free(newest, scale)
         if self._budget is None and self.plan.period == 1 and slots.has_holes:  # a slot that was never filled is first
-            fresh = (self._clock.at(self.seen) - self.run.prompt_tokens + self._left).long()
+            fresh = (self._steps(self.seen) + self._left).long()
             self._free_slots.copy_(torch.where(fresh < slots.capacity, fresh, self._free_slots))
 
     def _changing(self) -> tuple[Tensor, ...]:

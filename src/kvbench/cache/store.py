@@ -234,6 +234,10 @@ class Store:
         """Return the position of a column, [B, 1, 1] where rows differ."""
         return column if self.padding is None else column - self.padding
 
+    def _steps(self, column: int) -> Tensor | int:
+        """Return how many columns lie between the prompt and this one."""
+        return column - self.run.prompt_tokens
+
     def _next_slot(self) -> Tensor | int | None:
         """Return the slot the next entry goes to, [B, heads] where they differ; None for a new one."""
         return self._free
@@ -251,7 +255,7 @@ class Store:
             weights=weights,
             position=slots.position.narrow(2, 0, slots.filled),
             memory=None if memory is None else memory.narrow(2, 0, slots.filled),
-            step=self.seen - 1 - self.run.prompt_tokens,
+            step=self._steps(self.seen - 1),
             layer=self.plan.index,
         )
         self.plan.scorer.observe(seen)

@@ -115,7 +115,7 @@ class Observation:
         weights: attention of the newest query [B, G, H / G, m].
         position: of the entries [B, 1 or G, m]; -1 where a slot is empty.
         memory: bytes the scorer keeps beside each score [B, 1 or G, m, memory_bytes], to be updated in place.
-        step: decode steps before this one.
+        step: decode steps before this one, [1] where steps are recorded.
         layer: index of the layer.
     """
 
@@ -123,7 +123,7 @@ class Observation:
     weights: Tensor
     position: Tensor
     memory: Tensor | None
-    step: int
+    step: Tensor | int
     layer: int
 
 

@@ -306,9 +306,7 @@ def refused_when_spread(made: CacheStrategy) -> str | None:
 def refused_to_replay(made: CacheStrategy, view: ModelView, run: RunShape) -> str | None:
     """Return why the decode steps of a strategy are not the same work at the same addresses every time, or None."""
     codecs = (made.codec.of_layer(view, at) for at in range(len(view.layers)))
-    evicts = made.budget.limits and made.trigger.period > 0
     parts = {
-        "scorer=attention_mass": evicts and made.scorer.counts_steps,
         "codec=dense, int8 or kivi4": not all(
             codec.writes_each_token_alone or (can_open(codec.key_format) and can_open(codec.value_format))
             for codec in codecs

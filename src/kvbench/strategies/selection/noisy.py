@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,8 +33,6 @@ class NoisyMass(AttentionMass):
         tau_end: temperature after `tau_steps` and from then on.
         tau_steps: decode steps in between.
     """
-
-    counts_steps: ClassVar[bool] = True
 
     seed: int
     noise: float
@@ -75,6 +72,7 @@ class NoisyMass(AttentionMass):
     def observe(self, seen: Observation) -> None:
         """Add the group's mean of the newest query's noisy softmax."""
         step = seen.step + 1  # the prompt was step 0
+        step = step.to(seen.weights.dtype) if isinstance(step, Tensor) else step
         if self._is_plain(self._tau(step)):
             super().observe(seen)
             return
@@ -85,19 +83,22 @@ class NoisyMass(AttentionMass):
         noisy = self._noisy(seen.weights, seen.layer, heads, newest, key, step)
         seen.score.add_(noisy.mean(dim=2))
 
-    def _noisy(self, weights: Tensor, layer: int, heads: Tensor, query: Tensor, key: Tensor, step: int) -> Tensor:
+    def _noisy(
+        self, weights: Tensor, layer: int, heads: Tensor, query: Tensor, key: Tensor, step: Tensor | int
+    ) -> Tensor:
         """Return weights as noisy logits would have made them, 0 where they are all 0; shapes broadcast."""
         odds = weights
         if self.noise > 0:
             lot = pair_lots(self.seed, layer, heads, query, key)
             odds = exponential(lot, weights.dtype).pow_(-self.noise).mul_(odds)
         tau = self._tau(step)
-        odds = odds if tau == 1 else odds.pow(1 / tau)
+        odds = odds if not isinstance(tau, Tensor) and tau == 1 else odds.pow(1 / tau)
         return odds.div_(odds.sum(dim=-1, keepdim=True).clamp_(min=torch.finfo(odds.dtype).tiny))
 
-    def _tau(self, step: int) -> float:
-        return self.tau_init + min(step, self.tau_steps) / self.tau_steps * (self.tau_end - self.tau_init)
+    def _tau(self, step: Tensor | int) -> Tensor | float:
+        steps = step.clamp(max=self.tau_steps) if isinstance(step, Tensor) else min(step, self.tau_steps)
+        return self.tau_init + steps / self.tau_steps * (self.tau_end - self.tau_init)
 
-    def _is_plain(self, tau: float) -> bool:
+    def _is_plain(self, tau: Tensor | float) -> bool:
         """Whether noise and temperature change nothing, so that not even rounding may."""
-        return self.noise == 0 and tau == 1
+        return self.noise == 0 and not isinstance(tau, Tensor) and tau == 1

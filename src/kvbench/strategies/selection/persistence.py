@@ -34,7 +34,6 @@ class Persistence(ScorerDefaults):
     """
 
     needs_weights: ClassVar[bool] = True
-    counts_steps: ClassVar[bool] = True
 
     history: int
 
@@ -90,14 +89,24 @@ class Persistence(ScorerDefaults):
             sees = (among >= 0) & (among <= query)
             yield (weights.mean(dim=2) * (query + 1) < 1) & sees
 
-    def _note(self, memory: Tensor, below: Tensor, step: int) -> Tensor:
+    def _note(self, memory: Tensor, below: Tensor, step: Tensor | int) -> Tensor:
         """Write a step's bits into the ring and return those it takes the place of."""
         slot = step % self.history
+        if isinstance(slot, Tensor):
+            return _note_at(memory if memory.dim() > below.dim() else memory[..., None], below, slot)
         byte = memory if memory.dim() == below.dim() else memory.select(-1, slot // _BYTE)  # one byte has no dimension
         bit = 1 << slot % _BYTE
         forgotten = byte.bitwise_and(bit).ne(0)
         byte.bitwise_and_(255 - bit).bitwise_or_(below.to(torch.uint8) * bit)
         return forgotten
+
+
+def _note_at(memory: Tensor, below: Tensor, slot: Tensor) -> Tensor:
+    """Do what `Persistence._note` does at a slot [1] that the device knows; memory is [B, G, n, bytes]."""
+    which, bit = slot.long() // _BYTE, (1 << slot % _BYTE).to(torch.uint8)
+    byte = memory.index_select(-1, which)[..., 0]
+    memory.index_copy_(-1, which, (byte & (255 - bit) | below.to(torch.uint8) * bit)[..., None])
+    return byte.bitwise_and(bit).ne(0)
 
 
 def _ones(rings: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ class ScorerDefaults:
     needs_weights: ClassVar[bool] = False
     scores_again: ClassVar[bool] = False
     accumulates: ClassVar[bool] = False
-    counts_steps: ClassVar[bool] = False
     memory_bytes: ClassVar[int] = 0
 
     def voters(self, tokens: int) -> int:
