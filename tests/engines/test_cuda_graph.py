@@ -24,7 +24,6 @@ SUITE = {  # one of each way to decode
         "keydiff",
         "kivi2",
         "quantization_8bit",
-        "scissorhands",
         "snapkv",
         "tova",
     ),
@@ -66,6 +65,10 @@ def test_steps_after_which_several_leave_or_are_packed_are_a_kind_of_their_own()
 @pytest.mark.parametrize("name", ["mamba", "mamba2", "rwkv"])
 def test_so_they_are_where_layers_keep_states(name: str) -> None:
     support.states_are_those_of_eager_steps(recurrent.network(name))
+
+
+def test_so_they_are_where_a_scorer_forgets_old_steps() -> None:
+    support.replays_are_eager_steps(strategy("scissorhands", "scorer.history=5", tokens=KEEPS), "llama_gqa")
 
 
 def test_several_tokens_at_once_are_read_one_by_one() -> None:

@@ -13,6 +13,7 @@ from kvbench.cache.codecs.opened import OpenPayload, OpenRows
 from kvbench.cache.kv_cache import KVCache
 from kvbench.cache.replayed import ReplayedStore
 from kvbench.cache.store import Store
+from kvbench.strategies.selection import persistence
 from tests.mutants.core_mutant import Mutant
 from tests.support import replaying as support
 from tests.support.replaying import FILLS, KEEPS
@@ -29,6 +30,7 @@ FULL, RING, SCORED = (partial(_replays, name, KEEPS) for name in ("baseline", "a
 FILLED = partial(_replays, "h2o", FILLS)
 TOGETHER = partial(_replays, "h2o", KEEPS, *every(4))
 GATHERED = partial(_replays, "kivi2", KEEPS)
+FORGETTING = partial(_replays, "scissorhands", KEEPS, "scorer.history=5")
 AGAIN = partial(_replays, "rkv", KEEPS)
 
 
@@ -66,6 +68,16 @@ def victims_first(self: ReplayedStore, newest: Tensor | int, scale: float) -> No
     self._choose_free(newest, scale)
 
 
+def bits_stay(memory: Tensor, below: Tensor, slot: Tensor) -> Tensor:
+    """Write a step's bits beside those of the step that is forgotten."""
+    before = memory.clone()
+    forgotten = note_at(memory, below, slot)
+    memory.bitwise_or_(before)
+    return forgotten
+
+
+note_at = persistence._note_at
+
 MUTANTS = (
     Mutant(name="the clock stands still", patches=((Clock, "set", lambda self, seen: None),), killed_by=(FULL, RING)),
     Mutant(name="the host's clock", patches=((Clock, "at", a_number_of_the_host),), killed_by=(FULL, RING)),
@@ -88,6 +100,7 @@ MUTANTS = (
         patches=((OpenRows, "weighted", codes_of_exact_entries_too),),
         killed_by=(GATHERED,),
     ),
+    Mutant(name="forgotten bits stay", patches=((persistence, "_note_at", bits_stay),), killed_by=(FORGETTING,)),
     Mutant(name="queries in one place", patches=((ReplayedStore, "_note", Store._note),), killed_by=(AGAIN,)),
     Mutant(name="all steps are alike", patches=((KVCache, "kind", property(lambda self: ())),), killed_by=(TOGETHER,)),
 )
