@@ -33,7 +33,7 @@ def test_pages_are_attended_to_where_they_lie(dtype: torch.dtype, size: int, set
 
 
 @is_there
-@pytest.mark.parametrize(("size", "name"), [longer(16, "baseline"), longer(128, "baseline"), (4, "snapkv")])
+@pytest.mark.parametrize(("size", "name"), [longer(16, "baseline"), longer(128, "baseline"), longer(4, "snapkv")])
 def test_logits_are_those_of_slots_in_a_row(size: int, name: str) -> None:
     flexing.logits_are_those_of_slots_in_a_row(size, name)
 
