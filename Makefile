@@ -26,7 +26,7 @@ test: install  ## lint, types, tests, notebooks
 	$(MAKE) --jobs 2 lint suite
 
 suite: install
-	$(BIN)/python -m pytest -n 3
+	$(BIN)/python -m pytest -n 2
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .

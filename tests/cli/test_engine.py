@@ -45,6 +45,7 @@ def test_what_is_pinned_is_installed_once_and_listed(packages: Path, capfd: pyte
     assert capfd.readouterr().out == 2 * line
 
 
+@pytest.mark.shipped
 def test_what_cannot_be_completed_is_removed(packages: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = packages.parent / "here"
     packages.write_text("no-such-package==1\n")

@@ -77,6 +77,7 @@ def test_lists_ranges_and_intervals_are_searched_and_the_rest_is_set() -> None:
     }
 
 
+@pytest.mark.shipped
 def test_what_no_other_beats_in_every_objective_is_shown(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SEARCH, BUDGET, "hydra.sweeper.trials=12"]) == 0
     assert len(runs.amounts) == len(set(runs.amounts)) == 12
@@ -124,6 +125,7 @@ def test_a_search_that_was_cut_off_goes_on_with_what_it_was_at(runs: Runs, capsy
     assert Path("runs/found", JOURNAL).is_file()
 
 
+@pytest.mark.shipped
 def test_another_question_is_another_search(runs: Runs) -> None:
     for more in ([], ["workload.prompt_tokens=512"]):
         assert main([*SEARCH, BUDGET, "hydra.sweeper.trials=2", *more]) == 0

@@ -71,6 +71,7 @@ def test_a_process_ends_with_the_questions_whatever_it_does(tmp_path: Path) -> N
     assert not model.exists()
 
 
+@pytest.mark.shipped
 def test_vllm_that_computes_elsewhere_is_refused(tmp_path: Path) -> None:
     loaded = small()
     elsewhere = replace(loaded, view=replace(loaded.view, device=torch.device("cuda")))

@@ -25,7 +25,7 @@ is_there = pytest.mark.skipif(flex.why_not(CPU, torch.float32) is not None, reas
 @is_there
 @pytest.mark.parametrize(
     ("dtype", "size", "sets"),
-    [(torch.float32, 16, 1), longer(torch.float32, 128, 2), longer(torch.bfloat16, 16, 2)],
+    [longer(torch.float32, 16, 1), longer(torch.float32, 128, 2), longer(torch.bfloat16, 16, 2)],
     ids=str,
 )
 def test_pages_are_attended_to_where_they_lie(dtype: torch.dtype, size: int, sets: int) -> None:

@@ -57,6 +57,7 @@ def test_the_oracle_fails_on_the_mutant(mutant: Mutant, check: Check, monkeypatc
     mutant.dies(check, monkeypatch)
 
 
+@pytest.mark.shipped
 def test_it_compiles_for_a_gpu_that_is_not_there(tmp_path: Path) -> None:
     without = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(

@@ -81,6 +81,7 @@ def test_a_cache_that_keeps_everything_answers_to_the_letter_as_the_full_one(tmp
     assert (row(whole)["score_delta"], row(whole)["score_verdict"]) == (0, "no_difference")
 
 
+@pytest.mark.shipped
 def test_whether_the_question_was_known_is_told_and_never_mixed(done: Result, tmp_path: Path) -> None:
     aware = run(tmp_path, *EVICTED, "workload.question_in_cache=true")
     assert (row(aware)["query_aware"], row(done)["query_aware"]) == (True, False)
@@ -94,6 +95,7 @@ def test_whether_the_question_was_known_is_told_and_never_mixed(done: Result, tm
         quality_against_memory(pd.concat([aware.rows, done.rows]), Figure().subplots(), column="score")
 
 
+@pytest.mark.shipped
 def test_answers_of_several_turns_are_a_row_each(tmp_path: Path) -> None:
     talk = ["workload=multi_turn", "workload.pairs=6", "workload.turns=3", "workload.prompt_tokens=128"]
     small = [one for one in SMALL if not one.startswith("workload")]
@@ -104,6 +106,7 @@ def test_answers_of_several_turns_are_a_row_each(tmp_path: Path) -> None:
     assert row(done)["asked_samples"] == 6
 
 
+@pytest.mark.shipped
 def test_answers_that_are_not_scored_are_told_by_their_length(tmp_path: Path) -> None:
     line = ["workload=long_generation", "workload.samples=6", "workload.prompt_tokens=64", "workload.new_tokens=24"]
     small = [one for one in SMALL if not one.startswith("workload")]
@@ -170,6 +173,7 @@ def journal_of(folder: Path) -> list[Path]:
     return list(folder.rglob(".answers-*.jsonl"))
 
 
+@pytest.mark.shipped
 def test_a_killed_run_goes_on_from_where_it_was(tmp_path: Path) -> None:
     line = [*SMALL, *EVICTED, f"runs={tmp_path}", "workload.samples=48", "workload.batch_size=1"]
     first = subprocess.Popen(
