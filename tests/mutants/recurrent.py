@@ -16,7 +16,7 @@ from tests.mutants.core_mutant import Mutant
 from tests.support import recurrent
 
 chunks, keep, fresh = recurrence.chunks, StateLayer.keep, StateShape.fresh
-read_states = mamba2.read_states
+convolved, read_states = mamba.convolved, mamba2.read_states
 
 
 def without_the_rest(numbers: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -43,6 +43,11 @@ def without_a_past(
 def at_other_rates(step: Tensor, fed: Tensor, by: Tensor, of: Tensor, rate: Tensor, state: Tensor) -> Any:
     """Take rates in another order."""
     return read_states(step, fed, by, of, rate.flip(0), state)
+
+
+def of_earlier_inputs(mixer: Any, inputs: Tensor, window: Tensor, real: Tensor | None) -> Any:
+    """Have inputs before these a token earlier than they were."""
+    return convolved(mixer, inputs, window.roll(1, dims=1), real)
 
 
 def no_peaks(key: Tensor, most: Tensor, fall: Tensor) -> Tensor:
@@ -108,6 +113,11 @@ MUTANTS = (
         name="tokens taken together see each other only",
         patches=((mamba2, "read_states", without_a_past),),
         killed_by=(partial(steps, "mamba2"),),
+    ),
+    Mutant(
+        name="a convolution takes older inputs",
+        patches=((mamba, "convolved", of_earlier_inputs), (mamba2, "convolved", of_earlier_inputs)),
+        killed_by=(partial(steps, "mamba"), partial(steps, "mamba2"), partial(steps, "mamba", PIECES)),
     ),
     Mutant(
         name="heads fall at each other's rates",

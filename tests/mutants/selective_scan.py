@@ -17,6 +17,7 @@ MUTANTS = (
         "a gradient is of the state after", "kept_back * states[t][n][i]", "kept_back * states[t + 1][n][i]", AT_ONCE
     ),
     _mutant("gradients do not fall with the state", "back[n][i] = kept_back;", "back[n][i] = whole;", AT_ONCE),
+    _mutant("channels fall at the first ones' rates", "(at + i) * STATES", "i * STATES", AT_ONCE),
     _mutant(
         "every piece starts from nothing",
         "std::memcpy(h[n], s.start + (row * STATES + n) * s.channels + at, sizeof(Lanes))",

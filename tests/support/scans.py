@@ -16,18 +16,18 @@ def given(rows: int, tokens: int, channels: int, largest: float = 3.0) -> list[T
     """Return steps, inputs, what divides and reads them, rates and a state to start from."""
     generator = torch.Generator().manual_seed(rows * 100 + tokens)
     sizes = ((rows, tokens, channels),) * 2 + ((rows, tokens, NUMBERS),) * 2 + ((channels, NUMBERS),)
-    made = [torch.randn(size, generator=generator) for size in (*sizes, (rows, channels, NUMBERS))]
-    made[0], made[4] = made[0].abs() * 0.3, -made[4].abs() * largest
+    made = [torch.randn(size, generator=generator) for size in (*sizes, (rows, NUMBERS, channels))]
+    made[0], made[4] = made[0].abs() * 0.3, (made[4].abs() * largest).log()
     return made
 
 
-def loop(step: Tensor, fed: Tensor, by: Tensor, of: Tensor, rate: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def loop(step: Tensor, fed: Tensor, by: Tensor, of: Tensor, log_rate: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Read one token after the other."""
-    outs = []
+    outs, rate = [], -log_rate.mT.exp()
     for at in range(step.shape[1]):
-        here = step[:, at, :, None]
-        state = (here * rate).exp() * state + here * fed[:, at, :, None] * by[:, at, None]
-        outs.append((state * of[:, at, None]).sum(dim=-1))
+        here = step[:, at, None]
+        state = (here * rate).exp() * state + here * fed[:, at, None] * by[:, at, :, None]
+        outs.append((state * of[:, at, :, None]).sum(dim=1))
     return torch.stack(outs, dim=1), state
 
 

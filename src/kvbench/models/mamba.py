@@ -32,8 +32,8 @@ class Mamba(MambaForCausalLM):
         dtype = self.backbone.embeddings.weight.dtype
         channels = config.intermediate_size
         return (
-            StateShape(size=(channels, config.conv_kernel), dtype=dtype),
-            StateShape(size=(channels, config.state_size), dtype=wide(dtype)),
+            StateShape(size=(config.conv_kernel, channels), dtype=dtype),
+            StateShape(size=(config.state_size, channels), dtype=wide(dtype)),
         )
 
     def set_attn_implementation(self, *_: Any, **__: Any) -> None:
@@ -76,23 +76,28 @@ def normed(norm: Any, hidden: Tensor) -> Tensor:
 
 
 def convolved(mixer: Any, inputs: Tensor, window: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return inputs [B, T, D] after a mixer's convolution, and the last ones it needs for the next tokens [B, D, k].
+    """Return inputs [B, T, D] after a mixer's convolution, and the last ones it needs for the next tokens [B, k, D].
 
     Args:
         mixer: whose convolution.
         inputs: of the tokens.
-        window: the last ones before them [B, D, k].
+        window: the last ones before them [B, k, D].
         real: which tokens are no padding [B, T, 1]; None for all.
     """
     if real is not None:
         inputs = inputs * real
-    tokens, kernel = inputs.shape[1], mixer.conv1d.weight
+    kernel, bias = mixer.conv1d.weight, mixer.conv1d.bias
     channels, _, width = kernel.shape
-    window = torch.cat([window, inputs.mT], dim=-1)
-    out = mixer.act(conv1d(window[..., -tokens - width + 1 :], kernel, mixer.conv1d.bias, groups=channels)).mT
+    window = torch.cat([window[:, 1:], inputs], dim=1)
+    if inputs.shape[1] > 1:
+        out = conv1d(window.mT, kernel, bias, groups=channels).mT
+    else:  # a fifth of the time that preparing a convolution takes
+        out = (window * kernel[:, 0].mT).sum(dim=1, keepdim=True)
+        out = out if bias is None else out + bias
+    out = mixer.act(out)
     if real is not None:
         out = out * real  # a convolution may add something to nothing
-    return out, window[..., -width:]
+    return out, window[:, -width:]
 
 
 def mix(mixer: Any, hidden: Tensor, states: States, real: Tensor | None) -> tuple[Tensor, States]:
@@ -101,30 +106,30 @@ def mix(mixer: Any, hidden: Tensor, states: States, real: Tensor | None) -> tupl
     Args:
         mixer: transformers', of which only the parameters are used.
         hidden: of the tokens.
-        states: the last inputs of the convolution [B, D, k] and the state [B, D, N].
+        states: the last inputs of the convolution [B, k, D] and the state [B, N, D].
         real: which tokens are no padding [B, T, 1]; None for all.
     """
     window, state = states
     inputs, gate = mixer.in_proj(hidden).chunk(2, dim=-1)
     inputs, window = convolved(mixer, inputs, window, real)
-    rank, size, dtype = mixer.time_step_rank, state.shape[-1], state.dtype
+    rank, size, dtype = mixer.time_step_rank, state.shape[1], state.dtype
     time, made, asked = mixer.x_proj(inputs).split([rank, size, size], dim=-1)
     time = softplus((time @ mixer.dt_proj.weight.mT).to(dtype) + mixer.dt_proj.bias.to(dtype))
-    rate = -mixer.A_log.to(dtype).exp()
     inputs = inputs.to(dtype)
     select = selective_scan if is_native(hidden.device, dtype, inputs.shape[-1]) else read_states
-    out, state = select(time, inputs, made.to(dtype), asked.to(dtype), rate, state)
+    out, state = select(time, inputs, made.to(dtype), asked.to(dtype), mixer.A_log.to(dtype), state)
     out = out + inputs * mixer.D.to(dtype)
     return mixer.out_proj((out * mixer.act(gate)).to(hidden.dtype)), (window, state)
 
 
 def read_states(
-    step: Tensor, fed: Tensor, by: Tensor, of: Tensor, rate: Tensor, state: Tensor
+    step: Tensor, fed: Tensor, by: Tensor, of: Tensor, log_rate: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return what `kvbench.kernels.selective_scan.selective_scan` does, anywhere and in any dtype."""
-    outs = []
+    outs, rate = [], -log_rate.mT.exp()
     for here, new, made, asked in chunks(state.numel(), step, fed, by, of):
-        seen = scan((here[..., None] * rate).exp(), (here * new)[..., None] * made[:, :, None], state)
-        outs.append((seen @ asked[..., None]).squeeze(-1))
+        here, new = here[:, :, None], new[:, :, None]
+        seen = scan((here * rate).exp(), here * new * made[..., None], state)
+        outs.append((asked[:, :, None] @ seen).squeeze(2))
         state = seen[:, -1]
     return torch.cat(outs, dim=1), state

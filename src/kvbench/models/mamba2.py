@@ -32,7 +32,7 @@ class Mamba2(Mamba2ForCausalLM):  # type: ignore[misc]  # untyped there
         dtype = self.backbone.embeddings.weight.dtype
         channels = config.num_heads * config.head_dim + 2 * config.n_groups * config.state_size
         return (
-            StateShape(size=(channels, config.conv_kernel), dtype=dtype),
+            StateShape(size=(config.conv_kernel, channels), dtype=dtype),
             StateShape(size=(config.num_heads, config.head_dim, config.state_size), dtype=wide(dtype)),
         )
 
@@ -53,12 +53,12 @@ def mix(mixer: Any, hidden: Tensor, states: States, real: Tensor | None) -> tupl
     Args:
         mixer: transformers', of which only the parameters are used.
         hidden: of the tokens.
-        states: the last inputs of the convolution [B, D, k] and the state [B, H, P, N].
+        states: the last inputs of the convolution [B, k, D] and the state [B, H, P, N].
         real: which tokens are no padding [B, T, 1]; None for all.
     """
     window, state = states
     heads, size, dtype = mixer.num_heads, state.shape[-1], state.dtype
-    gate, inputs, time = mixer.in_proj(hidden).split([mixer.intermediate_size, window.shape[1], heads], dim=-1)
+    gate, inputs, time = mixer.in_proj(hidden).split([mixer.intermediate_size, window.shape[2], heads], dim=-1)
     inputs, window = convolved(mixer, inputs, window, real)
     fed, made, asked = inputs.to(dtype).split([mixer.intermediate_size, *(mixer.n_groups * size,) * 2], dim=-1)
     fed = fed.unflatten(-1, (heads, -1))

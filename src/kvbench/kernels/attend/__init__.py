@@ -127,7 +127,7 @@ def _of_plain(query: Tensor, tile: Tile, scale: float, *, with_weights: bool) ->
     batch, heads, _, width = query.shape
     groups = tile.keys.shape[1]
     rows = (query * scale).reshape(batch * groups, heads // groups, width)
-    logits = torch.bmm(rows, tile.keys.flatten(0, 1).transpose(1, 2))
+    logits = _products(rows, tile.keys.flatten(0, 1))
     wide = torch.float32 if logits.dtype in (torch.bfloat16, torch.float16) else logits.dtype
     weights = torch.softmax(logits, dim=-1, dtype=wide)
     out = torch.bmm(weights.to(query.dtype), tile.values.flatten(0, 1)).view(batch, heads, 1, -1)
@@ -203,9 +203,20 @@ def _all_weighted(weights: Sequence[Tensor], tiles: Sequence[Tile]) -> Tensor:
     return out
 
 
+def _products(rows: Tensor, keys: Tensor) -> Tensor:
+    """Return the products of rows [..., g, D] with keys [..., m, D], as [..., g, m].
+
+    On a CPU the keys come first: a library then multiplies by them as they lie, where it would copy them for rows to
+    the left. That takes 0.5 to 0.85 of the time, up to 1.15 with two or three rows (keys that no core's cache holds).
+    """
+    if keys.device.type != "cpu":
+        return torch.matmul(rows, keys.mT)
+    return torch.matmul(keys, rows.mT).mT.contiguous()
+
+
 def _logits(rows: Tensor, tile: Tile) -> Tensor:
     keys = tile.keys
-    logits = torch.matmul(rows, keys.transpose(-1, -2)) if isinstance(keys, Tensor) else keys.logits(rows)
+    logits = _products(rows, keys) if isinstance(keys, Tensor) else keys.logits(rows)
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
     if tile.key_scale is not None:

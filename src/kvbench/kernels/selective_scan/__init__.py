@@ -27,21 +27,22 @@ def is_native(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
 
 
 def selective_scan(
-    step: Tensor, fed: Tensor, by: Tensor, of: Tensor, rate: Tensor, start: Tensor
+    step: Tensor, fed: Tensor, by: Tensor, of: Tensor, log_rate: Tensor, start: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return what each token reads of the state [B, T, D], and the state after the last one [B, D, N].
+    """Return what each token reads of the state [B, T, D], and the state after the last one [B, N, D].
 
-    The state goes from h to exp(step * rate) h + step * fed * by with each token, which reads its product with `of`.
+    The state goes from h to exp(-step * e^log_rate) h + step * fed * by with each token, which reads its product with
+    `of`.
 
     Args:
         step: how far a token moves each channel, above 0 [B, T, D].
         fed: what it feeds them [B, T, D].
         by: how it divides that over a channel's numbers [B, T, N].
         of: what it reads of them [B, T, N].
-        rate: at which they fall, below 0 [D, N].
-        start: state before the first token [B, D, N].
+        log_rate: logarithm of the rates at which they fall [D, N].
+        start: state before the first token [B, N, D].
     """
-    out, last = _Scan.apply(step, fed, by, of, rate, start)  # type: ignore[no-untyped-call]
+    out, last = _Scan.apply(step, fed, by, of, log_rate, start)  # type: ignore[no-untyped-call]
     return out, last
 
 
@@ -53,41 +54,40 @@ class _Tensors(ctypes.Structure):
 
 class _Given(_Tensors):
     _fields_: ClassVar = [
-        *((name, _POINTER) for name in ("step", "fed", "by", "of", "rate", "start", "out", "last")),
+        *((name, _POINTER) for name in ("step", "fed", "by", "of", "log_rate", "start", "out", "last")),
         *((name, _LONG) for name in ("batch", "tokens", "channels", "threads")),
     ]
 
 
 class _Gradients(_Tensors):
-    _fields_: ClassVar = [(name, _POINTER) for name in ("out", "last", "step", "fed", "by", "of", "rate", "start")]
+    _fields_: ClassVar = [(name, _POINTER) for name in ("out", "last", "step", "fed", "by", "of", "log_rate", "start")]
 
 
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, *given: Tensor) -> tuple[Tensor, Tensor]:
-        step, fed, by, of = (each.contiguous() for each in given[:4])
-        rate, start = (each.mT.contiguous() for each in given[4:])
+        step, fed, by, of, log_rate, start = (each.contiguous() for each in given)
         out, last = torch.empty_like(step), torch.empty_like(start)
-        _library(len(rate)).forward(ctypes.byref(_given(step, fed, by, of, rate, start, out, last)))
-        context.save_for_backward(step, fed, by, of, rate, start)
-        return out, last.mT
+        _library(log_rate.shape[1]).forward(ctypes.byref(_given(step, fed, by, of, log_rate, start, out, last)))
+        context.save_for_backward(step, fed, by, of, log_rate, start)
+        return out, last
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        step, fed, by, of, rate, start = context.saved_tensors
-        out, last = gradients[0].contiguous(), gradients[1].mT.contiguous()
+        step, fed, by, of, log_rate, start = context.saved_tensors
+        out, last = (each.contiguous() for each in gradients)
         made = [torch.empty_like(step), torch.empty_like(fed), torch.zeros_like(by), torch.zeros_like(of)]
         made += [torch.zeros_like(start), torch.empty_like(start)]
-        names = ("step", "fed", "by", "of", "rate", "start")
+        names = ("step", "fed", "by", "of", "log_rate", "start")
         wanted = _Gradients(out=out, last=last, **dict(zip(names, made, strict=True)))
-        _library(len(rate)).backward(
-            ctypes.byref(_given(step, fed, by, of, rate, start, out, last)), ctypes.byref(wanted)
+        _library(log_rate.shape[1]).backward(
+            ctypes.byref(_given(step, fed, by, of, log_rate, start, out, last)), ctypes.byref(wanted)
         )
-        return (*made[:4], made[4].sum(dim=0).mT, made[5].mT)
+        return (*made[:4], made[4].sum(dim=0).mT, made[5])
 
 
 def _given(*tensors: Tensor) -> _Given:
-    names = ("step", "fed", "by", "of", "rate", "start", "out", "last")
+    names = ("step", "fed", "by", "of", "log_rate", "start", "out", "last")
     batch, tokens, channels = tensors[0].shape
     return _Given(
         **dict(zip(names, tensors, strict=True)),

@@ -1,7 +1,8 @@
 // A selective state space model's recurrence on a CPU, forwards and for its gradients, with STATES numbers a channel.
 //
-// h_t = exp(step_t rate) h_(t-1) + step_t fed_t by_t and out_t = <h_t, of_t>: a channel's state never leaves the core, and
-// the backward pass makes the states again. Channels are taken WIDE at a time, so that a loop over them is a few registers.
+// h_t = exp(step_t rate) h_(t-1) + step_t fed_t by_t and out_t = <h_t, of_t>, rate = -exp(log_rate): a channel's state
+// never leaves the core, and the backward pass makes the states again. Channels are taken WIDE at a time, so that a loop
+// over them is a few registers.
 
 #include <cstdint>
 #include <cstring>
@@ -13,10 +14,10 @@ constexpr int WIDE = 16;
 using Lanes = float[WIDE];
 using State = float[STATES][WIDE];
 
-// e^x for x <= 0: 2^n e^f with |f| <= ln(2)/2, seven terms of the series; below 2^-126 it is 2^-126.
+// e^x for x <= 87: 2^n e^f with |f| <= ln(2)/2, seven terms of the series; below 2^-126 it is 2^-126.
 inline float exponential(float x) {
     x = x < -87.0f ? -87.0f : x;
-    const int n = (int)(x * 1.442695041f - 0.5f);
+    const int n = (int)(x * 1.442695041f + (x < 0 ? -0.5f : 0.5f));
     const float f = x - n * 0.693359375f + n * 2.12194440e-4f;
     const float series =
         1 + f * (1 + f * (1.f / 2 + f * (1.f / 6 + f * (1.f / 24 + f * (1.f / 120 + f * (1.f / 720 + f / 5040))))));
@@ -26,6 +27,15 @@ inline float exponential(float x) {
     return series * power;
 }
 
+// At what rates the channels from `at` on fall, which the model learnt the logarithms of [D, STATES].
+inline void rates(const float* logarithms, long at, State& out) {
+    for (int n = 0; n < STATES; n++) {
+        Lanes one;
+        for (int i = 0; i < WIDE; i++) one[i] = logarithms[(at + i) * STATES + n];
+        for (int i = 0; i < WIDE; i++) out[n][i] = -exponential(one[i] < 87.0f ? one[i] : 87.0f);
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -33,7 +43,7 @@ extern "C" {
 struct Scan {
     const float *step, *fed;  // [B, T, D]
     const float *by, *of;     // [B, T, STATES]
-    const float *rate;        // [STATES, D]
+    const float *log_rate;    // [D, STATES]
     const float *start;       // [B, STATES, D]
     float *out;               // [B, T, D]
     float *last;              // [B, STATES, D]
@@ -44,7 +54,7 @@ struct Gradients {
     const float *out, *last;  // [B, T, D], [B, STATES, D]: given
     float *step, *fed;        // as theirs
     float *by, *of;           // as theirs, of zeros
-    float *rate;              // [B, STATES, D], of zeros: of each row alone
+    float *log_rate;          // [B, STATES, D], of zeros: of each row alone
     float *start;             // [B, STATES, D]
 };
 
@@ -54,7 +64,8 @@ void forward(const Scan* given) {
 #pragma omp parallel for num_threads(s.threads) schedule(static)
     for (long each = 0; each < s.batch * blocks; each++) {
         const long row = each / blocks, at = each % blocks * WIDE;
-        State h;
+        State h, rate;
+        rates(s.log_rate, at, rate);
         for (int n = 0; n < STATES; n++) std::memcpy(h[n], s.start + (row * STATES + n) * s.channels + at, sizeof(Lanes));
         for (long t = 0; t < s.tokens; t++) {
             const long here = (row * s.tokens + t) * s.channels + at, small = (row * s.tokens + t) * STATES;
@@ -62,9 +73,8 @@ void forward(const Scan* given) {
             Lanes out = {};
             for (int n = 0; n < STATES; n++) {
                 const float by = s.by[small + n], of = s.of[small + n];
-                const float* rate = s.rate + n * s.channels + at;
                 for (int i = 0; i < WIDE; i++) {
-                    h[n][i] = h[n][i] * exponential(step[i] * rate[i]) + step[i] * fed[i] * by;
+                    h[n][i] = h[n][i] * exponential(step[i] * rate[n][i]) + step[i] * fed[i] * by;
                     out[i] += h[n][i] * of;
                 }
             }
@@ -83,6 +93,8 @@ void backward(const Scan* given, const Gradients* wanted) {
         State* states = (State*)kept.data();
         State* decay = (State*)decays.data();
         for (long at = 0; at < s.channels; at += WIDE) {
+            State rate;
+            rates(s.log_rate, at, rate);
             for (int n = 0; n < STATES; n++)
                 std::memcpy(states[0][n], s.start + (row * STATES + n) * s.channels + at, sizeof(Lanes));
             for (long t = 0; t < s.tokens; t++) {
@@ -90,9 +102,8 @@ void backward(const Scan* given, const Gradients* wanted) {
                 const float *step = s.step + here, *fed = s.fed + here;
                 for (int n = 0; n < STATES; n++) {
                     const float by = s.by[small + n];
-                    const float* rate = s.rate + n * s.channels + at;
                     for (int i = 0; i < WIDE; i++) {
-                        decay[t][n][i] = exponential(step[i] * rate[i]);
+                        decay[t][n][i] = exponential(step[i] * rate[n][i]);
                         states[t + 1][n][i] = states[t][n][i] * decay[t][n][i] + step[i] * fed[i] * by;
                     }
                 }
@@ -106,8 +117,7 @@ void backward(const Scan* given, const Gradients* wanted) {
                 Lanes of_step = {}, of_fed = {};
                 for (int n = 0; n < STATES; n++) {
                     const float by = s.by[small + n], of = s.of[small + n];
-                    const float* rate = s.rate + n * s.channels + at;
-                    float* of_rate = g.rate + (row * STATES + n) * s.channels + at;
+                    float* of_log_rate = g.log_rate + (row * STATES + n) * s.channels + at;
                     float of_by = 0, of_of = 0;
                     for (int i = 0; i < WIDE; i++) {
                         const float whole = back[n][i] + out[i] * of;
@@ -115,9 +125,9 @@ void backward(const Scan* given, const Gradients* wanted) {
                         const float of_power = kept_back * states[t][n][i];
                         of_of += out[i] * states[t + 1][n][i];
                         of_by += whole * step[i] * fed[i];
-                        of_step[i] += of_power * rate[i] + whole * fed[i] * by;
+                        of_step[i] += of_power * rate[n][i] + whole * fed[i] * by;
                         of_fed[i] += whole * step[i] * by;
-                        of_rate[i] += of_power * step[i];
+                        of_log_rate[i] += of_power * step[i] * rate[n][i];
                         back[n][i] = kept_back;
                     }
                     g.by[small + n] += of_by;
