@@ -36,6 +36,7 @@ from kvbench.columns import above
 from kvbench.configuration import build_group, check, compose, resolved
 from kvbench.engines.arm import Arm, DecodeArm
 from kvbench.engines.compiled import Compiled
+from kvbench.engines.recorded import Recorded
 from kvbench.job import Job, Measured
 from kvbench.measure.blocks import run_block
 from kvbench.measure.clock import HostClock
@@ -58,6 +59,7 @@ RECURRENT = {  # as wide as llama8, and as many parameters between the embedding
     "mamba": ("mamba-130m", "model.architecture.num_hidden_layers=16", *SIZES),
     "rwkv": ("rwkv-4-169m", "model.architecture.num_hidden_layers=8", *SIZES),
 }
+COMPILED, RECORDED = Compiled(prefill_chunk=0), Recorded(prefill_chunk=0)
 PARTS = ("transformers", "compiled", "evicting", "growing", "grouped", "states", "efficiency", "memory", "suite")
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures" / "runs"
 
@@ -195,9 +197,9 @@ class Desk:
         run = RunShape(prompt_lengths=(context,), new_tokens=new_tokens)
         return Ours(self.arm(strategy, *overrides), run, self.ids(context + (new_tokens or BLOCK)))
 
-    def compiled(self, strategy: str, context: int, *overrides: str) -> DecodeArm:
-        """Return the same arm in the compiled engine, on a model of its own."""
-        engine, arm = Compiled(prefill_chunk=0), self.arm(strategy, *overrides)
+    def compiled(self, strategy: str, context: int, *overrides: str, engine: Compiled = COMPILED) -> DecodeArm:
+        """Return the same arm in an engine that compiles, on a model of its own."""
+        arm = self.arm(strategy, *overrides)
         model = engine.prepare(copy.deepcopy(arm.model))
         run = RunShape(prompt_lengths=(context,), new_tokens=BLOCK)
         return Ours(
@@ -256,25 +258,28 @@ def against_transformers(desk: Desk, contexts: list[int]) -> Iterator[Goal]:
 
 
 def compiled(desk: Desk, contexts: list[int]) -> Iterator[Goal]:
-    """C6, C11, C12, C22: the compiled engine beside the eager one, and packed entries in both."""
+    """C6, C11, C12, C22: the engines that compile beside the eager one, and packed entries in all of them."""
     limits = {512: 0.93, 2048: 0.90, 8192: 0.85}
     packed = {("C11", "quantization_8bit"): {2048: 0.85, 8192: 0.78}, ("C12", "kivi4"): {8192: 0.83}}
     for context in contexts:
         arms: dict[str, Any] = {}
         for name in ("baseline", "quantization_8bit", "kivi4"):
             arms |= {name: desk.decode(name, context), f"compiled {name}": desk.compiled(name, context)}
+            arms[f"recorded {name}"] = desk.compiled(name, context, engine=RECORDED)
         paired = desk.compare(f"compiled at {context}", arms)
         yield goal(f"C6 compiled / eager baseline, {context}", limits[context], paired, "compiled baseline", "baseline")
-        for (number, name), most in packed.items():
-            if context in most:
-                title = f"{number} {name} / baseline, both compiled, {context}"
-                yield goal(title, most[context], paired, f"compiled {name}", "compiled baseline")
-        found = latency(paired.samples, "compiled baseline")
+        yield goal(f"C6 recorded / compiled baseline, {context}", 1, paired, "recorded baseline", "compiled baseline")
         bandwidth = stream_bandwidth(torch.device("cpu"), desk.settings.threads)
-        if found is not None:
-            least = floor_ms(_bytes_read(desk, arms["baseline"]), bandwidth)
-            name = f"C22 measured / floor time, compiled, {context} ({bandwidth / 1e9:.1f} GB/s)"
-            yield Goal(name=name, at_most=1 / 0.42, reached=found.p50_ms / least)
+        for engine in ("compiled", "recorded"):
+            for (number, name), most in packed.items():
+                if context in most:
+                    title = f"{number} {name} / baseline, both {engine}, {context}"
+                    yield goal(title, most[context], paired, f"{engine} {name}", f"{engine} baseline")
+            found = latency(paired.samples, f"{engine} baseline")
+            if found is not None:
+                least = floor_ms(_bytes_read(desk, arms["baseline"]), bandwidth)
+                name = f"C22 measured / floor time, {engine}, {context} ({bandwidth / 1e9:.1f} GB/s)"
+                yield Goal(name=name, at_most=1 / 0.42, reached=found.p50_ms / least)
 
 
 def _bytes_read(desk: Desk, dense: DecodeArm) -> int:
@@ -291,16 +296,20 @@ def evicting(desk: Desk, context: int, budget: int) -> Iterator[Goal]:
     arms: dict[str, Any] = {"short": short, "full": desk.decode("baseline", context)}
     for name in ("attention_sink", "snapkv", "h2o", "tova"):
         arms[name] = desk.decode(name, context, *amount)
-    arms |= {"compiled short": desk.compiled("baseline", budget), "compiled full": desk.compiled("baseline", context)}
-    arms["compiled attention_sink"] = desk.compiled("attention_sink", context, *amount)
+    engines = {"compiled": COMPILED, "recorded": RECORDED}
+    for name, how in engines.items():
+        arms[f"{name} short"] = desk.compiled("baseline", budget, engine=how)
+        arms[f"{name} full"] = desk.compiled("baseline", context, engine=how)
+        arms[f"{name} attention_sink"] = desk.compiled("attention_sink", context, *amount, engine=how)
     paired = desk.compare(f"evicting {context} to {budget}", arms)
     limits = {"attention_sink": ("C7", 1.03), "snapkv": ("C8", 1.05), "h2o": ("C10", 1.15), "tova": ("C10", 1.15)}
     for name, (number, limit) in limits.items():
         yield goal(f"{number} {name} / baseline at {budget}", limit, paired, name, "short")
     yield goal(f"C7 attention_sink / baseline at {context}", 0.48, paired, "attention_sink", "full")
-    for at, most, name in ((budget, 1.03, "compiled short"), (context, 0.48, "compiled full")):
-        title = f"C7 attention_sink / baseline at {at}, both compiled"
-        yield goal(title, most, paired, "compiled attention_sink", name)
+    for engine in engines:
+        for at, most, name in ((budget, 1.03, "short"), (context, 0.48, "full")):
+            title = f"C7 attention_sink / baseline at {at}, both {engine}"
+            yield goal(title, most, paired, f"{engine} attention_sink", f"{engine} {name}")
     for name in ("attention_sink", "snapkv"):
         exact = short.cache.allocated_bytes() * budget / (budget + BLOCK)
         yield Goal(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +106,8 @@ def attention_lost(full: Arm, ids: Tensor, held: Held) -> Tensor:
     """
     prompt_tokens = ids.shape[1] - len(held) + 1
     run = _run_of(ids, prompt_tokens)
+    if full.view.replays:  # nobody is told of attention in a step that is replayed
+        full = replace(full, view=replace(full.view, replays=False), engine=Eager(prefill_chunk=0))
     cache = WatchedCache(full.strategy.plans(full.view, run), full.view, run)
     full.prefill(cache, ids[:, :prompt_tokens])
     lost = []

@@ -91,6 +91,10 @@ def test_a_cache_that_is_full_takes_no_more() -> None:
     support.more_than_was_said_is_refused(strategy("baseline"), "llama_gqa")
 
 
+def test_what_is_asked_of_a_cache_is_answered() -> None:
+    support.what_is_asked_of_a_cache_is_answered(strategy("kivi2", *PACKED[1:], tokens=KEEPS), "llama_gqa")
+
+
 @each_of(MUTANTS)
 def test_the_oracle_fails_on_the_mutant(mutant: Mutant, check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant.dies(check, monkeypatch)

@@ -26,6 +26,12 @@ def test_products_and_sums_are_torch_s(rows: int, dtype: torch.dtype) -> None:
 
 
 @has_compiler
+def test_norms_are_torch_s() -> None:
+    support.norms_are_torch_s(1, 16)
+    support.norms_are_torch_s(3, 160)
+
+
+@has_compiler
 @pytest.mark.parametrize("sets", [(1,), (3, 1)])
 def test_threads_change_nothing(sets: tuple[int, ...]) -> None:
     support.in_threads(partial(support.products_are_torch_s, sets, 3, 131, 32, torch.float32), 2)

@@ -30,6 +30,12 @@ MUTANTS = (
         "g.entries / g.parts * (part + 1)",
         partial(support.in_threads, partial(support.products_are_torch_s, (1,), 1, 33, 16, torch.float32), 2),
     ),
+    _mutant(
+        "squares of the first lanes alone",
+        "at < width; at += LANES) squares",
+        "at < LANES; at += LANES) squares",
+        partial(support.norms_are_torch_s, 2, 48),
+    ),
     _mutant("halves are integers", "<< 16", "<< 15", HALVES),
     _mutant("no bias", "(bias == nullptr ? 0.0f : bias[n])", "0.0f", partial(support.bias_is_added, 70), LEARNED),
     Mutant(

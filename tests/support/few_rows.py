@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -14,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from kvbench.engines.arm import Arm
 from kvbench.engines.compiled import FEW, Compiled
 from kvbench.engines.eager import Eager
+from kvbench.engines.recorded import Recorded
 from kvbench.kernels import few_rows
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
@@ -21,7 +23,7 @@ from kvbench.types import RunShape
 from tests.support.models import VOCABULARY, ids
 from tests.support.strategies import strategy
 
-EAGER, COMPILED = Eager(prefill_chunk=0), Compiled(prefill_chunk=0)
+EAGER, COMPILED, RECORDED = Eager(prefill_chunk=0), Compiled(prefill_chunk=0), Recorded(prefill_chunk=0)
 PROMPT, NEW, BUDGET = 24, 4, 16
 
 
@@ -105,3 +107,25 @@ def compiled_is_eager(method: str, name: str, rows: int = 1, grows_by: int = 0) 
     want, got = (logits(arm(made, name, engine), run, tokens) for engine in (EAGER, COMPILED))
     assert torch.equal(want[:, 0].argmax(dim=-1), got[:, 0].argmax(dim=-1))
     torch.testing.assert_close(got, want, rtol=0, atol=1e-4 * want.abs().max().item())
+
+
+def recorded_is_compiled(method: str, name: str, rows: int = 1, *overrides: str) -> None:
+    """A recorded step's logits are those of the same step where it is not, whatever tokens it is given."""
+    made, run = strategy(method, *overrides, tokens=BUDGET), RunShape(prompt_lengths=(PROMPT,) * rows, new_tokens=9)
+    one, other = (arm(made, name, engine) for engine in (COMPILED, RECORDED))
+    reason = made.unsupported(other.view, run)
+    if reason is not None:
+        assert "records a step once" in reason, reason
+        pytest.skip(reason)
+    tokens = ids(3, rows, PROMPT + 9)
+    want, got = logits(one, run, tokens), logits(other, run, tokens)
+    assert (want[:, 1:] - want[:, :-1]).abs().max() > 1e-2
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * want.abs().max().item())
+
+
+def norms_are_torch_s(rows: int, width: int) -> None:
+    """Rows divided by the roots of their mean squares are those of torch in float64."""
+    generator = torch.Generator().manual_seed(width)
+    some, weight = (torch.randn(size, generator=generator) for size in ((rows, width), (width,)))
+    want = torch.nn.functional.rms_norm(some.double(), (width,), weight.double(), eps=0.1)
+    torch.testing.assert_close(few_rows.normed(some, weight, 0.1).double(), want, rtol=1e-5, atol=1e-6)

@@ -1,76 +1,38 @@
-"""A recorded step without a GPU: the operations of one step, called again on the same tensors as they are."""
+"""A recorded step: the operations of one step, done again on the same tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from kvbench.cache.kv_cache import KVCache
+from kvbench.engines import tape
 from kvbench.engines.arm import Arm
-from kvbench.engines.cuda_graph import CudaGraph
-from kvbench.engines.eager import Eager, forward
+from kvbench.engines.eager import Eager
+from kvbench.engines.replaying import Replaying
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
-from kvbench.types import ModelView, RunShape
+from kvbench.tracing import attention_lost
+from kvbench.types import RunShape
 from tests.support.drive import padded
 from tests.support.models import attention, ids, model_for
-from tests.support.steps import HOST
 from tests.support.strategies import strategy
 
 PROMPT, NEW = 20, 12
 KEEPS, FILLS = PROMPT // 2, PROMPT + NEW // 2  # budgets met by the prompt, and only while decoding
 
 
-class Replayed(CudaGraph):
-    """Replays what a graph would hold: operations and addresses, and every number that Python had at hand."""
-
-    def unsupported(self, view: ModelView) -> str | None:
-        """Return None: every device can."""
+class Replayed(Replaying):
+    """Replays what `engine=recorded` does, of a model in any dtype."""
 
     def record(self, model: nn.Module, cache: KVCache, ids: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return what does a step for other ids; as on a GPU, the cache counts a token of which nothing is done."""
-        before, given = cache.snapshot(), ids.clone()
-        with Tape() as tape:
-            logits = forward(model, cache, given)
-        cache.restore(before)
-        cache.skip()
-        return lambda ids: tape.play(given, ids, logits)
-
-
-class Tape(TorchDispatchMode):
-    """Notes operations with what they were given: tensors, of which it keeps every one, and numbers."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.noted: list[tuple[Any, Any, Any, Any]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and note it."""
-        assert func.overloadpacket.__name__ not in HOST, f"{func} needs the host, which a graph does not wait for"
-        out = func(*args, **(kwargs or {}))
-        self.noted.append((func, args, kwargs or {}, out))
-        return out
-
-    def play(self, given: Tensor, now: Tensor, result: Tensor) -> Tensor:
-        """Return what came of it, with another tensor in the place of one that was given."""
-        found = {id(given): now}
-
-        def current(each: object) -> object:
-            return found.get(id(each), each)
-
-        for func, args, kwargs, out in self.noted:
-            made = func(*pytree.tree_map(current, args), **pytree.tree_map(current, kwargs))
-            for old, new in zip(pytree.tree_leaves(out), pytree.tree_leaves(made), strict=True):
-                found[id(old)] = new
-        return found[id(result)]
+        """Return what does a step for other ids."""
+        return tape.recorded(model, cache, ids)
 
 
 EAGER, REPLAYED = Eager(prefill_chunk=0), Replayed(prefill_chunk=0)
@@ -159,3 +121,24 @@ def states_are_those_of_eager_steps(network: PreTrainedModel) -> None:
     eager, replayed = (_twice(_arm(strategy("baseline"), network, engine), run, tokens) for engine in (EAGER, REPLAYED))
     for (got, _), (want, _) in zip(replayed, eager, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-10 * want.abs().max().item())
+
+
+def what_is_asked_of_a_cache_is_answered(packed: CacheStrategy, model_name: str) -> None:
+    """What packing did to a prompt, and where attention goes, are said of recorded steps as of eager ones."""
+    run, tokens = RunShape(prompt_lengths=(PROMPT,), new_tokens=NEW), ids(7, 1, PROMPT + NEW)
+    layers = len(view_of(model_for(packed, model_name)).layers)
+    held = ((torch.arange(2)[None, None],) * layers,) * (NEW + 1)  # all but the first two are lost
+    found = []
+    with attention(model_for(packed, model_name), "kvbench"), torch.no_grad():
+        for engine in (EAGER, REPLAYED):
+            mine, full = (arm(made, model_name, engine) for made in (packed, strategy("baseline")))
+            caches = [each.cache(run) for each in (mine, full)]
+            for each, cache in zip((mine, full), caches, strict=True):
+                each.prefill(cache, tokens[:, :PROMPT])
+            found.append((mine.packing_squares(*caches), attention_lost(full, tokens, held)))
+    (error, lost), (want, really) = found
+    for side in ("key", "value"):
+        assert want[side][0] > 0
+        assert error[side] == pytest.approx(want[side], rel=1e-10)
+    assert really.min() > 0.1
+    torch.testing.assert_close(lost, really, rtol=1e-10, atol=0)

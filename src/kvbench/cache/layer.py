@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,6 @@ from kvbench.cache.placement.mover import Mover
 from kvbench.cache.placement.rooms import Tier
 from kvbench.cache.placement.tiers import Traffic
 from kvbench.cache.plan import LayerPlan, Region, score_dtype
-from kvbench.cache.protocols import Reading
 from kvbench.cache.repeat import repeated_positions
 from kvbench.cache.replayed import ReplayedStore
 from kvbench.cache.slots import Slots
@@ -53,6 +53,7 @@ class CacheLayer:
     ) -> None:
         self.plan = plan
         self.clock = clock
+        self._store: Callable[..., Store] = Store if clock is None else partial(ReplayedStore, clock=clock)
         self.run = run
         self.padding = padding
         self.barrier = barrier
@@ -74,19 +75,6 @@ class CacheLayer:
             (region,) = plan.regions(run)
             self.stores = [(region, self._store(plan, run, padding, key, value))]
             self._leave()
-
-    def _store(
-        self,
-        plan: LayerPlan,
-        run: RunShape,
-        padding: Tensor | None,
-        key: Tensor,
-        value: Tensor,
-        prompt: Reading | None = None,
-    ) -> Store:
-        if self.clock is None:
-            return Store(plan, run, padding, key, value, prompt)
-        return ReplayedStore(plan, run, padding, key, value, self.clock)
 
     # -- the hot path -------------------------------------------------------------------------------------------
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -20,7 +22,7 @@ class Compiled(Eager):
 
     Linear layers that see at most eight tokens read their weights once, asked for before they are needed, and so does
     attention the keys and values that are kept as the model made them. Both add up in float32, in another order than
-    torch does. Prompts are read by torch as ever.
+    torch does, and so do norms by mean squares. Prompts are read by torch as ever.
 
     Args:
         prefill_chunk: as of `Eager`.
@@ -32,13 +34,16 @@ class Compiled(Eager):
         return None if reason is None else f"engine=compiled {reason}"
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Return the model itself, with other code for its linear layers."""
+        """Return the model itself, with other code for its linear layers and norms."""
         for module in model.modules():
             if type(module) is nn.Linear and few_rows.fits(module.in_features):
                 module.__class__ = _Linear
             elif type(module) is Conv1D and few_rows.fits(module.nx):
                 module.weight.data = module.weight.data.T.contiguous().T  # rows of what it multiplies with, in a row
                 module.__class__ = _Conv1D
+            elif _is_norm(module):
+                kind: Any = type(module)
+                module.__class__ = type(kind.__name__, (_Normed, kind), {})
         return model
 
     def view(self, view: ModelView) -> ModelView:
@@ -80,3 +85,31 @@ def _matrix_of(weight: Tensor, bias: Tensor | None) -> few_rows.Matrix:
 def _product(given: Tensor, matrix: few_rows.Matrix) -> Tensor:
     out = matrix.products(given.float(), matrix.data.shape[0])
     return out if out.dtype == given.dtype else out.to(given.dtype)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Return whether a module divides float32 rows by the roots of their mean squares, and multiplies by weights."""
+    if isinstance(module, _Normed):
+        return False
+    weight, least = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
+    if not isinstance(weight, Tensor) or not isinstance(least, float) or weight.dtype != torch.float32:
+        return False
+    if weight.dim() != 1 or not few_rows.fits(len(weight)):
+        return False
+    rows = torch.linspace(-1, 2, len(weight))
+    with torch.no_grad():
+        return torch.allclose(module(rows), few_rows.normed(rows, weight.detach(), least), rtol=1e-4, atol=1e-6)
+
+
+class _Normed(nn.Module):
+    """What a kind of norm does with a few rows."""
+
+    weight: Tensor
+    variance_epsilon: float
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Return hidden states [..., K] divided by the roots of their mean squares, by the weights."""
+        if hidden_states.numel() > FEW * hidden_states.shape[-1] or hidden_states.dtype != torch.float32:
+            many: Tensor = super().forward(hidden_states)
+            return many
+        return few_rows.normed(hidden_states, self.weight, self.variance_epsilon)

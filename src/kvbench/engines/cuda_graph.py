@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from kvbench.engines.eager import Eager, forward
-from kvbench.types import DECODE, ModelView
+from kvbench.engines.eager import forward
+from kvbench.engines.replaying import Replaying
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,15 +16,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from kvbench.cache.kv_cache import KVCache
+    from kvbench.types import ModelView
 
 
 @dataclass(frozen=True, kw_only=True)
-class CudaGraph(Eager):
+class CudaGraph(Replaying):
     """Runs the model's forward as it stands, from the third token on as a CUDA graph.
-
-    The first step of a cache runs as in `Eager`, so that what is loaded or chosen at first use is there; the second one
-    is recorded. Steps after which several entries leave at a time are a kind of their own, recorded apart. Prompts, and
-    passes over several tokens, are never recorded.
 
     Args:
         prefill_chunk: as of `Eager`.
@@ -38,25 +35,6 @@ class CudaGraph(Eager):
             f"engine=cuda_graph records what a GPU is told to do, and the model is on {view.device}; set engine=eager "
             f"or model.device=cuda"
         )
-
-    def view(self, view: ModelView) -> ModelView:
-        """Return what strategies may know of a prepared model."""
-        return replace(view, replays=True)
-
-    def step(self, model: nn.Module, cache: KVCache, ids: Tensor) -> Tensor:
-        """Read the next tokens [B, T] and return the logits after them [B, V]."""
-        kind = cache.kind
-        if ids.shape[1] > 1 or kind not in cache.recorded:
-            if ids.shape[1] == 1:
-                cache.recorded[kind] = None
-            return super().step(model, cache, ids)
-        cache.begin(DECODE)
-        replay = cache.recorded[kind]
-        if replay is None:
-            replay = cache.recorded[kind] = self.record(model, cache, ids)
-        else:
-            cache.skip()
-        return replay(ids)
 
     def record(self, model: nn.Module, cache: KVCache, ids: Tensor) -> Callable[[Tensor], Tensor]:
         """Return what does a step for ids [B, 1]; the cache has counted its token, and nothing of it is done yet."""

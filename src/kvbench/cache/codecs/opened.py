@@ -59,8 +59,9 @@ class OpenPayload:
         return OpenRows(self.inner, self._first, self._first + (self._ring - self._first).remainder(length))
 
     def read(self, stop: int, position: Tensor | None = None) -> Tensor:
-        """Return a copy of the entries as numbers [B, G, n, D]."""
-        return self.inner.read(self.inner.filled)
+        """Return a copy of slots 0 .. stop as numbers [B, G, stop, D], 0 where nothing is yet."""
+        found = self.inner.read(self.inner.filled)
+        return torch.nn.functional.pad(found, (0, 0, 0, stop - found.shape[2]))
 
     def unused_bytes(self) -> int:
         """Return 0: entries need what the closed form says."""

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from kvbench.kernels import told
 from kvbench.kernels.compiling import compiled, compiler
 
 SOURCE = Path(__file__).with_name("rows.cpp")
@@ -72,7 +73,8 @@ class Matrix:
         """
         rows = rows.contiguous()
         out = rows.new_empty((*rows.shape[:-1], entries))
-        self._call(_library().products, rows, out, entries, rows.numel() // (self._sets * rows.shape[-1]), 1)
+        share = rows.numel() // (self._sets * rows.shape[-1])
+        told.call(self._call, _library().products, rows, out, entries, share, 1)
         return out
 
     def sums(self, weights: Tensor) -> Tensor:
@@ -84,7 +86,7 @@ class Matrix:
         weights = weights.contiguous()
         parts = 1 if self._sets >= torch.get_num_threads() else torch.get_num_threads()
         out = weights.new_empty((parts, *weights.shape[:-1], self.data.shape[-1]))
-        self._call(_library().sums, weights, out, weights.shape[-1], weights.shape[-2], parts)
+        told.call(self._call, _library().sums, weights, out, weights.shape[-1], weights.shape[-2], parts)
         return out[0] if parts == 1 else out.sum(dim=0)
 
     def _call(self, kernel: Any, rows: Tensor, out: Tensor, entries: int, count: int, parts: int) -> None:
@@ -92,6 +94,25 @@ class Matrix:
         given.rows, given.out = rows.data_ptr(), out.data_ptr()
         given.entries, given.count, given.parts, given.threads = entries, count, parts, torch.get_num_threads()
         kernel(ctypes.addressof(given), self._halves)
+
+
+def normed(rows: Tensor, weight: Tensor, least: float) -> Tensor:
+    """Return rows divided by the roots of their mean squares, by a weight per column.
+
+    Args:
+        rows: [..., K], float32.
+        weight: [K], float32.
+        least: added to the mean squares.
+    """
+    rows = rows.contiguous()
+    out = torch.empty_like(rows)
+    told.call(_norms, rows, weight, out, least)
+    return out
+
+
+def _norms(rows: Tensor, weight: Tensor, out: Tensor, least: float) -> None:
+    width = len(weight)
+    _library().norms(rows.data_ptr(), weight.data_ptr(), out.data_ptr(), rows.numel() // width, width, least)
 
 
 @dataclass(frozen=True)
@@ -135,4 +156,5 @@ def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(compiled(SOURCE, {}, _MEND)))
     for function in (library.products, library.sums):
         function.argtypes, function.restype = [_POINTER, ctypes.c_int], None
+    library.norms.argtypes, library.norms.restype = [*[_POINTER] * 3, _LONG, _LONG, ctypes.c_float], None
     return library

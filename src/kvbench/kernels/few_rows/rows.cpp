@@ -1,6 +1,7 @@
 // A few rows against a matrix on a CPU, where reading the matrix is all that takes time: each of its numbers is read once
 // for every four rows, and asked for before it is needed.
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -162,3 +163,16 @@ extern "C" void products(const Given* given, int halves) {
 }
 
 extern "C" void sums(const Given* given, int halves) { halves ? sums_of<uint16_t>(*given) : sums_of<float>(*given); }
+
+// Rows [count, width], each divided by the root of its mean square and `least`, times a weight per column.
+extern "C" void norms(const float* rows, const float* weight, float* out, long count, long width, float least) {
+    for (long r = 0; r < count; r++, rows += width, out += width) {
+        Lanes squares = {};
+        for (long at = 0; at < width; at += LANES) squares += lanes(rows + at) * lanes(rows + at);
+        const float by = 1 / std::sqrt(total(squares) / width + least);
+        for (long at = 0; at < width; at += LANES) {
+            const Lanes value = lanes(weight + at) * (lanes(rows + at) * by);
+            std::memcpy(out + at, &value, sizeof(value));
+        }
+    }
+}

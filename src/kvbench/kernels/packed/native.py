@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from kvbench.kernels import told
 from kvbench.kernels.compiling import compiled, compiler
 from kvbench.kernels.packed import steps
 
@@ -36,19 +37,26 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def logits(rows: Tensor, packed: Packed, out: Tensor) -> None:
     """Write the products of rows [B, G, g, D] with the first m packed ones into out [B, G, g, m], float32."""
-    rows = rows.contiguous()
-    library, given = packed.given.read(rows.shape[2], out.shape[3])
-    library.logits(rows.data_ptr(), out.data_ptr(), out.stride(2), given)
+    told.call(_logits, rows.contiguous(), packed.given, out)
+
+
+def _logits(rows: Tensor, given: Given, out: Tensor) -> None:
+    library, address = given.read(rows.shape[2], out.shape[3])
+    library.logits(rows.data_ptr(), out.data_ptr(), out.stride(2), address)
 
 
 def weighted(weights: Tensor, packed: Packed) -> Tensor:
     """Return the sum of the first m packed rows by weights [B, G, g, m] float32, as [B, G, g, D]."""
     batch, groups, share, entries = weights.shape
-    library, given = packed.given.read(share, entries)
-    parts = packed.given.rows.parts
+    parts = _parts(entries)
     out = weights.new_empty((parts * batch, groups, share, packed.form.dim))
-    library.weighted(weights.data_ptr(), weights.stride(2), out.data_ptr(), given)
+    told.call(_weighted, weights, packed.given, out)
     return out if parts == 1 else out.unflatten(0, (parts, batch)).sum(dim=0)
+
+
+def _weighted(weights: Tensor, given: Given, out: Tensor) -> None:
+    library, address = given.read(*weights.shape[2:])
+    library.weighted(weights.data_ptr(), weights.stride(2), out.data_ptr(), address)
 
 
 def write(entries: Tensor, packed: Packed, at: int | Tensor, clip: float) -> None:
@@ -56,10 +64,14 @@ def write(entries: Tensor, packed: Packed, at: int | Tensor, clip: float) -> Non
     batch, heads, tokens, _ = entries.shape
     assert (batch, heads) == packed.codes.shape[:2]
     entries = entries if entries.stride(3) == 1 else entries.contiguous()
-    slots = None if isinstance(at, int) else at.expand(batch, heads, tokens).contiguous()
-    first = at if isinstance(at, int) else 0
-    where = None if slots is None else slots.data_ptr()
-    packed.given.write(entries.data_ptr(), *entries.stride()[:3], tokens, clip, first, where, packed.given.address)
+    told.call(
+        _write, entries, packed.given, at if isinstance(at, int) else at.expand(batch, heads, tokens).contiguous(), clip
+    )
+
+
+def _write(entries: Tensor, given: Given, at: int | Tensor, clip: float) -> None:
+    first, slots = (at, None) if isinstance(at, int) else (0, at.data_ptr())
+    given.write(entries.data_ptr(), *entries.stride()[:3], entries.shape[2], clip, first, slots, given.address)
 
 
 class _Kept(ctypes.Structure):
@@ -134,7 +146,7 @@ class Given:
         """Return the library for so many queries of a KV head, and the address of the first so many rows."""
         given = self.rows
         given.entries, given.threads = entries, torch.get_num_threads()
-        given.parts = max(1, min(given.threads, entries // LEAST_ROWS))
+        given.parts = _parts(entries)
         if share not in self._readers:
             self._readers[share] = _reader(**self._form, **self._run, SHARE=share)
         return self._readers[share], self.address
@@ -143,6 +155,11 @@ class Given:
     def write(self) -> Callable[..., None]:
         """What rounds numbers to codes and keeps them."""
         return _encoder(**self._form).encode
+
+
+def _parts(entries: int) -> int:
+    """Return in how many parts, side by side, so many rows are read."""
+    return max(1, min(torch.get_num_threads(), entries // LEAST_ROWS))
 
 
 @cache

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from kvbench.kernels import told
 from kvbench.kernels.compiling import compiled, compiler
 
 SOURCE = Path(__file__).with_name("scan.cpp")
@@ -68,7 +69,7 @@ class _Scan(torch.autograd.Function):
     def forward(context: Any, *given: Tensor) -> tuple[Tensor, Tensor]:
         step, fed, by, of, log_rate, start = (each.contiguous() for each in given)
         out, last = torch.empty_like(step), torch.empty_like(start)
-        _library(log_rate.shape[1]).forward(ctypes.byref(_given(step, fed, by, of, log_rate, start, out, last)))
+        told.call(_forward, step, fed, by, of, log_rate, start, out, last)
         context.save_for_backward(step, fed, by, of, log_rate, start)
         return out, last
 
@@ -84,6 +85,10 @@ class _Scan(torch.autograd.Function):
             ctypes.byref(_given(step, fed, by, of, log_rate, start, out, last)), ctypes.byref(wanted)
         )
         return (*made[:4], made[4].sum(dim=0).mT, made[5])
+
+
+def _forward(*tensors: Tensor) -> None:
+    _library(tensors[4].shape[1]).forward(ctypes.byref(_given(*tensors)))
 
 
 def _given(*tensors: Tensor) -> _Given:
