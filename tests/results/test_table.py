@@ -192,6 +192,20 @@ def test_a_black_boxs_engine_is_not_its_baselines() -> None:
     assert "they differ in engine.attention" in shown(frame(both[0], [both[1][0], run("b", "paired")]))
 
 
+def test_each_engine_has_a_table_of_its_own() -> None:
+    fast = {"engine": "recorded"}
+    stock = row("transformers", comparison="unpaired", engine="stock")
+    runs = frame(
+        [FASTER, baseline()], [row("tova", **fast), baseline(**fast)], [stock, baseline(comparison="unpaired")]
+    )
+    first, second = shown(runs).split("tiny |")[1:]
+    assert ("h2o 25%" in first, "tova" in first, "transformers" in first) == (True, False, True)
+    assert ("h2o 25%" in second, "tova" in second, "transformers" in second) == (False, True, False)
+    assert "| recorded" in second
+    assert "| recorded" not in first
+    assert "they differ in" not in first + second
+
+
 def test_what_nobody_was_asked_is_no_column() -> None:
     for width in (80, 160):
         text = shown(frame([without_quality(FASTER), without_quality(baseline())]), width=width)

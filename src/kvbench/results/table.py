@@ -124,7 +124,7 @@ def print_table(frame: pd.DataFrame, console: Console, *, path: Path | None = No
 
 
 def groups_of(frame: pd.DataFrame) -> Iterator[Shown]:
-    """Yield the rows of each model and workload."""
+    """Yield the rows of each model, workload and engine; what was not timed in pairs stands with any engine's."""
     for rows in _of_a_kind(plain(frame)):
         baselines = [row for row in rows if row["arm"] == "baseline"]
         candidates = [row for row in [*baselines, *rows] if row["strategy"] == "baseline" and row["status"] == "ok"]
@@ -135,9 +135,14 @@ def groups_of(frame: pd.DataFrame) -> Iterator[Shown]:
 
 def _of_a_kind(rows: Sequence[Row]) -> Iterator[list[Row]]:
     kinds: dict[tuple[object, ...], list[int]] = {}
-    for index in sorted(range(len(rows)), key=lambda index: rows[index]["status"] != "ok"):
-        kind = tuple(rows[index][name] for name in _KIND)
-        if rows[index]["status"] != "ok":  # where a run ended early, it fits wherever nothing speaks against it
+
+    def is_vague(index: int) -> tuple[bool, bool]:
+        return rows[index]["status"] != "ok", rows[index]["comparison"] != "paired"
+
+    for index in sorted(range(len(rows)), key=is_vague):
+        row, vague = rows[index], is_vague(index)
+        kind = (*(row[name] for name in _KIND), None if vague[1] else row["engine"])
+        if any(vague):  # it fits wherever nothing speaks against it
             fits = (k for k in kinds if all(mine in (None, theirs) for mine, theirs in zip(kind, k, strict=True)))
             kind = next(fits, kind)
         kinds.setdefault(kind, []).append(index)
@@ -271,4 +276,5 @@ def heading_of(row: Row) -> Text:
     aware = ", question in the cache" if row["query_aware"] else ""
     evidence = "" if row["evidence"] == "measured" else f" | {row['evidence']}, not measured"
     machine = f"{row['dtype'] or ''} on {row['device_name'] or row['device']}{threads}".strip()
-    return Text.assemble((str(row["model"]), "bold"), f" | {what}{aware} | {machine}{evidence}")
+    engine = "" if row["comparison"] != "paired" or row["engine"] in (None, "eager") else f" | {row['engine']}"
+    return Text.assemble((str(row["model"]), "bold"), f" | {what}{aware} | {machine}{engine}{evidence}")
