@@ -87,24 +87,23 @@ class ReplayedStore(Store):
 
     def _steps(self, column: int) -> Tensor:
         """Return how many columns lie between the prompt and this one [1]."""
-        return self._clock.at(column) - self.run.prompt_tokens
+        return self._clock.at(column - self.run.prompt_tokens)
 
     def _next_slot(self) -> Tensor | None:
         """Return the slot the next entry goes to [B, heads]."""
-        steps = self._steps(self.seen)
+        steps = self.seen - self.run.prompt_tokens
         if self._free_slots is not None:
-            return self._free_slots.index_select(2, steps.remainder(self.plan.period))[:, :, 0]
+            return self._free_slots.index_select(2, self._clock.turn(steps, self.plan.period))[:, :, 0]
         first = self.plan.selector.num_sink if self._is_ring else 0  # slots before it are never written again
-        slot = first + (steps + (self._left - first)).remainder(self.slots.capacity - first)
-        return slot.long().expand(self.slots.position.shape[:2])
+        slot = self._clock.turn(steps + self._left - first, self.slots.capacity - first)
+        return (slot + first if first > 0 else slot).expand(self.slots.position.shape[:2])
 
     def _in_slots(self) -> Tensor:
         return super()._in_slots() if self.plan.evicts else self.slots.position.clamp(min=EMPTY)
 
     def _note(self, queries: Tensor, query: Tensor) -> None:
         """Put the newest query [B, H, 1, D] in the place of the oldest of the latest ones [B, H, W, D]."""
-        at = self._clock.at(self.seen - 1).remainder(queries.shape[2])
-        queries.index_copy_(2, at.long(), query)
+        queries.index_copy_(2, self._clock.turn(self.seen - 1, queries.shape[2]), query)
 
     def _let_go(self, newest: Tensor | int, scale: float) -> None:
         """Choose the slots that the next entries go to, once those chosen before are filled."""
