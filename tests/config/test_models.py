@@ -41,7 +41,6 @@ PARAMETERS = {
     "rwkv-4-169m": 169_342_464,
     "rwkv-4-430m": 430_397_440,
     "rwkv-4-1b5": 1_515_106_304,
-    "tiny-mamba2": 1_969_452,  # tiny-mamba has 1_968_192
 }
 MODELS = list(dict(catalogue())["model"])
 SHAPES = {  # layers, query heads, KV heads, positions
