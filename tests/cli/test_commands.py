@@ -84,6 +84,15 @@ def test_wrong_input_gives_one_message_and_status_2(
     assert message in err
 
 
+def test_overrides_may_come_behind_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", "smooth", "--samples", "1", "model=tinny"]) == 2
+    assert "model=tinny" in capsys.readouterr().err
+    for wrong in (["trace", "--layer", "1", "--lyer=2"], ["table", "--tasks", "runs", "model=tiny"]):
+        with pytest.raises(SystemExit):
+            main(wrong)
+        assert f"unrecognized arguments: {wrong[-1]}" in capsys.readouterr().err
+
+
 def test_compare_exits_with_1_where_a_pair_is_above_a_limit(capsys: pytest.CaptureFixture[str]) -> None:
     slow, all_of_them = str(REAL / "adhoc-0430ffdc" / "a289ac48b792"), str(REAL)  # h2o at 1,024 tokens
     assert main(["compare", slow, all_of_them, "--fail-above", "1.05"]) == 1

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from math import inf
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from kvbench.cli.messages import complain
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         from kvbench.cli import run
 
         return run.main(arguments[1:])
-    parsed = vars(_parser().parse_args(list(arguments)))
+    parsed = _parsed(_parser(), arguments)
     module, _, function = parsed.pop("home").partition(":")
     try:
         status: int | None = getattr(import_module(f"kvbench.cli.{module}"), function)(**parsed)
@@ -42,6 +42,16 @@ def main(arguments: Sequence[str]) -> int:
     else:
         return status or 0
     return 0
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
+    """Return what was given, overrides behind options with those before them; argparse gives up there."""
+    found, rest = parser.parse_known_args(list(arguments))
+    behind = [each for each in rest if "=" in each and not each.startswith("-")]
+    if behind != rest or (rest and "overrides" not in found):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    parsed = vars(found)
+    return parsed | {"overrides": [*parsed["overrides"], *behind]} if behind else parsed
 
 
 def _parser() -> argparse.ArgumentParser:

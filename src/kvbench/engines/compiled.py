@@ -31,7 +31,7 @@ class Compiled(Eager):
     def unsupported(self, view: ModelView) -> str | None:
         """Return why a model's steps cannot be computed so, or None."""
         reason = few_rows.why_not(view.device, view.dtype)
-        return None if reason is None else f"engine=compiled {reason}"
+        return None if reason is None else f"engine={type(self).__name__.lower()} {reason}"
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Return the model itself, with other code for its linear layers and norms."""

@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 
     from kvbench.cache.kv_cache import KVCache
 
-HOST = (
-    "_local_scalar_dense",
-    "nonzero",
-    "masked_select",
-)  # what follows depends on numbers that a tape has no eyes for
+HOST = ("_local_scalar_dense", "nonzero", "masked_select")  # which read numbers, where a tape notes none
 _EMPTY = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 _COPIES = ("_to_copy", "clone", "to", "contiguous")
 
