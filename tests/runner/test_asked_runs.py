@@ -76,7 +76,7 @@ def test_scores_are_shown_task_by_task_and_answers_exported(
 
 def test_a_cache_that_keeps_everything_answers_to_the_letter_as_the_full_one(tmp_path: Path) -> None:
     kept = ["strategy.budget.amount=160", "strategy.budget.unit=tokens"]
-    whole = run(tmp_path, "strategy=h2o", *kept, "workload.samples=8")
+    whole = run(tmp_path, "strategy=h2o", *kept, "workload.samples=20")
     answers = kvbench.load(whole.folder, samples=True).pivot(index="number", columns="arm", values="answer")
     assert (answers["strategy"] == answers["baseline"]).all()
     assert (row(whole)["score_delta"], row(whole)["score_verdict"]) == (0, "no_difference")

@@ -27,6 +27,9 @@ class Wrapped:
 
     def __init__(self, inner: Scorer) -> None:
         self.inner = inner
+        for name in dir(inner):  # from Python 3.12 on a protocol does not ask __getattr__
+            if not name.startswith("_") and not hasattr(type(self), name):
+                vars(self)[name] = getattr(inner, name)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
