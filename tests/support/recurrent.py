@@ -198,6 +198,8 @@ def equals_transformers(name: str) -> None:
     """Logits are those of transformers' network with the same weights."""
     mine = network(name, torch.float32)
     reference = THEIRS[name](mine.config).eval()
+    if name == "mamba2" and not hasattr(reference.backbone.layers[0].mixer.norm, "group_size"):
+        pytest.skip("this transformers norms the channels of all groups at once")
     reference.load_state_dict(mine.state_dict())
     tokens = ids(31, 2, 40)
     with torch.no_grad():

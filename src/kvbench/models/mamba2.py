@@ -22,6 +22,7 @@ class Mamba2(Mamba2ForCausalLM):  # type: ignore[misc]  # untyped there
     """A selective state space model with heads, each of which falls at one rate.
 
     Source: Dao and Gu (Mamba-2), arXiv:2405.21060, sec. 6 and listing 1; parameters are called as transformers'.
+    Deviates: from transformers 5.17, which norms the channels of all groups at once; 5.23 does as the authors' code.
     """
 
     config_class = Mamba2Config
@@ -67,7 +68,8 @@ def mix(mixer: Any, hidden: Tensor, states: States, real: Tensor | None) -> tupl
     out, state = read_states(time, fed, made, asked, -mixer.A_log.to(dtype).exp(), state)
     out = (out + fed * mixer.D.to(dtype)[:, None]).flatten(2) * silu(gate.to(dtype))
     norm = mixer.norm
-    out = rms_norm(out.unflatten(-1, (-1, norm.group_size)), (norm.group_size,), eps=norm.variance_epsilon).flatten(2)
+    alone = (mixer.intermediate_size // mixer.n_groups,)  # channels that are normed by themselves
+    out = rms_norm(out.unflatten(-1, (-1, *alone)), alone, eps=norm.variance_epsilon).flatten(2)
     return mixer.out_proj(norm.weight * out.to(hidden.dtype)), (window, state)
 
 
