@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.7", reason="the interpreter before 3.7 needs numpy before 2.4")
 
 from kvbench.kernels.packed import on_gpu, why_not
 from tests.kernels.test_packed import CASES, FORMS
