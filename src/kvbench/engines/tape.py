@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from kvbench.cache.kv_cache import KVCache
 
-HOST = ("_local_scalar_dense", "nonzero", "masked_select")  # which read numbers, where a tape notes none
+HOST = ("_local_scalar_dense", "lift_fresh", "nonzero", "masked_select")  # numbers that pass through the host
 _EMPTY = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 _COPIES = ("_to_copy", "clone", "to", "contiguous")
 
