@@ -24,7 +24,9 @@ from tests.support.codecs import a_step_needs_little_room, products_equal_dense_
 from tests.support.packed_rows import IN_BLOCKS, Case, rows_are_what_they_stand_for
 from tests.support.strategies import composed
 
-_TOO_NEW = importlib.metadata.version("triton").startswith("3.6.") and tuple(map(int, np.__version__.split(".")[:2])) >= (2, 4)
+_TOO_NEW = importlib.metadata.version("triton").startswith("3.6.") and tuple(
+    map(int, np.__version__.split(".")[:2])
+) >= (2, 4)
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="compiled here: tests/gpu looks at what it does"),
     pytest.mark.skipif(_TOO_NEW, reason="the interpreter of triton 3.6 needs numpy before 2.4"),
