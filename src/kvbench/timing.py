@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from kvbench.bench import Bench
@@ -22,6 +23,7 @@ from kvbench.columns import (
 from kvbench.engines.arm import DecodeArm, PrefillArm
 from kvbench.honesty import watched
 from kvbench.measure import roofline, statistics
+from kvbench.measure.blocks import run_block
 from kvbench.measure.clock import clock_for
 from kvbench.measure.environment import cache_share_bytes
 from kvbench.measure.hardware import step_capabilities
@@ -37,12 +39,15 @@ from kvbench.predicting import machine_of_run, prediction_columns, work_of
 from kvbench.sizing import count_launches
 from kvbench.types import RunShape
 
+FIRST_STEPS = 3  # of each arm, to see how slow it is
+
 
 def time_prefill(bench: Bench, run: RunShape) -> None:
     """Time reading the prompt."""
     ids = {name: bench.ids(run, name) for name in bench.arms}
     arms = {name: PrefillArm(arm, run, ids[name][:, : run.prompt_tokens]) for name, arm in bench.arms.items()}
-    settings = replace(_settings(bench, run), cell_seconds=bench.job.settings.cell_seconds / 2)
+    whole = _settings(bench, run)
+    settings = replace(whole, cell_seconds=whole.cell_seconds / 2, rounds_seconds=whole.rounds_seconds / 2)
     with _watched(bench, ids):
         paired = in_pairs(bench, arms, 1, settings, "prefill", "median")
     _record(bench, paired, phase="prefill", position=0, tokens=run.prompt_tokens * run.batch_size)
@@ -61,9 +66,11 @@ def time_decode(bench: Bench, run: RunShape) -> None:
     ids = {name: bench.ids(run, name) for name in bench.arms}
     settings, device = _settings(bench, run), bench.loaded.view.device
     arms = {name: DecodeArm(arm, run, ids[name]) for name, arm in bench.arms.items()}
-    steps = min(run.new_tokens, settings.steps_per_block(device.type, step_ms=1.0))
-    if steps < 2:
+    if run.new_tokens < 2:
         return
+    before = {name: arm.cache.traffic() for name, arm in arms.items()}
+    slowest_ms = max(_step_ms(arm, min(run.new_tokens, FIRST_STEPS), device) for arm in arms.values())
+    steps = min(run.new_tokens, settings.steps_per_block(device.type, slowest_ms))
     strategy, statistic = bench.job.strategy, bench.job.strategy.statistic
     if statistic == "mean":  # whole periods, beside the first step, which does not count
         whole = strategy.period * max(1, (steps - 1) // strategy.period) + 1
@@ -71,7 +78,6 @@ def time_decode(bench: Bench, run: RunShape) -> None:
     bench.report("bandwidth", 0.0)
     found = step_capabilities(device, settings.threads)
     bandwidth = next(one.value for one in found if one.name == "read")
-    before = {name: arm.cache.traffic() for name, arm in arms.items()}
     with _watched(bench, ids):
         paired = in_pairs(bench, arms, steps, settings, "decode", statistic)
     _record(bench, paired, phase="decode", position=run.prompt_tokens, tokens=run.batch_size)
@@ -95,6 +101,12 @@ def time_decode(bench: Bench, run: RunShape) -> None:
                 "reason": f"entries leave, or are packed, every {strategy.period} tokens and only {steps} were timed; "
                 f"set workload.new_tokens={strategy.period + 1} or more",
             }
+
+
+def _step_ms(arm: DecodeArm, steps: int, device: torch.device) -> float:
+    """Return about how long a step of an arm lasts [ms]: the last of a few, as the first prepares."""
+    arm.restore()
+    return run_block(steps, arm.step, clock_for(device)).durations[-1].ms
 
 
 @contextmanager

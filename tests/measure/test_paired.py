@@ -185,19 +185,28 @@ def test_a_run_beside_a_busy_neighbour_ends() -> None:
     check_end()
 
 
-def test_an_arm_slower_than_the_whole_time_is_timed_once() -> None:
+def test_an_arm_slower_than_the_whole_time_is_timed_twice() -> None:
     device = FakeDevice()
     arms = {name: FakeArm(device, lambda index: 5_000 * MS, on_host=True) for name in ("baseline", "h2o")}
     result = run(arms, FakeHostClock(device), default_settings(cell_seconds=8.0))
-    assert len(result.samples) == 3 * 4
-    assert [arm.num_restored for arm in arms.values()] == [2 * 2 + 2, 2 + 1]
+    assert len(result.samples) == 2 * 3 * 4
+    assert [arm.num_restored for arm in arms.values()] == [2 + 2 * 2, 2 + 2]
+
+
+@pytest.mark.parametrize(("rounds_seconds", "rounds"), [(60.0, 10), (22.0, 5), (0.0, 2)])
+def test_slow_arms_have_their_rounds_while_that_is_allowed(rounds_seconds: float, rounds: int) -> None:
+    device = FakeDevice()
+    arms = {name: FakeArm(device, lambda index: 300 * MS, on_host=True) for name in ("baseline", "h2o")}
+    settings = default_settings(cell_seconds=8.0, rounds_seconds=rounds_seconds)
+    samples = run(arms, FakeHostClock(device), settings).samples
+    assert max(sample.round for sample in samples) == rounds - 1
 
 
 def test_a_disturbed_block_is_not_timed_again_when_the_time_is_over() -> None:
     device = FakeDevice()
     arms, host = disturbed(device, lambda number: True)
     run(arms, FakeHostClock(device), default_settings(cell_seconds=0.01), host=host)
-    assert arms["h2o"].num_restored == 2 + 1
+    assert arms["h2o"].num_restored == 2 + 10
 
 
 def check_extension() -> None:

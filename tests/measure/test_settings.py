@@ -33,6 +33,7 @@ def test_the_yaml_has_the_fields_of_the_class() -> None:
         ({"gpu_aa_limit": float("nan")}, r"measure\.gpu_aa_limit must be above 0; got nan"),
         ({"timeout_s": 0.0}, r"measure\.timeout_s must be above 0"),
         ({"gpu_block_ms": -1.0}, r"measure\.gpu_block_ms must not be negative; got -1\.0"),
+        ({"rounds_seconds": -1.0}, r"measure\.rounds_seconds must not be negative; got -1\.0"),
         ({"quiet_seconds": -1.0}, r"measure\.quiet_seconds must not be negative; got -1\.0"),
     ],
 )
@@ -48,9 +49,14 @@ def test_more_threads_than_cores_are_refused() -> None:
         settings.check_threads(2)
 
 
+def test_blocks_of_slow_steps_are_short_on_a_processor() -> None:
+    settings = default_settings()
+    assert [settings.steps_per_block("cpu", step_ms=ms) for ms in (0.1, 62.5, 80.0, 200.0, 9000.0)] == [8, 8, 7, 5, 5]
+    assert default_settings(block_tokens=3).steps_per_block("cpu", step_ms=9000.0) == 3
+
+
 def test_a_gpus_blocks_are_long_enough_to_time() -> None:
     settings = default_settings()
-    assert settings.steps_per_block("cpu", step_ms=0.1) == 8
     assert settings.steps_per_block("cuda", step_ms=10.0) == 32
     assert settings.steps_per_block("cuda", step_ms=0.3) == 334
 

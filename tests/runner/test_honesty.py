@@ -56,6 +56,16 @@ def test_honest_strategies_pass_all_of_it() -> None:
     assert row["kv_allocated_bytes"] == row["kv_predicted_bytes"]
 
 
+@pytest.mark.parametrize(("longest_ms", "steps"), [(1e6, 8), (0.0, 5)])
+def test_a_block_has_fewer_steps_where_they_are_slow(
+    monkeypatch: pytest.MonkeyPatch, longest_ms: float, steps: int
+) -> None:
+    monkeypatch.setattr("kvbench.measure.settings.SLOW_BLOCK_MS", longest_ms)
+    made = bench(strategy("h2o"))
+    time_decode(made, made.job.workload.runs()[0])
+    assert {step["index_in_block"] for step in made.measured.steps} == set(range(steps))
+
+
 @pytest.mark.parametrize(("name", "has_tables"), [("baseline", False), ("lorc", True)])
 def test_tables_that_the_warm_up_made_are_the_caches_memory(
     name: str, has_tables: bool, monkeypatch: pytest.MonkeyPatch

@@ -1,8 +1,8 @@
 """Arms timed in blocks side by side in one process: the only kind of speed that is compared.
 
 Rounds go forward and backward in turn, so that a slow drift of the machine falls on all arms alike. The baseline is
-entered twice under two names: what lies between it and itself is noise. Waiting, repeating and further rounds end
-with the time allowed; what overruns it is at most each arm's first blocks and one round.
+entered twice under two names: what lies between it and itself is noise. Waiting and repeating end with the time
+allowed; rounds go on after it only until there are enough for a verdict, and no longer than is allowed for that.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from kvbench.measure.statistics import Statistic, ratio_interval
 MAX_WARMUP_BLOCKS = 10
 WARMUP_DRIFT = 0.02  # between two blocks, below which an arm is warm
 WARMUP_SHARE = 1 / 3  # of the time, after which an arm must do as it is
+FEWEST_ROUNDS = 2  # without which there is no ratio
 RETRIES = 6  # of a disturbed block
 NAP_S = 0.1
 
@@ -49,7 +50,7 @@ def measure_paired(
     host: Host,
     progress: Callable[[float], None],
 ) -> PairedSamples:
-    """Time arms in interleaved blocks until their ratios are known well enough or `measure.cell_seconds` are over.
+    """Time arms in interleaved blocks until their ratios are known well enough or the time is over.
 
     Args:
         arms: by name; one alone where nothing is compared.
@@ -135,11 +136,12 @@ class Cell:
 
     def share_of_time(self) -> float:
         """Return how much of the time is over."""
-        return (self.host.now_s() - self.start_s) / self.settings.cell_seconds
+        return self._spent_s() / self.settings.cell_seconds
 
     def share_done(self) -> float:
         """Return how much is done, by rounds or by time."""
-        return min(1.0, max(self.share_of_time(), self.round / self.settings.max_rounds))
+        by_time = min(self.share_of_time(), (self.round + 1) / self.limits.min_rounds)
+        return min(1.0, max(by_time, self.round / self.settings.max_rounds))
 
     def order(self) -> list[str]:
         """Return the arms forward in even rounds and backward in odd ones."""
@@ -147,7 +149,7 @@ class Cell:
 
     def warm_up(self) -> None:
         """Run each arm until two blocks agree."""
-        for arm in self.arms.values():
+        for arm in {id(arm): arm for arm in self.arms.values()}.values():
             last: float | None = None
             for number in range(1, MAX_WARMUP_BLOCKS + 1):
                 value = median(duration.ms for duration in self._block(arm)[0].durations)
@@ -168,11 +170,13 @@ class Cell:
 
     def is_done(self) -> bool:
         """Return whether every ratio is known well enough, or it is time to stop."""
-        if self.round == 0:
+        if self.round < FEWEST_ROUNDS:
             return False
-        if self.round >= self.settings.max_rounds or self.share_of_time() >= 1:
+        if self.round >= self.settings.max_rounds:
             return True
-        return self.round >= self.limits.min_rounds and self._is_narrow()
+        if self.round < self.limits.min_rounds:
+            return self._spent_s() >= max(self.settings.cell_seconds, self.settings.rounds_seconds)
+        return self.share_of_time() >= 1 or self._is_narrow()
 
     def result(self) -> PairedSamples:
         """Return what was found, unless an arm hides work."""
@@ -193,6 +197,9 @@ class Cell:
 
     def _steps_behind(self, blocks: list[Block]) -> float:
         return median(block.behind_ns / 1e6 / (block.ms / self.steps) for block in blocks)
+
+    def _spent_s(self) -> float:
+        return self.host.now_s() - self.start_s
 
     def _is_narrow(self) -> bool:
         if self.baseline is None:

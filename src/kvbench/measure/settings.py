@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+FEWEST_TOKENS = 5  # of a block of slow steps: four of them count, forty in ten rounds
+SLOW_BLOCK_MS = 500.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -27,13 +30,14 @@ class Settings:
 
     Args:
         threads: CPU threads of both arms.
-        block_tokens: steps of one block on a CPU.
+        block_tokens: steps of one block on a CPU; down to five where they are slow.
         gpu_block_tokens: least steps of one block on a GPU.
         gpu_block_ms: least length of one block on a GPU.
         warmup_blocks: least blocks of each arm that are thrown away.
         min_rounds: rounds below which there is no verdict.
         max_rounds: rounds after which to stop.
         cell_seconds: time for one comparison; what has begun is finished.
+        rounds_seconds: time for one comparison that has fewer than min_rounds by then; two rounds are always timed.
         quiet_seconds: time to wait for other processes in one comparison, in all.
         half_width: of the ratio's 95% interval at which to stop, on a CPU.
         gpu_half_width: the same on a GPU.
@@ -50,6 +54,7 @@ class Settings:
     min_rounds: int
     max_rounds: int
     cell_seconds: float
+    rounds_seconds: float
     quiet_seconds: float
     half_width: float
     gpu_half_width: float
@@ -73,7 +78,7 @@ class Settings:
             value = getattr(self, name)
             if not value > 0:
                 raise ValueError(f"measure.{name} must be above 0; got {value}. Set measure.{name}.")
-        for name in ("gpu_block_ms", "quiet_seconds"):
+        for name in ("gpu_block_ms", "quiet_seconds", "rounds_seconds"):
             value = getattr(self, name)
             if not value >= 0:
                 raise ValueError(f"measure.{name} must not be negative; got {value}. Set measure.{name}.")
@@ -100,10 +105,10 @@ class Settings:
 
         Args:
             device_type: "cpu", "cuda" or "mps".
-            step_ms: about how long a step lasts; a CPU's block does not depend on it.
+            step_ms: about how long a step lasts.
         """
         if device_type == "cpu":
-            return self.block_tokens
+            return min(self.block_tokens, max(FEWEST_TOKENS, math.ceil(SLOW_BLOCK_MS / step_ms)))
         return max(self.gpu_block_tokens, math.ceil(self.gpu_block_ms / step_ms))
 
     def limits(self, device_type: str) -> Limits:
