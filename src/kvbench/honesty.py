@@ -33,6 +33,29 @@ def watched(model: nn.Module, ids: Tensor) -> Iterator[None]:
         raise Misbehaviour("the strategy changed the token ids: its arm no longer does the baseline's work")
 
 
+@contextmanager
+def scores_watched(scorer: object) -> Iterator[None]:
+    """Raise where a scorer's prompts are no numbers; not for what is timed, as looking at them is work.
+
+    Args:
+        scorer: what ranks a strategy's entries.
+    """
+    cls = type(scorer)
+    prompt = cls.prompt  # type: ignore[attr-defined]
+
+    def watched_prompt(self: object, view: object) -> Tensor:
+        score: Tensor = prompt(self, view)
+        if score.isnan().any():
+            raise Misbehaviour(f"{cls.__name__}.prompt returned scores that are not a number: what stays is chance")
+        return score
+
+    cls.prompt = watched_prompt  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        cls.prompt = prompt  # type: ignore[attr-defined]
+
+
 def num_hooks(model: nn.Module) -> int:
     """Return the hooks on all modules of a model."""
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())

@@ -18,6 +18,7 @@ from kvbench import children
 from kvbench.configuration import Checked, build_group, compose, resolved
 from kvbench.configuration.errors import hint
 from kvbench.configuration.identity import config_json, short_hash
+from kvbench.configuration.plugins import plugin_hash
 from kvbench.engines.batcher import Batcher
 from kvbench.engines.black_box import BlackBoxEngine
 from kvbench.engines.schedulers import Scheduler
@@ -206,7 +207,9 @@ def identify(config: DictConfig, job: Job, names: Names) -> Row:
     """Return what makes this run this run, its id among them."""
     asked = config_json(config)
     device, weights = str(device_of(job.spec)), origin_of(job.spec)
+    plugins = plugin_hash(resolved(config))
     parts = [names.strategy, asked, source_hash(), device, weights, *_read_here(job.workload)]
+    parts += [plugins] if plugins else []
     if job.matched is not None:
         parts.append(f"{job.matched} {origin_of(job.matched)}")
     if _missing(job) is not None:
@@ -224,6 +227,7 @@ def identify(config: DictConfig, job: Job, names: Names) -> Row:
         "overrides": names.overrides,
         "weights": weights,
         "source_hash": source_hash(),
+        "plugin_hash": plugins or None,
         "device": device,
     }
 

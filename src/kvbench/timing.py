@@ -21,7 +21,7 @@ from kvbench.columns import (
     weights_read,
 )
 from kvbench.engines.arm import DecodeArm, PrefillArm
-from kvbench.honesty import watched
+from kvbench.honesty import scores_watched, watched
 from kvbench.measure import roofline, statistics
 from kvbench.measure.blocks import run_block
 from kvbench.measure.clock import clock_for
@@ -65,7 +65,8 @@ def time_decode(bench: Bench, run: RunShape) -> None:
     assert run.new_tokens is not None
     ids = {name: bench.ids(run, name) for name in bench.arms}
     settings, device = _settings(bench, run), bench.loaded.view.device
-    arms = {name: DecodeArm(arm, run, ids[name]) for name, arm in bench.arms.items()}
+    with scores_watched(bench.job.strategy.scorer):
+        arms = {name: DecodeArm(arm, run, ids[name]) for name, arm in bench.arms.items()}
     if run.new_tokens < 2:
         return
     before = {name: arm.cache.traffic() for name, arm in arms.items()}

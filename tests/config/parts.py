@@ -12,6 +12,9 @@ HERE = "tests.config.parts"
 class Shape(Protocol):
     name: str
 
+    def area(self) -> float:
+        """Return how much of the paper it covers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Circle:
@@ -20,6 +23,17 @@ class Circle:
     def __post_init__(self) -> None:
         if self.radius <= 0:
             raise ValueError(f"a radius is above 0; got {self.radius}.")
+
+    def area(self) -> float:
+        return 3.0 * self.radius**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    length: float
+
+    def aera(self) -> float:
+        return 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,22 @@ def test_a_right_node_becomes_its_dataclass() -> None:
         ("pen.color", "blue", "drawing.pen (Pen) has no setting 'color'. Did you mean drawing.pen.colour?"),
         ("copies", ..., "drawing (Drawing) lacks copies: its yaml has to give every setting."),
         ("shape._target_", f"{HERE}.Circl", "is no dataclass of tests.config.parts. Did you mean Circle?"),
-        ("shape._target_", f"{HERE}.Shape", "is no dataclass of tests.config.parts."),
+        (
+            "shape._target_",
+            f"{HERE}.Shape",
+            "is no dataclass of tests.config.parts. Choices: Circle, Drawing, Line",
+        ),
+        (
+            "shape._target_",
+            "tests.config.part.Circle",
+            "allowed are tests.config.parts.*. Did you mean",
+        ),
+        ("shape._target_", f"{HERE}.Pen", "drawing.shape: Pen lacks area of tests.config.parts.Shape. Write it, or"),
+        (
+            "shape._target_",
+            f"{HERE}.Line",
+            "drawing.shape: Line lacks area of tests.config.parts.Shape. It has aera for area; is that what was meant?",
+        ),
         ("shape._target_", f"{HERE}.no.Circle", "cannot be imported: No module named 'tests.config.parts.no'"),
     ],
 )
@@ -74,6 +89,11 @@ def test_a_wrong_value_is_named_with_its_full_key_and_what_would_be_right(
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         made({key: value})
+
+
+def test_a_misspelt_package_is_told_from_one_that_was_not_allowed() -> None:
+    with pytest.raises(ConfigError, match=re.escape("allowed are kvbench.*, mine.*. Did you mean mine?")):
+        build({"_target_": "mnie.Circle"}, object, "node", ("kvbench.", "mine."))
 
 
 def check_prefixes() -> None:

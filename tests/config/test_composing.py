@@ -121,6 +121,16 @@ def test_the_check_of_sharing_catches_a_composition_that_is_handed_out_twice(mon
     composing._composed_once.cache_clear()
 
 
+def test_a_choice_of_ones_own_is_among_those_that_may_have_been_meant(tmp_path: Path) -> None:
+    (tmp_path / "strategy").mkdir()
+    (tmp_path / "strategy" / "peaky_keys.yaml").write_text("defaults: [h2o]\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"Choices: .* For one of your own, say where it is: --config-dir <folder>"):
+        compose(["strategy=peaky_keys"])
+    with pytest.raises(ConfigError, match="Did you mean strategy=peaky_keys") as raised:
+        compose(["strategy=peaky_kys", *composing.search_path(str(tmp_path))])
+    assert "--config-dir" not in str(raised.value)
+
+
 def check_own_folder_is_read_anew(folder: Path) -> None:
     """Fail unless what a file on the search path says now is what counts."""
     (folder / "quality").mkdir()

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import importlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.config_source import ConfigResult
 
+from kvbench.configuration.plugins import places, plugin_hash
 from kvbench.configuration.reading import ReadOnce
+from kvbench.measure.environment import source_hash
 
 
 class SharesWhatItRead(ReadOnce):
@@ -75,3 +77,23 @@ def without_key(file: str, key: str, conf: Path, copy: Path) -> Path:
     lines = (copy / file).read_text(encoding="utf-8").splitlines()
     (copy / file).write_text("\n".join(line for line in lines if not line.startswith(f"{key}:")), encoding="utf-8")
     return copy
+
+
+def hash_of_all_allowed(plain: Mapping[str, Any]) -> str:
+    """Count packages that are allowed, used or not."""
+    return " ".join(source_hash(place) for one in plain["plugins"] for place in places(one))
+
+
+def hash_of_names(plain: Mapping[str, Any]) -> str:
+    """Count what a package is called, not what it says."""
+    return "" if plugin_hash(plain) == "" else str(plain["strategy"])
+
+
+def hash_of_the_first_file(plain: Mapping[str, Any]) -> str:
+    """Count of a package its first file alone."""
+    used = [one for one in plain["plugins"] if f"{one}." in str(plain["strategy"])]
+    files = [place if place.is_file() else place / "__init__.py" for one in used for place in places(one)]
+    return " ".join(f"{file} {file.read_text()}" for file in files)
+
+
+PLUGIN_HASHES = [hash_of_all_allowed, hash_of_names, hash_of_the_first_file]

@@ -14,6 +14,12 @@ def compares_across_budgets(rows: Sequence[Row]) -> list[tuple[Row, list[str]]]:
     return no_better_than_random(same)
 
 
+def compares_across_bytes(rows: Sequence[Row]) -> list[tuple[Row, list[str]]]:
+    """Hold every row to the control, however much that holds."""
+    same = [{**row, "kv_allocated_bytes": 2**20} for row in rows]
+    return no_better_than_random(same)
+
+
 def wants_a_lower_recall(rows: Sequence[Row]) -> list[tuple[Row, list[str]]]:
     """Take recall for a loss."""
     turned = [{**row, "recall_key_value": -float(str(row["recall_key_value"] or 0))} for row in rows]

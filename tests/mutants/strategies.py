@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from kvbench.cache.kv_cache import KVCache
+from kvbench.cache.views import PromptView
 from kvbench.strategies.base import CacheStrategy
+from kvbench.strategies.selection.scorer import ScorerDefaults
 from kvbench.types import ModelView, RunShape
 
 
@@ -60,3 +62,19 @@ class ChangesIds(CacheStrategy):
         for ids in self.ids:
             ids[:, 0] = 0
         return super().build(view, run)
+
+
+class ScoresNothing(ScorerDefaults):
+    """Divides nothing by nothing."""
+
+    def prompt(self, view: PromptView) -> Tensor:
+        """Return scores that are no numbers."""
+        return view.keys[..., 0] * float("nan")
+
+
+class ScoresTooMuch(ScorerDefaults):
+    """Keeps a dimension too many."""
+
+    def prompt(self, view: PromptView) -> Tensor:
+        """Return squared norms [B, G, n, 1]."""
+        return (view.keys**2).sum(dim=-1, keepdim=True)

@@ -34,6 +34,9 @@ def check(judge: Judge) -> None:
     found = {str(judged["strategy"]): lost for judged, lost in judge(rows)}
     assert found == {"tova": ["key-value recall"], "snapkv": ["loss", "key-value recall"], "lagkv": ["score"]}
     assert judge(rows[1:]) == []
+    mib = 2**20
+    assert judge([control, of("knorm", 9.0, 0.0, kv_allocated_bytes=control["kv_allocated_bytes"] - mib)]) == []
+    assert judge([control, of("knorm", 9.0, 0.0, kv_allocated_bytes=9 * control["kv_allocated_bytes"])]) != []
     perfect = [of("random_eviction", 2.5, 1.0), of("h2o", 2.4, 1.0)]
     assert judge(perfect) == []
 
@@ -42,7 +45,9 @@ def test_rows_that_do_not_beat_the_control_are_named() -> None:
     check(no_better_than_random)
 
 
-@pytest.mark.parametrize("mutant", [mutants.compares_across_budgets, mutants.wants_a_lower_recall])
+@pytest.mark.parametrize(
+    "mutant", [mutants.compares_across_budgets, mutants.compares_across_bytes, mutants.wants_a_lower_recall]
+)
 def test_the_check_fails_on_a_wrong_judge(mutant: Judge) -> None:
     with pytest.raises(AssertionError):
         check(mutant)

@@ -20,7 +20,7 @@ from kvbench.runner import job_of
 from kvbench.strategies.base import CacheStrategy
 from kvbench.timing import time_decode, time_prefill
 from kvbench.worker import weigh
-from tests.mutants.strategies import ChangesIds, Hoards, LeavesHooks
+from tests.mutants.strategies import ChangesIds, Hoards, LeavesHooks, ScoresNothing, ScoresTooMuch
 from tests.support.small import spec
 
 QUICK = ["quality=none", "measure.cell_seconds=0.5", "measure.min_rounds=2", "measure.max_rounds=2"]
@@ -83,6 +83,19 @@ def test_tables_that_the_warm_up_made_are_the_caches_memory(
     row = weigh(made.job, "strategy", silent).rows["strategy"]
     assert (tables > 0) == has_tables
     assert (row["idle_bytes"], row["steady_bytes"]) == (held - tables, tables)
+
+
+def test_scores_that_are_no_numbers_are_caught() -> None:
+    made = bench(replace(strategy("keydiff"), scorer=ScoresNothing()))
+    with pytest.raises(Misbehaviour, match=r"ScoresNothing.prompt returned scores that are not a number"):
+        time_decode(made, made.job.workload.runs()[0])
+    time_prefill(made, made.job.workload.runs()[0])  # what is timed is not looked at
+
+
+def test_scores_of_another_shape_are_refused_by_name() -> None:
+    made = bench(replace(strategy("keydiff"), scorer=ScoresTooMuch()))
+    with pytest.raises(ValueError, match=r"ScoresTooMuch.prompt must return a score for each entry \[1, 2, 64\]; got"):
+        time_prefill(made, made.job.workload.runs()[0])
 
 
 def test_hidden_memory_is_caught() -> None:

@@ -132,7 +132,8 @@ class RowSweeper(BasicSweeper):
         except ConfigError as error:
             return Planned(label=label, refused=str(error))
         except COMPOSITION_ERRORS as error:
-            return Planned(label=label, refused=str(explain(error, row, loader)))
+            typed = [*self.config.hydra.overrides.hydra, *row]
+            return Planned(label=label, refused=str(explain(error, typed, loader)))
         return Planned(label=label, strategy=strategy, config_hash=short_hash(config_json(config)))
 
 

@@ -136,9 +136,12 @@ class Tuner(RowSweeper):
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
 
+        from kvbench.configuration.plugins import places
         from kvbench.measure.environment import source_hash
 
-        name = "\n".join([*asked, json.dumps(self.objectives), source_hash()])
+        assert self.config is not None
+        sources = [source_hash(), *(source_hash(place) for one in self.config.plugins for place in places(one))]
+        name = "\n".join([*asked, json.dumps(self.objectives), *sources])
         study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(journal))),
             study_name=short_hash(name),

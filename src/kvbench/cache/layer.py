@@ -235,6 +235,10 @@ class CacheLayer:
             return
         view = self._view(query, keys, values, position, at, scale)
         score = self.plan.scorer.prompt(view)
+        entries = (len(keys), self.plan.score_heads, keys.shape[2])
+        if score.shape not in (entries, (len(keys), 1, keys.shape[2])):
+            name, got = type(self.plan.scorer).__name__, list(score.shape)
+            raise ValueError(f"{name}.prompt must return a score for each entry {list(entries)}; got {got}")
         if self._prompt_score is not None:
             score = score + torch.nn.functional.pad(self._prompt_score, (0, tokens))
         self._prompt_score = score

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
-from kvbench.configuration.errors import ConfigError, hint
+from kvbench.configuration.errors import ConfigError, hint, near_misses
 
 TARGET = "_target_"
 _PLAIN = {
@@ -34,7 +34,9 @@ def build(node: object, kind: object, key: str, prefixes: Sequence[str]) -> Any:
         ConfigError: if keys or values are not what the annotation says.
     """
     if isinstance(node, Mapping) and TARGET in node:
-        return _construct(_locate(node[TARGET], key, prefixes), node, key, prefixes)
+        cls = _locate(node[TARGET], key, prefixes)
+        _check_members(cls, kind, key)
+        return _construct(cls, node, key, prefixes)
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
         return _one_of(node, get_args(kind), key, prefixes)
@@ -53,6 +55,21 @@ def build(node: object, kind: object, key: str, prefixes: Sequence[str]) -> Any:
     if isinstance(node, Mapping) and dataclasses.is_dataclass(kind):
         return _construct(typing.cast(type, kind), node, key, prefixes)
     raise ConfigError(_not_a_group(node, key))
+
+
+def _check_members(cls: type, kind: object, key: str) -> None:
+    """Refuse a class that lacks what the protocol of its place asks for, before anything is measured with it."""
+    if not getattr(kind, "_is_protocol", False):
+        return
+    has = {*dir(cls), *schema(cls)}
+    lacks = [name for name in dir(kind) if not name.startswith("_") and name not in has]
+    if lacks:
+        where = f"{typing.cast(type, kind).__module__}.{typing.cast(type, kind).__name__}"
+        near = [f"{guess} for {name}" for name in lacks for guess in near_misses(name, has)[:1]]
+        raise ConfigError(
+            f"{key}: {cls.__name__} lacks {', '.join(lacks)} of {where}. "
+            + (f"It has {', '.join(near)}; is that what was meant?" if near else "Write it, or choose another class.")
+        )
 
 
 def _construct(cls: type, node: Mapping[Any, Any], key: str, prefixes: Sequence[str]) -> Any:
@@ -83,7 +100,10 @@ def _locate(target: object, key: str, prefixes: Sequence[str]) -> type:
     where = f"{key}.{TARGET}={target}"
     if not any(str(target).startswith(prefix) for prefix in prefixes):
         allowed = ", ".join(prefix + "*" for prefix in prefixes)
-        raise ConfigError(f"{where} is not allowed; allowed are {allowed}. Add its package with plugins=[<package>].")
+        parts, packages = str(target).split("."), [prefix.rstrip(".") for prefix in prefixes]
+        close = [one for one in packages if near_misses(".".join(parts[: one.count(".") + 1]), [one])]
+        mend = f"Did you mean {' or '.join(close)}?" if close else "Add its package with plugins=[<package>]."
+        raise ConfigError(f"{where} is not allowed; allowed are {allowed}. {mend}")
     module_name, _, name = str(target).rpartition(".")
     try:
         module = importlib.import_module(module_name)
@@ -91,7 +111,11 @@ def _locate(target: object, key: str, prefixes: Sequence[str]) -> type:
         raise ConfigError(f"{where} cannot be imported: {error}") from error
     cls = getattr(module, name, None)
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-        found = [other for other, value in vars(module).items() if dataclasses.is_dataclass(value)]
+        found = [
+            other
+            for other, value in vars(module).items()
+            if dataclasses.is_dataclass(value) and value.__module__ == module_name
+        ]
         raise ConfigError(f"{where} is no dataclass of {module_name}. {hint(name, found)}")
     return cls
 

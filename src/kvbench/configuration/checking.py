@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -10,6 +11,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from kvbench.configuration.building import TARGET, build
 from kvbench.configuration.errors import ConfigError, hint
+from kvbench.configuration.plugins import places
 
 if TYPE_CHECKING:
     from kvbench.engines.batcher import Batcher
@@ -93,7 +95,13 @@ def check(config: DictConfig) -> Checked:
         if name not in plain:
             raise ConfigError(f"the configuration lacks {name!r}.")
     values = {name: build(plain[name], kind, name, ()) for name, kind in _VALUES.items()}
-    prefixes = ("kvbench.", *(package.rstrip(".") + "." for package in values["plugins"]))
+    for package in values["plugins"]:
+        if not places(package):
+            raise ConfigError(
+                f"plugins: there is no package or module {package!r} in {Path.cwd()} or where Python looks for them. "
+                f"Set plugins=[<package>,...]."
+            )
+    prefixes = ("kvbench.", *(f"{package}." for package in values["plugins"]))
     for name in names:
         if name not in _VALUES:
             values[name] = build_group(plain[name], name, prefixes)

@@ -33,6 +33,7 @@ COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)  # Hyd
 
 _BESIDE = "beside"
 _SEARCH_PATH = "hydra.searchpath"
+_OWN_FOLDER = re.compile(r"(?<=file://)[^']+")
 _EXPERIMENT = re.compile(r"\+*experiment=(\w[\w.-]*)")
 _NOT_IN_NAME = re.compile(r"\+*(force|runs|sweep|hydra\..*|plugins)=.*")
 
@@ -154,8 +155,11 @@ def explain(error: Exception, overrides: Sequence[str], loader: ConfigLoader) ->
         return _unreadable(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        choices = loader.get_group_options(group) if group else []
-        return ConfigError(f"{group}={name}: there is no such choice. {hint(name, choices, prefix=f'{group}=')}")
+        folders = [Path(one) for line in overrides for one in _OWN_FOLDER.findall(line)]
+        own = [path.stem for folder in folders for path in (folder / group).glob("*.yaml")]
+        known = hint(name, [*(loader.get_group_options(group) if group else ()), *own], prefix=f"{group}=")
+        where = "" if folders else " For one of your own, say where it is: --config-dir <folder>."
+        return ConfigError(f"{group}={name}: there is no such choice. {known}{where}")
     parsed = parse(overrides, loader)
     groups = list(_groups(loader, ""))
     chosen = [str(o.input_line) for o in parsed if o.is_hydra_override() or o.key_or_group in groups]

@@ -96,10 +96,10 @@ def source_hash(folder: Path = _PACKAGE) -> str:
     """Return a hash of every module's path and text.
 
     Args:
-        folder: of the source.
+        folder: of the source, or its only file.
     """
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted(folder.rglob("*.py")) if folder.is_dir() else [folder]:
         for part in (path.relative_to(folder).as_posix().encode(), path.read_bytes()):
             digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()

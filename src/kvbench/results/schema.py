@@ -72,6 +72,7 @@ _ORIGIN: list[_Column] = [
     ("model_revision", _WORD, "", "commit of the checkpoint, or a hash of its weights"),
     ("weights", _WORD, "", "origin of the weights; with random ones quality is empty"),
     ("network", _WORD, "", "other model that a model-level strategy ran on, its weights and revision; empty for none"),
+    ("plugin_hash", _WORD, "", "hash of the packages beside kvbench that its parts come from; empty without them"),
     ("git_commit", _WORD, "", "commit of kvbench's checkout; empty when installed"),
     ("git_dirty", _FLAG, "", "whether the checkout had changes"),
     ("device_name", _WORD, "", "name of the device; where model.device_map takes several, of the first"),
