@@ -182,6 +182,18 @@ def test_one_reason_of_several_rows_is_said_once() -> None:
     assert text.count("noisy machine") == 1
 
 
+def test_reasons_that_differ_in_numbers_are_said_once_from_the_least_to_the_most() -> None:
+    wide = "the interval is +-{}% wide, at most 2% is allowed"
+    runs = [
+        [row(name, verdict="inconclusive", reason=wide.format(percent)), baseline()]
+        for name, percent in (("h2o", "8.6"), ("tova", "10.2"), ("snapkv", "3.2"))
+    ]
+    void = row("knorm", verdict="inconclusive", reason="void: the baseline lay 3.1% from itself")
+    text = shown(frame(*runs, [void, baseline()]), width=200)
+    assert "h2o 25%, tova 25%, snapkv 25%: the interval is +-3.2% to 10.2% wide, at most 2% is allowed" in text
+    assert "knorm 25%: void: the baseline lay 3.1% from itself" in text
+
+
 def test_a_black_boxs_engine_is_not_its_baselines() -> None:
     def run(attention: str, comparison: str) -> dict[str, object]:
         config = {"engine": {"attention": attention}, "seed": 0, "strategy": {"name": "x"}}

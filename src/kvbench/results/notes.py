@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from kvbench.results.control import no_better_than_random
 
 TITLE_WIDTH = 13
 _NOT_THE_BASELINES = ("strategy", "sink", "runs", "force", "compare", "plugins")  # keys of the configuration
+
+_NUMBER = re.compile(r"\d+(?:\.\d+)?%?")
 
 Named = Sequence[tuple[Row, str]]
 
@@ -97,12 +100,26 @@ def _what_counts(row: Row) -> str:
 
 def _reasons(named: Named) -> dict[tuple[str, str, str], list[str]]:
     found: dict[tuple[str, str, str], list[str]] = {}
+    unsure: dict[str, list[tuple[str, str]]] = {}  # by the reason without its numbers
     for row, name in named:
         if row["status"] != "ok":
             found.setdefault((row["status"].replace("_", " "), "yellow", row["reason"]), []).append(name)
         elif row["verdict"] == "inconclusive" and row["reason"]:
-            found.setdefault(("inconclusive", "dim", row["reason"]), []).append(name)
+            unsure.setdefault(_NUMBER.sub("", row["reason"]), []).append((row["reason"], name))
+    for pairs in unsure.values():
+        reasons, names = zip(*pairs, strict=True)
+        found["inconclusive", "dim", _in_one(reasons)] = list(names)
     return found
+
+
+def _in_one(reasons: Sequence[str]) -> str:
+    """Return what reasons say that differ in nothing but numbers, these from the least to the most."""
+    said = []
+    for numbers in zip(*(_NUMBER.findall(reason) for reason in reasons), strict=True):
+        least, *_, most = sorted([*numbers, numbers[0]], key=lambda number: float(number.rstrip("%")))
+        said.append(least if least == most else f"{least} to {most}")
+    pieces = _NUMBER.split(reasons[0])
+    return "".join(piece + number for piece, number in zip(pieces, [*said, ""], strict=True))
 
 
 def of_weights(row: Row) -> Note:
