@@ -186,6 +186,12 @@ def test_four_panels_share_the_lines_of_methods() -> None:
     check_overview(plots.overview)
 
 
+def test_what_random_weights_do_not_have_has_no_panel() -> None:
+    figure = Figure(layout="constrained")
+    plots.overview(survey().assign(nll_delta_nats=np.nan, recall_key_value=np.nan), figure.subplots())
+    assert [ax.get_xlabel().split("\n")[0] for ax in figure.axes] == ["time of a step", "bytes of the cache"]
+
+
 @pytest.mark.parametrize(("check", "mutant"), mutants.METHODS)
 def test_oracle_catches_what_is_another_methods(check: str, mutant: Callable[..., pd.DataFrame]) -> None:
     with pytest.raises(AssertionError):

@@ -149,6 +149,7 @@ def by_category(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     return table
 
 
+_OF_ALL = ("time", "bytes")
 _PANELS: Mapping[str, tuple[str, tuple[str, ...]]] = {  # titles, and ends of intervals
     "time": ("time of a step\n(of the full cache's)", ("low", "high")),
     "bytes": ("bytes of the cache\n(of the full cache's)", ()),
@@ -158,7 +159,9 @@ _PANELS: Mapping[str, tuple[str, tuple[str, ...]]] = {  # titles, and ends of in
 
 
 def overview(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
-    """Draw time, bytes, loss and recall of each method, in four panels that share the methods' names.
+    """Draw time, bytes, loss and recall of each method, in panels that share the methods' names.
+
+    Loss and recall have a panel where some method has them: with random weights there are none.
 
     Args:
         runs: as `method_rows` takes them.
@@ -174,24 +177,26 @@ def overview(runs: pd.DataFrame, ax: Axes) -> pd.DataFrame:
     table = pd.concat([table, times_of(rows)], axis=1)
     loss = rows["nll_delta_nats"].astype(float)
     table = table.assign(bytes=share, loss=loss, recall=recall, recall_low=low, recall_high=high)
-    axes = _divided(ax, len(_PANELS))
-    for ax, (name, (title, ends)) in zip(axes, _PANELS.items(), strict=True):
+    panels = {name: panel for name, panel in _PANELS.items() if name in _OF_ALL or table[name].notna().any()}
+    axes = dict(zip(panels, _divided(ax, len(panels)), strict=True))
+    for name, (title, ends) in panels.items():
         for place, (_, point) in zip(rows["place"], table.iterrows(), strict=True):
             look = found[point["kind"]]
             face = "white" if name == "time" and not point["is_paired"] else look.color
-            ax.plot(point[name], place, marker=look.marker, color=look.color, mfc=face, ls="none", markersize=5)
+            axes[name].plot(point[name], place, marker=look.marker, color=look.color, mfc=face, ls="none", markersize=5)
             if ends:
-                ax.plot(point[list(ends)], [place, place], color=look.color, linewidth=1.5)
-        ax.set_xlabel(title)
-    name_rows(rows, axes)
-    for ax in axes[:2]:
-        ax.axvline(1, color="0.5", linewidth=1, zorder=0)
-    log_axis(axes[0], "x", table[["time", "low", "high"]].stack(), over_one=True)
-    _loss_axis(axes[2], loss)
-    for ax in (axes[1], axes[3]):
-        ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        ax.set_xlim(-0.04, max(1.05, ax.get_xlim()[1]))
-    _explain(axes[0], {"of pairs": {"marker": "o"}, "of medians": {"marker": "o", "mfc": "white"}})
+                axes[name].plot(point[list(ends)], [place, place], color=look.color, linewidth=1.5)
+        axes[name].set_xlabel(title)
+    name_rows(rows, list(axes.values()))
+    for name in _OF_ALL:
+        axes[name].axvline(1, color="0.5", linewidth=1, zorder=0)
+    log_axis(axes["time"], "x", table[["time", "low", "high"]].stack(), over_one=True)
+    if "loss" in axes:
+        _loss_axis(axes["loss"], loss)
+    for name in axes.keys() & {"bytes", "recall"}:
+        axes[name].xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes[name].set_xlim(-0.04, max(1.05, axes[name].get_xlim()[1]))
+    _explain(axes["time"], {"of pairs": {"marker": "o"}, "of medians": {"marker": "o", "mfc": "white"}})
     return table
 
 
