@@ -82,15 +82,39 @@ MUTANTS = (
     ),
     _mutant(
         "scales of channels are read once",
-        "next = (group + 1) * rows.tokens",
-        "next = -1",
+        "shared.read(scales + group * SCALES, lows + group * SCALES)",
+        "shared.read(scales, lows)",
         partial(products_equal_dense_ones, quantiser(2, "tokens", 4), 64, 1, "native"),
     ),
     _mutant(
         "all queries of a head are the first",
-        "queries + (block.index() * SHARE + q) * DIM",
-        "queries + block.index() * SHARE * DIM",
+        "padded(from + q * DIM, query[q])",
+        "padded(from, query[q])",
         partial(products_equal_dense_ones, quantiser(4, group=32), 64, 4, "native"),
+    ),
+    _mutant(
+        "least numbers of a group are those of the first",
+        "least(scale, lows, group) * given.sums[q][group]",
+        "least(scale, lows, 0) * given.sums[q][group]",
+        partial(products_equal_dense_ones, quantiser(4, group=32), 64, 4, "native"),
+    ),
+    _mutant(
+        "all of a query counts for each group",
+        "at = begin_of(group); at < end_of(group); at++) sum += query",
+        "at = 0; at < N; at++) sum += query",
+        partial(products_equal_dense_ones, quantiser(4, group=32), 64, 4, "native"),
+    ),
+    _mutant(
+        "the last products wait for ever",
+        "for (int at = 0; at < count; at++) *to[at]",
+        "for (int at = 1; at < count; at++) *to[at]",
+        partial(rows_are_what_they_stand_for, Case(tokens=4, codebook=True), "native"),
+    ),
+    _mutant(
+        "products of four rows change places",
+        "*this->to[at] = four[at]",
+        "*this->to[at] = four[3 - at]",
+        partial(products_equal_dense_ones, quantiser(8), 64, 1, "native"),
     ),
     _encoder(
         "codes are made with a scale that is not what is kept",
@@ -172,8 +196,8 @@ MUTANTS = (
     ),
     _mutant(
         "a page that does not exist is the first",
-        "if (page >= 0) each_row(page *",
-        "each_row((page < 0 ? 0 : page) *",
+        "if (page >= 0) each_row<IS_RAW>(page *",
+        "each_row<IS_RAW>((page < 0 ? 0 : page) *",
         partial(rows_are_what_they_stand_for, PAGED[2], "native"),
     ),
     _mutant(

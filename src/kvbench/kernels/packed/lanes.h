@@ -10,8 +10,10 @@ namespace {
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
+constexpr bool PICKS_QUICKLY = true;
 #else
 constexpr int LANES = 8;
+constexpr bool PICKS_QUICKLY = false;
 #endif
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
@@ -31,6 +33,17 @@ inline Ints bytes(const uint8_t* from) {
 #else
     Ints out;
     for (int lane = 0; lane < LANES; lane++) out[lane] = from[lane];
+    return out;
+#endif
+}
+
+// The numbers of a table that the lowest four bits of codes say.
+inline Floats picked(Floats table, Ints codes) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_permutexvar_ps((__m512i)codes, (__m512)table);
+#else
+    Floats out;
+    for (int lane = 0; lane < LANES; lane++) out[lane] = table[codes[lane] & 15];
     return out;
 #endif
 }
@@ -74,6 +87,52 @@ inline float total(Floats of) {
     return out;
 #endif
 }
+
+// Sums of vectors' lanes, found for four vectors at once where the processor can.
+class Totals {
+    Floats waiting[4];
+    float by[4], plus[4];
+    float* to[4];
+    int count = 0;
+
+   public:
+    // Have to = total(of) * by + plus written, at the latest by flush().
+    void add(Floats of, float* to, float by, float plus) {
+        waiting[count] = of;
+        this->to[count] = to;
+        this->by[count] = by;
+        this->plus[count] = plus;
+        if (++count < 4) return;
+        count = 0;
+        float four[4];
+        totals(four);
+        for (int at = 0; at < 4; at++) *this->to[at] = four[at] * this->by[at] + this->plus[at];
+    }
+
+    void flush() {
+        for (int at = 0; at < count; at++) *to[at] = total(waiting[at]) * by[at] + plus[at];
+        count = 0;
+    }
+
+   private:
+    void totals(float* four) const {
+#if defined(__AVX512F__)
+        const __m512 a = (__m512)waiting[0], b = (__m512)waiting[1], c = (__m512)waiting[2], d = (__m512)waiting[3];
+        const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+        const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+        const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+        _mm_storeu_ps(four, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+#elif HAS_AVX2
+        const __m256 ab = _mm256_hadd_ps((__m256)waiting[0], (__m256)waiting[1]);
+        const __m256 cd = _mm256_hadd_ps((__m256)waiting[2], (__m256)waiting[3]);
+        const __m256 all = _mm256_hadd_ps(ab, cd);
+        _mm_storeu_ps(four, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+#else
+        for (int at = 0; at < 4; at++) four[at] = total(waiting[at]);
+#endif
+    }
+};
 
 // The number that the bits of an e4m3 stand for: the exponent's bias is 7 there and 127 here.
 inline Floats from_e4m3(Ints code) {

@@ -15,8 +15,19 @@ constexpr long BLOCK = 128;                   // rows whose angles or outliers a
 
 constexpr bool fits(int plane) { return width(plane) % LANES == 0; }
 
-constexpr bool IN_REGISTERS = DIM % LANES == 0 && fits(FIRST) && (BITS != 3 || fits(1)) &&
-                              (PER_CHANNEL || SCALES == 1 || CHANNELS % LANES == 0);
+constexpr bool WHOLE_SCALES = SCALES == 1 || CHANNELS % LANES == 0;  // none of a row's ends inside a vector
+constexpr bool IN_REGISTERS =
+    DIM % LANES == 0 && fits(FIRST) && (BITS != 3 || fits(1)) && (PER_CHANNEL || WHOLE_SCALES);
+
+// Whether codes are few enough for a register to hold what each of them stands for; bits above them do not matter then.
+constexpr bool PICKS = PICKS_QUICKLY && (BITS == 2 || BITS == 4) && !CODEBOOK && IN_REGISTERS;
+
+// Whether products are made of what codes stand for, and scaled afterwards. Sums of rows are not: their scales differ.
+constexpr bool SCALES_PRODUCTS = !IS_NUMBERS && !OUTLIERS && !ROTARY && !PER_CHANNEL && WHOLE_SCALES;
+constexpr int GROUPS = SCALES_PRODUCTS ? SCALES : 1;         // of a row, that are scaled apart
+constexpr int VECTORS = GROUPS == 1 ? N : CHANNELS / LANES;  // of a group; the last one may have fewer
+constexpr int begin_of(int group) { return group * VECTORS; }
+constexpr int end_of(int group) { return group == GROUPS - 1 ? N : (group + 1) * VECTORS; }
 
 typedef Table<CODEBOOK ? 1 << BITS : 0> Levels;
 typedef std::conditional<OUTLIERS == 2, int16_t, int32_t>::type Channel;
@@ -42,8 +53,10 @@ inline void unpack(const uint8_t* from, int shift, Ints* codes) {
     for (int at = 0; at < each; at++) {
         Ints byte = bytes(from + at * LANES);
 #pragma GCC unroll 8
-        for (int part = 0; part < parts; part++)
-            codes[part * each + at] |= ((byte >> (PLANE * part)) & ((1 << PLANE) - 1)) << shift;
+        for (int part = 0; part < parts; part++) {
+            const Ints code = byte >> (PLANE * part);
+            codes[part * each + at] |= (PICKS || part == parts - 1 ? code : code & ((1 << PLANE) - 1)) << shift;
+        }
     }
 }
 
@@ -52,8 +65,10 @@ inline int code_at(const uint8_t* from, int channel, int plane) {
     return (from[channel % each] >> (plane * (channel / each))) & ((1 << plane) - 1);
 }
 
+constexpr bool HAS_NO_LEAST = E4M3 || (CODEBOOK && SYMMETRIC);
+
 inline float least(float scale, const Scale* lows, int at) {
-    return E4M3 || (CODEBOOK && SYMMETRIC) ? 0 : SYMMETRIC ? -MIDDLE * scale : (float)lows[at];
+    return HAS_NO_LEAST ? 0 : SYMMETRIC ? -MIDDLE * scale : (float)lows[at];
 }
 
 inline void padded(const float* from, Floats to[N]) {
@@ -61,17 +76,29 @@ inline void padded(const float* from, Floats to[N]) {
     std::memcpy(to, from, DIM * sizeof(float));
 }
 
+// Of every channel, where rows share them.
 struct Scales {
-    alignas(64) float scale[N * LANES] = {}, low[N * LANES] = {};  // of every channel, where rows share them
+    Floats scale[N], low[N];
 
     void read(const Scale* scales, const Scale* lows) {
-        for (int channel = 0; channel < DIM; channel++) {
-            scale[channel] = (float)scales[channel];
-            low[channel] = least(scale[channel], lows, channel);
-        }
+        if constexpr (SHORT_SCALES || DIM % LANES) {
+            alignas(64) float scale[N * LANES] = {}, low[N * LANES] = {};
+            for (int channel = 0; channel < DIM; channel++) {
+                scale[channel] = (float)scales[channel];
+                low[channel] = least(scale[channel], lows, channel);
+            }
+            std::memcpy(this->scale, scale, sizeof(scale));
+            std::memcpy(this->low, low, sizeof(low));
+        } else
+            for (int at = 0; at < N; at++) {
+                scale[at] = halves(scales + at * LANES);
+                low[at] = HAS_NO_LEAST ? Floats{} : SYMMETRIC ? -MIDDLE * scale[at] : halves(lows + at * LANES);
+            }
     }
 };
 
+// Without scales where IS_RAW.
+template <bool IS_RAW>
 inline void unpack_row(const uint8_t* from, const Scale* scales, const Scale* lows, const Scales& shared,
                        const Levels& levels, Floats* row) {
     if constexpr (IS_NUMBERS) {
@@ -97,6 +124,22 @@ inline void unpack_row(const uint8_t* from, const Scale* scales, const Scale* lo
         }
         std::memcpy(codes, each, sizeof(codes));
     }
+    if constexpr (PICKS) {
+        Floats table;
+        for (int code = 0; code < LANES; code++) table[code] = code % (1 << BITS);
+#pragma GCC unroll 64
+        for (int at = 0; at < N; at++)
+            if constexpr (IS_RAW)
+                row[at] = picked(table, codes[at]);
+            else if constexpr (PER_CHANNEL)
+                row[at] = picked(table, codes[at]) * shared.scale[at] + shared.low[at];
+            else {
+                const int group = SCALES == 1 ? 0 : at * LANES / CHANNELS;
+                const float scale = (float)scales[group];
+                row[at] = picked(table * scale + least(scale, lows, group), codes[at]);
+            }
+        return;
+    }
 #pragma GCC unroll 64
     for (int at = 0; at < N; at++)
         row[at] = CODEBOOK ? levels[codes[at]]
@@ -107,10 +150,11 @@ inline void unpack_row(const uint8_t* from, const Scale* scales, const Scale* lo
 #pragma GCC unroll 64
         for (int at = 0; at < N / 2; at += 4) levels.halves_of(from + at * LANES, row + at, row + N / 2 + at);
 #endif
+    if constexpr (IS_RAW) return;
     if constexpr (PER_CHANNEL) {
 #pragma GCC unroll 64
         for (int at = 0; at < N; at++)
-            row[at] = row[at] * load(shared.scale + at * LANES) + load(shared.low + at * LANES);
+            row[at] = row[at] * shared.scale[at] + shared.low[at];
     } else if constexpr (SCALES == 1 || IN_REGISTERS) {
 #pragma GCC unroll 64
         for (int at = 0; at < N; at++) {
@@ -186,43 +230,44 @@ struct Block {
     const Outliers& outliers;
     long index() const { return batch * rows.heads + head; }
 
-    template <typename Use>
+    // Calls use(entry, row, its scales, its least numbers).
+    template <bool IS_RAW, typename Use>
     void each_row(Use use) const {
         if constexpr (PAGE == 0)
-            each_row(0, use);
+            each_row<IS_RAW>(0, use);
         else {
             const long page = rows.table[batch * rows.table_step + first / PAGE];
-            if (page >= 0) each_row(page * rows.heads * PAGE - first / PAGE * PAGE, use);
+            if (page >= 0) each_row<IS_RAW>(page * rows.heads * PAGE - first / PAGE * PAGE, use);
         }
     }
 
     // They lie so much further.
-    template <typename Use>
+    template <bool IS_RAW, typename Use>
     void each_row(long further, Use use) const {
         static_assert(PAGE == 0 || (!PER_CHANNEL && !OUTLIERS && !ROTARY), "these do not lie in pages");
         const uint8_t* codes = rows.codes + batch * rows.codes_step[0] + head * rows.codes_step[1];
         const Scale* scales = rows.scales + batch * rows.scales_step[0] + head * rows.scales_step[1];
         const Scale* lows = rows.lows + batch * rows.lows_step[0] + head * rows.lows_step[1];
-        Scales shared;
         Floats unpacked[OUTLIERS ? BLOCK : 1][N];
-        const auto finish = [&](long entry, Floats* row) {
+        const auto finish = [&](long entry, long at, Floats* row) {
             if constexpr (ROTARY) rotate(angles[entry - first], row);
-            use(entry, row);
+            use(entry, row, scales + at, lows + at);
         };
-        for (long entry = first, next = first; entry < last; entry++) {
-            const long at = (PER_CHANNEL ? 0 : entry + further) * SCALES;
-            if (PER_CHANNEL && entry == next) {
-                const long group = entry / rows.tokens;
-                shared.read(scales + group * SCALES, lows + group * SCALES);
-                next = (group + 1) * rows.tokens;
+        for (long entry = first, stop; entry < last; entry = stop) {  // rows that share the scales of their channels
+            const long group = PER_CHANNEL ? entry / rows.tokens : 0;
+            stop = PER_CHANNEL && (group + 1) * rows.tokens < last ? (group + 1) * rows.tokens : last;
+            Scales shared;
+            if constexpr (PER_CHANNEL) shared.read(scales + group * SCALES, lows + group * SCALES);
+            for (; entry < stop; entry++) {
+                const long at = (PER_CHANNEL ? 0 : entry + further) * SCALES;
+                Floats* row = unpacked[OUTLIERS ? entry - first : 0];
+                unpack_row<IS_RAW>(codes + (entry + further) * WIDTH, scales + at, lows + at, shared, levels, row);
+                if constexpr (!OUTLIERS) finish(entry, at, row);
             }
-            Floats* row = unpacked[OUTLIERS ? entry - first : 0];
-            unpack_row(codes + (entry + further) * WIDTH, scales + at, lows + at, shared, levels, row);
-            if constexpr (!OUTLIERS) finish(entry, row);
         }
         if constexpr (OUTLIERS) {
             outliers.write(head, (float*)unpacked);
-            for (long entry = first; entry < last; entry++) finish(entry, unpacked[entry - first]);
+            for (long entry = first; entry < last; entry++) finish(entry, 0, unpacked[entry - first]);
         }
     }
 };
@@ -268,22 +313,60 @@ void each_block(const Rows& rows, Use use) {
         }
 }
 
+inline Floats dot(const Floats* query, const Floats* row, int group) {
+    Floats sum = query[begin_of(group)] * row[begin_of(group)];
+#pragma GCC unroll 64
+    for (int at = begin_of(group) + 1; at < end_of(group); at++) sum += query[at] * row[at];
+    return sum;
+}
+
+// The queries of a head.
+struct Queries {
+    Floats query[SHARE][N];
+    float sums[SHARE][GROUPS];  // of each group's numbers
+
+    explicit Queries(const float* from) {
+        for (int q = 0; q < SHARE; q++) {
+            padded(from + q * DIM, query[q]);
+            for (int group = 0; group < GROUPS; group++) {
+                Floats sum = {};
+                for (int at = begin_of(group); at < end_of(group); at++) sum += query[q][at];
+                sums[q][group] = total(sum);
+            }
+        }
+    }
+};
+
 }  // namespace
 
 // A row of logits or weights has `row_step` numbers.
 extern "C" void logits(const float* queries, float* out, long row_step, const Rows* rows) {
     each_block(*rows, [&](const Block& block) {
-        Floats query[SHARE][N];
-        for (int q = 0; q < SHARE; q++) padded(queries + (block.index() * SHARE + q) * DIM, query[q]);
+        const Queries given(queries + block.index() * SHARE * DIM);
         float* mine = out + block.index() * SHARE * row_step;
-        block.each_row([&](long entry, const Floats* row) {
+        Totals totals;
+        block.each_row<SCALES_PRODUCTS>([&](long entry, const Floats* row, const Scale* scales, const Scale* lows) {
             for (int q = 0; q < SHARE; q++) {
-                Floats sum = query[q][0] * row[0];
+                float* to = mine + q * row_step + entry;
+                if constexpr (!SCALES_PRODUCTS)
+                    totals.add(dot(given.query[q], row, 0), to, 1, 0);
+                else if constexpr (GROUPS == 1) {
+                    const float scale = (float)scales[0];
+                    totals.add(dot(given.query[q], row, 0), to, scale, least(scale, lows, 0) * given.sums[q][0]);
+                } else {
+                    Floats sum = {};
+                    float low = 0;
 #pragma GCC unroll 64
-                for (int at = 1; at < N; at++) sum += query[q][at] * row[at];
-                mine[q * row_step + entry] = total(sum);
+                    for (int group = 0; group < GROUPS; group++) {
+                        const float scale = (float)scales[group];
+                        sum += scale * dot(given.query[q], row, group);
+                        low += least(scale, lows, group) * given.sums[q][group];
+                    }
+                    totals.add(sum, to, 1, low);
+                }
             }
         });
+        totals.flush();
     });
 }
 
@@ -295,7 +378,7 @@ extern "C" void weighted(const float* weights, long row_step, float* out, const 
         Floats sum[SHARE][N] = {};
         if (block.first > rows->start(block.part))
             for (int q = 0; q < SHARE; q++) padded(sums + q * DIM, sum[q]);
-        block.each_row([&](long entry, const Floats* row) {
+        block.each_row<false>([&](long entry, const Floats* row, const Scale*, const Scale*) {
             for (int q = 0; q < SHARE; q++) {
                 const float weight = mine[q * row_step + entry];
 #pragma GCC unroll 64
