@@ -26,6 +26,7 @@ from kvbench.strategies.selection.attention import WindowAttention
 from kvbench.strategies.selection.selector import Protected
 from kvbench.strategies.trigger import PrefillEnd
 from kvbench.types import PREFILL, RunShape
+from tests.mutants.strategies import ScoresTooMuch
 from tests.support import black_boxes, part_errors, scorer_errors, searching
 from tests.support.checks import PROMPT, uniform
 from tests.support.drive import drive
@@ -53,6 +54,12 @@ def attended(**keywords: Any) -> None:
 def decoded_too_far() -> None:
     """Decode more tokens than the cache has room for."""
     drive(model("llama_gqa"), strategy("baseline"), ids(0, 1, PROMPT + 3), uniform(new=2))
+
+
+def scored_with_a_dimension_too_many() -> None:
+    """Read a prompt with a scorer that does not say one number for each entry."""
+    made = replace(strategy("h2o", tokens=12), scorer=ScoresTooMuch())
+    drive(model("llama_gqa"), made, ids(0, 1, PROMPT + 1), uniform(new=1))
 
 
 def prompt_of(tokens: int, rows: int, built_for: RunShape) -> None:
@@ -123,6 +130,10 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         r"needs prompts of at least strategy\.selector\.num_sink=4 tokens; the shortest has 3",
     ),
     "too many tokens": (decoded_too_far, r"built for 24 prompt tokens and 2 new ones; token 27 does not fit"),
+    "scores of another shape": (
+        scored_with_a_dimension_too_many,
+        r"ScoresTooMuch\.prompt must return a score for each entry \[1, 2, 24\]; got \[1, 2, 24, 1\]",
+    ),
     "other prompt": (partial(prompt_of, 9, 2, uniform(12, rows=2)), r"prompts of 2 x 12 tokens; got 2 x 9"),
     "other batch": (partial(prompt_of, 12, 3, uniform(12, rows=2)), r"prompts of 2 x 12 tokens; got 3 x 12"),
     "crop": (lambda: built("h2o", tokens=12).crop(1), r"no beam search, no assisted decoding, no reuse"),
