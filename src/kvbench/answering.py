@@ -33,7 +33,7 @@ def answer(job: Job, journal: str, report: Report) -> Measured:
         report: told how far it is.
     """
     bench = Bench(job, report)
-    names = [name for name in bench.arms if not bench.is_random(name)]
+    names = [name for name in bench.arms if not bench.is_mute(name)]
     with all_cores(bench), Journal(Path(journal)) as found:
         return (read if isinstance(job.workload, Perplexity) else ask)(bench, names, found)
 

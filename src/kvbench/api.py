@@ -46,7 +46,7 @@ def execute(config: DictConfig, chosen: HydraConf, progress: Progress) -> Result
     choices = chosen.runtime.choices
     names = runner.Names(
         strategy=choices["strategy"],
-        model=choices["model"],
+        model=checked.model.title if checked.model.path else choices["model"],
         engine=choices["engine"],
         workload=choices["workload"],
         overrides=" ".join(override for override in chosen.overrides.task if not override.startswith("sweep=")),

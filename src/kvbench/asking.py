@@ -21,7 +21,7 @@ from kvbench.workloads.asked import Asked
 from kvbench.workloads.perplexity import Perplexity
 from kvbench.workloads.recall import draw
 
-RANDOM_WINDOW = 16  # tokens through both caches where weights are random: exactness only
+RANDOM_WINDOW = 16  # tokens through both caches where text means nothing: exactness only
 
 
 @contextmanager
@@ -35,16 +35,17 @@ def all_cores(bench: Bench) -> Iterator[None]:
 
 
 def ask_likelihood(bench: Bench) -> None:
-    """Compare both arms on held-out text; on random weights only the logits are compared."""
-    quality, is_random = bench.job.quality, bench.loaded.weights == "random"
+    """Compare both arms on held-out text; where there is nothing to say only the logits are compared."""
+    quality = bench.job.quality
     if "baseline" not in bench.arms or quality.text_windows == 0 or isinstance(bench.job.workload, Perplexity):
         return
     if bench.job.matched is not None or bench.arms["strategy"].view.is_untrained:
         _ask_alone(bench)
         return
-    context = bench.job.workload.runs()[-1].prompt_tokens if is_random else quality.context_tokens
-    scored = RANDOM_WINDOW if is_random else quality.scored_tokens
-    windows = bench.sources["baseline"].windows(1 if is_random else quality.text_windows, context + 1 + scored)
+    is_mute = bench.is_mute("baseline")
+    context = bench.job.workload.runs()[-1].prompt_tokens if is_mute else quality.context_tokens
+    scored = RANDOM_WINDOW if is_mute else quality.scored_tokens
+    windows = bench.sources["baseline"].windows(1 if is_mute else quality.text_windows, context + 1 + scored)
     found = likelihood(
         (bench.arms["strategy"], bench.arms["baseline"]),
         torch.tensor(windows, device=bench.loaded.view.device),
@@ -54,7 +55,7 @@ def ask_likelihood(bench: Bench) -> None:
     )
     row = bench.measured.rows["strategy"]
     row["max_logit_difference"] = found.difference
-    if is_random:
+    if is_mute:
         return
     scored_text = [window[context + 1 :] for window in windows]
     for name, nll in zip(("strategy", "baseline"), found.nll, strict=True):
@@ -75,7 +76,7 @@ def _ask_alone(bench: Bench) -> None:
     asked = {
         name: bench.sources[name].windows(quality.text_windows, length)
         for name in bench.arms
-        if not bench.is_random(name)
+        if not bench.is_mute(name)
     }
     for name, windows in asked.items():
         arm = bench.arms[name]
@@ -119,7 +120,7 @@ def ask_recall(bench: Bench) -> None:
 def ask_attention(bench: Bench) -> None:
     """Ask how much of the full cache's attention, on short texts, goes to what the strategy has let go for good."""
     arm, full, tokens = bench.arms["strategy"], bench.job.baseline, bench.job.quality.attention_tokens
-    if full is None or tokens == 0 or not arm.strategy.forgets or bench.is_random("strategy"):
+    if full is None or tokens == 0 or not arm.strategy.forgets or bench.is_mute("strategy"):
         return
     prompt = tokens - ATTENTION_STEPS
     run = RunShape(prompt_lengths=(prompt,) * ATTENTION_WINDOWS, new_tokens=ATTENTION_STEPS)

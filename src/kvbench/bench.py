@@ -99,9 +99,10 @@ class Bench:
         """Return the workload's token ids [B, prompt + new], as an arm's own tokenizer makes them."""
         return torch.tensor(self.job.workload.ids(self.sources[name], run), device=self.loaded.view.device)
 
-    def is_random(self, name: str) -> bool:
-        """Return whether an arm's network was never trained, so that it has nothing to say."""
-        return self.on[name].weights == "random" or self.arms[name].view.is_untrained
+    def is_mute(self, name: str) -> bool:
+        """Return whether an arm has nothing to say: never trained, or without a tokenizer for what it would."""
+        loaded = self.on[name]
+        return loaded.weights == "random" or loaded.tokenizer is None or self.arms[name].view.is_untrained
 
     def refused(self) -> str | None:
         """Return why the strategy cannot run, or None; the two doors are compared with the stock forward."""

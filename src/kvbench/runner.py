@@ -185,13 +185,13 @@ def check_lengths(job: Job) -> None:
         if most is not None and total > most:
             raise ValueError(
                 f"{shape.prompt_tokens} prompt tokens and {shape.new_tokens} new ones are {total}, but "
-                f"model={job.spec.name} reads at most {most} positions; lower {_lengths_of(job)} or choose another "
+                f"model={job.spec.title} reads at most {most} positions; lower {_lengths_of(job)} or choose another "
                 f"model."
             )
     quality = job.quality.longest_window
     if most is not None and quality > most:
         raise ValueError(
-            f"quality reads windows of {quality} tokens, but model={job.spec.name} reads at most {most} positions; "
+            f"quality reads windows of {quality} tokens, but model={job.spec.title} reads at most {most} positions; "
             f"lower quality.context_tokens and quality.attention_tokens, or set quality=none."
         )
 

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from kvbench.api import strategy
 from kvbench.bench import PROBE_TOLERANCE, through_cache
 from kvbench.cache.doors import ATTENTION
 from kvbench.engines.arm import Arm
 from kvbench.engines.eager import Eager
-from kvbench.models.load import Loaded, ModelError, load, origin_of, probe, skeleton
+from kvbench.models.load import Loaded, ModelError, _tokenizer, load, origin_of, probe, skeleton
+from kvbench.models.spec import TINY
 from tests.mutants import attention as mutants
 from tests.support.small import checkpoint, spec
 
@@ -132,3 +134,9 @@ def test_probe_passes_where_the_two_forwards_agree() -> None:
 def test_probe_catches_an_attention_that_is_not_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvbench.cache.store.attend_one", mutants.without_scale)
     assert probed() > PROBE_TOLERANCE[torch.float32]
+
+
+def test_a_tokenizer_that_was_made_of_nothing_is_none(tmp_path: Path) -> None:
+    AutoConfig.for_model("qwen2").save_pretrained(tmp_path)
+    assert _tokenizer(str(tmp_path), spec(path=str(tmp_path))) is None
+    assert _tokenizer(str(TINY), spec()) is not None

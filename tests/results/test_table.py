@@ -182,6 +182,27 @@ def test_one_reason_of_several_rows_is_said_once() -> None:
     assert text.count("noisy machine") == 1
 
 
+def test_a_step_without_a_ratio_is_not_given_the_prefills() -> None:
+    unknown = row("tova", ratio=None, ratio_low=None, ratio_high=None, ttft_ratio=1.184)
+    text = shown(frame([unknown, baseline()]))
+    assert "1.184" not in text
+    prefill = row("tova", ratio=None, ratio_low=None, ratio_high=None, ttft_ratio=1.184, decode_p50_ms=None)
+    assert "1.184" in shown(frame([prefill, baseline(decode_p50_ms=None)]))
+
+
+def test_baselines_of_other_times_are_said_to_be() -> None:
+    both = [[row("h2o"), baseline(decode_p50_ms=4.0)], [row("tova"), baseline(decode_p50_ms=5.0)]]
+    text = shown(frame(*both), width=200)
+    assert "each run was timed against its own baseline, whose steps took 4.00 to 5.00 ms" in text
+    near = [[row("h2o"), baseline(decode_p50_ms=4.0)], [row("tova"), baseline(decode_p50_ms=4.2)]]
+    assert "whose steps took" not in shown(frame(*near), width=200)
+
+
+def test_who_keeps_what_is_decoded_is_named() -> None:
+    runs = [[row("h2o", decode_rule=True), baseline()], [row("snapkv", decode_rule=False), baseline()]]
+    assert "budget        snapkv 25%: of the prompt; what is decoded is kept on top of it" in shown(frame(*runs))
+
+
 def test_reasons_that_differ_in_numbers_are_said_once_from_the_least_to_the_most() -> None:
     wide = "the interval is +-{}% wide, at most 2% is allowed"
     runs = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,9 +20,9 @@ from kvbench.measure.roofline import CeilingBeaten
 from kvbench.runner import job_of
 from kvbench.strategies.base import CacheStrategy
 from kvbench.timing import time_decode, time_prefill
-from kvbench.worker import weigh
+from kvbench.worker import time_and_quality, weigh
 from tests.mutants.strategies import ChangesIds, Hoards, LeavesHooks, ScoresNothing, ScoresTooMuch
-from tests.support.small import spec
+from tests.support.small import checkpoint, spec
 
 QUICK = ["quality=none", "measure.cell_seconds=0.5", "measure.min_rounds=2", "measure.max_rounds=2"]
 SHORT = ["workload.prompt_tokens=64", "workload.new_tokens=8", "measure.quiet_seconds=0"]
@@ -96,6 +97,16 @@ def test_scores_of_another_shape_are_refused_by_name() -> None:
     made = bench(replace(strategy("keydiff"), scorer=ScoresTooMuch()))
     with pytest.raises(ValueError, match=r"ScoresTooMuch.prompt must return a score for each entry \[1, 2, 64\]; got"):
         time_prefill(made, made.job.workload.runs()[0])
+
+
+def test_a_checkpoint_without_a_tokenizer_has_times_and_no_quality(tmp_path: Path) -> None:
+    asked = job_of(check(compose([*QUICK, *SHORT, "quality=default"])))
+    told = replace(asked, spec=spec(weights="auto", path=str(checkpoint(tmp_path / "mine"))), strategy=strategy("h2o"))
+    row = time_and_quality(told, silent).rows["strategy"]
+    assert row["decode_p50_ms"] > 0
+    assert row["max_logit_difference"] > 0
+    assert not {"nll_nats", "recall_passkey", "attention_lost"} & set(row)
+    assert (told.spec.title, spec().title) == ("mine", "small")
 
 
 def test_hidden_memory_is_caught() -> None:

@@ -70,7 +70,8 @@ def _job(config: DictConfig) -> Result | Exception:
     """Measure one composed configuration; return why not, where the user or the machine does not allow it."""
     chosen = HydraConfig.get()
     try:
-        title = f"{chosen.runtime.choices['strategy']} on {chosen.runtime.choices['model']}"
+        path = config.model.get("path", "")
+        title = f"{chosen.runtime.choices['strategy']} on {Path(path).name or chosen.runtime.choices['model']}"
         with of_run(title, alone=chosen.mode == RunMode.RUN) as progress, _turn(chosen):
             result = execute(config, chosen, progress)
     except (ValueError, OSError) as error:

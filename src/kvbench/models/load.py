@@ -236,9 +236,10 @@ def _tokenizer(source: str, spec: ModelSpec) -> Any | None:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source, **_remote(spec))
+        made = AutoTokenizer.from_pretrained(source, **_remote(spec))
     except (OSError, ValueError):
         return None
+    return made if made("What is there?", add_special_tokens=False).input_ids else None  # without files an empty one
 
 
 @contextlib.contextmanager

@@ -76,6 +76,11 @@ class ModelSpec:
         )
 
     @property
+    def title(self) -> str:
+        """What rows and messages call it: the folder's name where it is one of the user's own."""
+        return Path(self.path).resolve().name if self.path else self.name
+
+    @property
     def known_as(self) -> str:
         """Name by which others know these weights; "" where they are of a folder, or random."""
         if self.path or self.weights == "random":

@@ -101,7 +101,7 @@ def _signed(column: str) -> Callable[[Row, Units], str]:
 
 def ratio_of(row: Row) -> tuple[float, float | None, float | None] | None:
     """Return a strategy's ratio with its interval: of decoding, or of the prefill where nothing was decoded."""
-    name = "ttft_ratio" if row["ratio"] is None else "ratio"
+    name = "ttft_ratio" if row["ratio"] is None and row["decode_p50_ms"] is None else "ratio"
     if row["arm"] != "strategy" or row[name] is None:
         return None
     return row[name], row[f"{name}_low"], row[f"{name}_high"]

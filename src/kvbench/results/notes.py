@@ -14,8 +14,10 @@ from rich.text import Text
 from kvbench.results import elsewhere, scores, serving
 from kvbench.results.cells import Row, has_quality, label_of, ratio_of
 from kvbench.results.control import no_better_than_random
+from kvbench.results.labels import number
 
 TITLE_WIDTH = 13
+FAR_APART = 1.1  # times the quickest baseline's step, at which that is said
 _NOT_THE_BASELINES = ("strategy", "sink", "runs", "force", "compare", "plugins")  # keys of the configuration
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?%?")
@@ -49,7 +51,7 @@ class Note:
 def legend(rows: Sequence[Row]) -> Iterator[Note]:
     """Yield what the columns are."""
     if any(ratio_of(row) for row in rows):
-        what = "the prefill" if all(row["ratio"] is None for row in rows) else "a decode step"
+        what = "the prefill" if all(row["ratio"] is None for row in rows if ratio_of(row)) else "a decode step"
         what = "serving all requests" if any(row["requests"] for row in rows) else what
         yield Note("ratio", f"time of {what} over the baseline's, below 1 is faster, with its 95% interval")
         if any(row["ceiling"] for row in rows):
@@ -87,6 +89,10 @@ def of_rows(named: Named) -> Iterator[Note]:
         yield Note("overhead", "all that a step reads fits in the processor's own cache: its speed allows no verdict")
     if any(row["data_dependent"] for row in rows if row["weights"] == "random"):
         yield Note("bytes", "some strategies store what the data asks for: random weights do not ask", style="yellow")
+    mine = [(row, name) for row, name in named if row["status"] == "ok" and row["budget_amount"] is not None]
+    going_on = [name for row, name in mine if row["decode_rule"] is not None and not row["decode_rule"]]
+    if going_on:
+        yield Note("budget", f"{', '.join(going_on)}: of the prompt; what is decoded is kept on top of it")
     for row, lost in no_better_than_random(rows):
         yield Note("control", f"{label_of(row)} does not beat random_eviction at the same budget in {', '.join(lost)}")
 
@@ -139,12 +145,20 @@ def of_baselines(shown: Row | None, baselines: Sequence[Row]) -> Iterator[Note]:
     keys = sorted({key for config in configs for key in config})
     found = [key for key in keys if len({config[key] for config in configs if key in config}) > 1]
     differing = [key.removesuffix("._target_") for key in found]
+    times = [row["decode_p50_ms"] for row in baselines if row["decode_p50_ms"] is not None]
     if differing and shown:
         yield Note(
             "baseline",
             f"each run was timed against its own, and they differ in {', '.join(differing)}; "
             f"shown is that of {shown['run_id']}",
             style="yellow",
+        )
+    elif shown and times and max(times) > FAR_APART * min(times):
+        least, most = number(min(times)), number(max(times))
+        yield Note(
+            "steps",
+            f"each run was timed against its own baseline, whose steps took {least} to {most} ms; shown is that of "
+            f"{shown['run_id']}, and a ratio is not that of two lines",
         )
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import cycle, islice
 from typing import Any, TypeVar
 
-from kvbench.workloads.source import TokenSource
+from kvbench.workloads.source import TokenSource, no_tokenizer
 
 Item = TypeVar("Item")
 _DRAWS = 100  # before a haystack counts as one that holds everything
@@ -22,7 +22,7 @@ def tokenizer_of(source: TokenSource, workload: str) -> Any:
         ValueError: if its model has none.
     """
     if source.tokenizer is None:
-        raise ValueError(f"workload={workload} needs a tokenizer; random weights have none. Use workload=decode.")
+        raise no_tokenizer(workload)
     return source.tokenizer
 
 

@@ -18,7 +18,7 @@ from kvbench.workloads import harness
 from kvbench.workloads.asked import Asked, Conversation, Turn
 from kvbench.workloads.chats import Chat, ids_of, rendered, writes_chats
 from kvbench.workloads.harness import Prompt
-from kvbench.workloads.source import TokenSource, positive
+from kvbench.workloads.source import TokenSource, no_tokenizer, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class LmEval(Asked):
             ValueError: if there is no tokenizer, a task cannot be asked or scored here, or a prompt is too long.
         """
         if source.tokenizer is None:
-            raise ValueError("workload=lm_eval needs a tokenizer; random weights have none. Use workload=decode.")
+            raise no_tokenizer("lm_eval")
         return [self._conversation(source, prompt) for prompt in _prompts(self, source.tokenizer)]
 
     def _conversation(self, source: TokenSource, prompt: Prompt) -> Conversation:

@@ -8,7 +8,7 @@ from typing import Literal
 from kvbench.workloads.asked import Asked, Conversation, Turn
 from kvbench.workloads.chats import Chat, as_chat, ids_of, writes_chats
 from kvbench.workloads.rows import json_rows
-from kvbench.workloads.source import TokenSource, positive
+from kvbench.workloads.source import TokenSource, no_tokenizer, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +49,7 @@ class LongGeneration(Asked):
             ValueError: if there is no tokenizer, or a prompt is too long.
         """
         if source.tokenizer is None:
-            raise ValueError(
-                "workload=long_generation needs a tokenizer; random weights have none. Use workload=decode."
-            )
+            raise no_tokenizer("long_generation")
         if not self.path:
             return [self._conversation(tuple(ids)) for ids in source.windows(self.samples, self.prompt_tokens)]
         found, is_chat = [], writes_chats(source.tokenizer, self.chat)

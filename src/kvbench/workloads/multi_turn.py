@@ -12,7 +12,7 @@ from kvbench.workloads.chats import Chat, as_chat, ids_of, plain_ids, writes_cha
 from kvbench.workloads.metrics import METRICS
 from kvbench.workloads.recall import needed
 from kvbench.workloads.rows import json_rows
-from kvbench.workloads.source import TokenSource, positive
+from kvbench.workloads.source import TokenSource, no_tokenizer, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class MultiTurn(Asked):
         if not self.path:
             return self._about_pairs(source)
         if source.tokenizer is None:
-            raise ValueError("workload=multi_turn needs a tokenizer; random weights have none. Use workload=decode.")
+            raise no_tokenizer("multi_turn")
         rows = (row for row, _ in zip(self._rows(), range(self.samples), strict=False))
         return [self._conversation(source, *row) for row in rows]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from kvbench.types import RunShape
 from kvbench.workloads.hub import hub_file
-from kvbench.workloads.source import TokenSource, positive, read_text
+from kvbench.workloads.source import TokenSource, no_tokenizer, positive, read_text
 
 HELD_OUT = "held_out"
 DATASETS = {  # name -> data set, commit, file of its test split
@@ -99,5 +99,5 @@ class Perplexity:
 
     def _windows(self, source: TokenSource, count: int) -> list[list[int]]:
         if not source.text:
-            raise ValueError("workload=perplexity needs a tokenizer; random weights have none. Use workload=decode.")
+            raise no_tokenizer("perplexity")
         return source.windows(count, self.prompt_tokens + self.new_tokens)

@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 from kvbench.types import Sample, Span
 from kvbench.workloads.asked import Asked, Conversation, Turn
 from kvbench.workloads.composing import found, tokenizer_of, woven
-from kvbench.workloads.source import TokenSource, positive
+from kvbench.workloads.source import TokenSource, no_tokenizer, positive
 
 _WORD = re.compile(r"^[\u0120\u2581][a-z]{3,}$")  # how byte-level BPE and SentencePiece write " word"
 _NUM_WORDS = 512  # keys, and as many values
@@ -214,4 +214,4 @@ def needed(source: TokenSource) -> RecallTasks:
         return source.tasks
     if source.tokenizer is not None:
         return RecallTasks.build(source.tokenizer, source.text)
-    raise ValueError("workload=recall needs a tokenizer; random weights have none. Use workload=decode.")
+    raise no_tokenizer("recall")

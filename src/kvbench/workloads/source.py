@@ -98,3 +98,11 @@ def positive(section: str, **numbers: int) -> None:
     for name, number in numbers.items():
         if number < 1:
             raise ValueError(f"{section}.{name} must be at least 1; got {number}.")
+
+
+def no_tokenizer(workload: str) -> ValueError:
+    """Return what to raise where a workload is made of text and nobody knows how the model reads it."""
+    return ValueError(
+        f"workload={workload} needs a tokenizer; random weights have none, nor has a folder without its files. "
+        f"Use workload=decode."
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvbench.types import RunShape
-from kvbench.workloads.source import TokenSource, positive, read_text
+from kvbench.workloads.source import TokenSource, no_tokenizer, positive, read_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,5 +46,5 @@ class Text:
             ValueError: if there is no tokenizer, or the file is too short.
         """
         if not source.text:
-            raise ValueError("workload=text needs a tokenizer; random weights have none. Use workload=decode.")
+            raise no_tokenizer("text")
         return source.windows(run.batch_size, run.prompt_tokens + self.new_tokens)
