@@ -111,7 +111,7 @@ def check_keys(node: object, group: str) -> None:
     found = list(objects(node, group))
     assert found
     for key, given in found:
-        cls = type(build(given, object, key, PREFIXES))
+        cls: type = type(build(given, object, key, PREFIXES))
         assert set(given) - {TARGET} == set(schema(cls)), key
         for field in (field for field in dataclasses.fields(cls) if field.init):
             assert field.default is dataclasses.MISSING, f"{key}.{field.name} has a default in the code"

@@ -8,6 +8,7 @@ import json
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin
 
 from kvbench.configuration.errors import ConfigError, hint, near_misses
@@ -59,17 +60,21 @@ def build(node: object, kind: object, key: str, prefixes: Sequence[str]) -> Any:
 
 def _check_members(cls: type, kind: object, key: str) -> None:
     """Refuse a class that lacks what the protocol of its place asks for, before anything is measured with it."""
-    if not getattr(kind, "_is_protocol", False):
-        return
-    has = {*dir(cls), *schema(cls)}
-    lacks = [name for name in dir(kind) if not name.startswith("_") and name not in has]
+    lacks = _lacking(cls, kind) if getattr(kind, "_is_protocol", False) else []
     if lacks:
+        has = {*dir(cls), *schema(cls)}
         where = f"{typing.cast(type, kind).__module__}.{typing.cast(type, kind).__name__}"
         near = [f"{guess} for {name}" for name in lacks for guess in near_misses(name, has)[:1]]
         raise ConfigError(
             f"{key}: {cls.__name__} lacks {', '.join(lacks)} of {where}. "
             + (f"It has {', '.join(near)}; is that what was meant?" if near else "Write it, or choose another class.")
         )
+
+
+@cache
+def _lacking(cls: type, kind: object) -> list[str]:
+    has = {*dir(cls), *schema(cls)}
+    return [name for name in dir(kind) if not name.startswith("_") and name not in has]
 
 
 def _construct(cls: type, node: Mapping[Any, Any], key: str, prefixes: Sequence[str]) -> Any:
@@ -90,7 +95,8 @@ def _construct(cls: type, node: Mapping[Any, Any], key: str, prefixes: Sequence[
         raise ConfigError(text if key in text else f"{key}: {text}") from error
 
 
-def schema(cls: type) -> dict[str, Any]:
+@cache
+def schema(cls: type) -> Mapping[str, Any]:
     """Return the annotation of every field of a dataclass that its yaml has to give."""
     kinds = typing.get_type_hints(cls)
     return {field.name: kinds[field.name] for field in dataclasses.fields(cls) if field.init}
