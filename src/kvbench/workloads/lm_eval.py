@@ -17,8 +17,9 @@ from typing import Any
 from kvbench.workloads import harness
 from kvbench.workloads.asked import Asked, Conversation, Turn
 from kvbench.workloads.chats import Chat, ids_of, rendered, writes_chats
+from kvbench.workloads.composing import tokenizer_of
 from kvbench.workloads.harness import Prompt
-from kvbench.workloads.source import TokenSource, no_tokenizer, positive
+from kvbench.workloads.source import TokenSource, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +75,8 @@ class LmEval(Asked):
         Raises:
             ValueError: if there is no tokenizer, a task cannot be asked or scored here, or a prompt is too long.
         """
-        if source.tokenizer is None:
-            raise no_tokenizer("lm_eval")
-        return [self._conversation(source, prompt) for prompt in _prompts(self, source.tokenizer)]
+        tokenizer = tokenizer_of(source, "lm_eval")
+        return [self._conversation(source, prompt) for prompt in _prompts(self, tokenizer)]
 
     def _conversation(self, source: TokenSource, prompt: Prompt) -> Conversation:
         ids = ids_of(source.tokenizer, source.prefix, prompt.text)

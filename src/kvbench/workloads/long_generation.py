@@ -7,8 +7,9 @@ from typing import Literal
 
 from kvbench.workloads.asked import Asked, Conversation, Turn
 from kvbench.workloads.chats import Chat, as_chat, ids_of, writes_chats
+from kvbench.workloads.composing import tokenizer_of
 from kvbench.workloads.rows import json_rows
-from kvbench.workloads.source import TokenSource, no_tokenizer, positive
+from kvbench.workloads.source import TokenSource, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +49,7 @@ class LongGeneration(Asked):
         Raises:
             ValueError: if there is no tokenizer, or a prompt is too long.
         """
-        if source.tokenizer is None:
-            raise no_tokenizer("long_generation")
+        tokenizer_of(source, "long_generation")
         if not self.path:
             return [self._conversation(tuple(ids)) for ids in source.windows(self.samples, self.prompt_tokens)]
         found, is_chat = [], writes_chats(source.tokenizer, self.chat)

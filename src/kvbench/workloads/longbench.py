@@ -18,9 +18,10 @@ from pathlib import Path
 
 from kvbench.workloads.asked import Asked, Conversation, Turn
 from kvbench.workloads.chats import Chat, as_chat, ids_of, plain_ids, writes_chats
+from kvbench.workloads.composing import tokenizer_of
 from kvbench.workloads.hub import hub_file
 from kvbench.workloads.longbench_data import TASKS, Row, read
-from kvbench.workloads.source import TokenSource, no_tokenizer
+from kvbench.workloads.source import TokenSource
 
 DATASET, REVISION, FILE = "zai-org/LongBench", "5e628be450b7e67fb7ae6e201bd6d8f7056f7672", "data.zip"
 ALL = "all"
@@ -62,8 +63,7 @@ class LongBench(Asked):
         Raises:
             ValueError: if there is no tokenizer, no row of a task, or no room for a question.
         """
-        if source.tokenizer is None:
-            raise no_tokenizer("longbench")
+        tokenizer_of(source, "longbench")
         path = self._place()
         rows = read(path, [task for task in TASKS if self.tasks == (ALL,) or task in self.tasks], self.samples)
         missing = set() if self.tasks == (ALL,) else {*self.tasks} - {row.task for row in rows}

@@ -9,10 +9,11 @@ from typing import Any
 
 from kvbench.workloads.asked import Asked, Conversation, Turn
 from kvbench.workloads.chats import Chat, as_chat, ids_of, plain_ids, writes_chats
+from kvbench.workloads.composing import tokenizer_of
 from kvbench.workloads.metrics import METRICS
 from kvbench.workloads.recall import needed
 from kvbench.workloads.rows import json_rows
-from kvbench.workloads.source import TokenSource, no_tokenizer, positive
+from kvbench.workloads.source import TokenSource, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,7 @@ class MultiTurn(Asked):
         """
         if not self.path:
             return self._about_pairs(source)
-        if source.tokenizer is None:
-            raise no_tokenizer("multi_turn")
+        tokenizer_of(source, "multi_turn")
         rows = (row for row, _ in zip(self._rows(), range(self.samples), strict=False))
         return [self._conversation(source, *row) for row in rows]
 
