@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from kvbench.cache.codecs.dense import CompiledDense, Dense
+from kvbench.cache.codecs.dense import Dense
 from kvbench.cache.kv_cache import KVCache
 from kvbench.cache.placement.tiers import Traffic
 from kvbench.engines.arm import Arm
@@ -63,7 +63,7 @@ def held(arm: Arm, cache: KVCache, run: RunShape) -> Row:
     plans = arm.strategy.plans(arm.view, run)
     asked = [budget for plan in plans if plan.budget is not None for budget in plan.budget]
     disk_bytes, numbers = cache.bytes_on("disk"), cache.numbers_held()
-    own = "native" if any(isinstance(plan.codec, CompiledDense) for plan in plans) else None
+    own = next(filter(None, (plan.kernel_on(arm.view.device, arm.view.dtype, run) for plan in plans)), None)
     return {
         "kv_allocated_bytes": cache.allocated_bytes(),
         "kv_used_bytes": cache.used_bytes(),

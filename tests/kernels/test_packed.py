@@ -20,7 +20,7 @@ from tests.support.codecs import (
     products_equal_dense_ones,
     quantiser,
 )
-from tests.support.packed_rows import ALL, PAGED, Case, rows_are_what_they_stand_for
+from tests.support.packed_rows import ALL, PAGED, RAGGED, Case, rows_are_what_they_stand_for
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -46,6 +46,7 @@ CASES = (  # each is compiled too
     Case(bits=2, dim=20, codebook=True, low=False, outliers=2, channel=torch.int32, rotary=7, positions="by head"),
     Case(bits=8, dim=48, codebook=True, tokens=4, rotary=8, share=2),
     *PAGED,
+    *RAGGED,
 )
 has_compiler = pytest.mark.skipif(compiling.compiler() is None, reason="no C++ compiler")
 

@@ -13,7 +13,7 @@ from types import ModuleType
 from kvbench.kernels.packed import native
 from tests.mutants.core_mutant import Check, Mutant
 from tests.support.codecs import both_kernels_keep_the_same, products_equal_dense_ones, quantiser
-from tests.support.packed_rows import ALL, PAGED, Case, rows_are_what_they_stand_for
+from tests.support.packed_rows import ALL, PAGED, RAGGED, Case, rows_are_what_they_stand_for
 
 KEYS = Case(codebook=True, outliers=7, rotary=32, tokens=ALL, expanded=True, share=4)
 FLOAT = quantiser(8, symmetric=True, levels="e4m3")
@@ -208,9 +208,27 @@ MUTANTS = (
     ),
     _mutant(
         "a page's sum is forgotten with the next page",
-        "if (block.first > rows->start(block.part))",
-        "if (OUTLIERS && block.first > rows->start(block.part))",
+        "if (block.first > rows->start(block.part, block.index()))",
+        "if (OUTLIERS && block.first > rows->start(block.part, block.index()))",
         partial(rows_are_what_they_stand_for, PAGED[3], "native"),
+    ),
+    _mutant(
+        "all heads have the rows of the first",
+        "each_row<IS_RAW>(SPANS ? rows.starts[index()] : 0, use)",
+        "each_row<IS_RAW>(SPANS ? rows.starts[0] : 0, use)",
+        partial(rows_are_what_they_stand_for, RAGGED[3], "native"),
+    ),
+    _mutant(
+        "a head has as many rows as the one that has most",
+        "return SPANS ? stops[index] - starts[index] : entries;",
+        "return entries;",
+        partial(rows_are_what_they_stand_for, RAGGED[0], "native"),
+    ),
+    _mutant(
+        "what a head does not have is a product of 0",
+        "mine + q * row_step + rows->entries, -INFINITY)",
+        "mine + q * row_step + rows->entries, 0)",
+        partial(rows_are_what_they_stand_for, RAGGED[1], "native"),
     ),
     _mutant(
         "scales are those of another page",

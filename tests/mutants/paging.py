@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from kvbench.cache import page_table, plan
+from kvbench.cache.codecs.alone import Numbers
 from kvbench.cache.page_table import PageTable
-from kvbench.cache.paged import Numbers, PagedPayload, PagedRoom
+from kvbench.cache.paged import PagedPayload, PagedRoom
 from kvbench.cache.plan import LayerPlan
 from kvbench.types import RunShape
 from tests.mutants.core_mutant import Mutant

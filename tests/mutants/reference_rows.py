@@ -8,12 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kvbench.kernels.packed import Packed, reference
+from kvbench.kernels.packed import Packed, Spans, reference
 from kvbench.kernels.rotary import turn
 from tests.mutants.core_mutant import Mutant
-from tests.support.packed_rows import ALL, PAGED, Case, rows_are_what_they_stand_for
+from tests.support.packed_rows import ALL, PAGED, RAGGED, Case, rows_are_what_they_stand_for
 
 coded, spread, dense, in_pages = reference._coded, reference._spread, reference.dense, reference._in_pages
+rows = Spans.rows
 
 
 def next_level(packed: Packed, start: int, stop: int, dtype: torch.dtype) -> Tensor:
@@ -56,6 +57,17 @@ def as_if_all_were_there(packed: Packed, table: Tensor, start: int, stop: int, d
     return in_pages(packed, table.clamp(min=0), start, stop, dtype)
 
 
+def rows_of_the_first_head(self: Spans, first: int, last: int) -> tuple[Tensor, Tensor]:
+    """Look for the rows of every head where those of the first one lie."""
+    return rows(replace(self, start=self.start.flatten()[0].expand_as(self.start)), first, last)
+
+
+def all_rows_are_there(self: Spans, first: int, last: int) -> tuple[Tensor, Tensor]:
+    """Let every head have as many rows as the one that has most."""
+    row, is_there = rows(self, first, last)
+    return row, torch.ones_like(is_there)
+
+
 _KEYS = Case(codebook=True, outliers=7, rotary=32)
 MUTANTS = (
     Mutant(
@@ -93,5 +105,15 @@ MUTANTS = (
         name="a page that does not exist is the first",
         patches=((reference, "_in_pages", as_if_all_were_there),),
         killed_by=(partial(rows_are_what_they_stand_for, PAGED[2]),),
+    ),
+    Mutant(
+        name="all heads have the rows of the first",
+        patches=((Spans, "rows", rows_of_the_first_head),),
+        killed_by=(partial(rows_are_what_they_stand_for, RAGGED[3]),),
+    ),
+    Mutant(
+        name="a head has as many rows as the one that has most",
+        patches=((Spans, "rows", all_rows_are_there),),
+        killed_by=(partial(rows_are_what_they_stand_for, RAGGED[0]),),
     ),
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 from kvbench.kernels.packed import on_gpu, triton_rows
 from tests.mutants.core_mutant import Mutant
 from tests.support.codecs import products_equal_dense_ones, quantiser
-from tests.support.packed_rows import ALL, IN_BLOCKS, PAGED, Case, rows_are_what_they_stand_for
+from tests.support.packed_rows import ALL, IN_BLOCKS, PAGED, RAGGED, Case, rows_are_what_they_stand_for
 
 KEYS = Case(codebook=True, outliers=3, rotary=10, tokens=ALL, expanded=True, share=4, dim=24)
 FLOAT = quantiser(8, symmetric=True, levels="e4m3")
@@ -86,8 +86,8 @@ MUTANTS = (
     ),
     _mutant(
         "what lies past the last row is a row too",
-        "tl.load(mine + line, mask=line < entries, other=0.0)",
-        "tl.load(mine + tl.minimum(line, entries - 1))",
+        "tl.load(mine + line, mask=line < end, other=0.0)",
+        "tl.load(mine + tl.minimum(line, end - 1))",
         partial(products_equal_dense_ones, quantiser(4), 16, 1, "triton"),
     ),
     _mutant(
@@ -124,9 +124,27 @@ MUTANTS = (
         name="parts lie a block apart, whatever they hold",
         patches=(
             (on_gpu, "PROGRAMS", FEW_PROGRAMS),
-            (triton_rows, "read", kernel_of(changed("range(part * part_rows,", "range(part * ROWS,"))),
+            (triton_rows, "read", kernel_of(changed("begin, end = part * part_rows,", "begin, end = part * ROWS,"))),
         ),
         killed_by=(partial(rows_are_what_they_stand_for, Case(), "triton"),),
+    ),
+    _mutant(
+        "all heads have the rows of the first",
+        "span = tl.load(starts + index)",
+        "span = tl.load(starts)",
+        partial(rows_are_what_they_stand_for, RAGGED[3], "triton"),
+    ),
+    _mutant(
+        "a head has a row too few",
+        "end = tl.minimum(end, length)",
+        "end = tl.minimum(end, length - 1)",
+        partial(rows_are_what_they_stand_for, RAGGED[0], "triton"),
+    ),
+    _mutant(
+        "what a head does not have is a product of 0",
+        'float("-inf")',
+        "0.0",
+        partial(rows_are_what_they_stand_for, RAGGED[1], "triton"),
     ),
     _mutant(
         "all batch rows have the pages of the first",

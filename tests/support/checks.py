@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kvbench.cache import plan
 from kvbench.cache.kv_cache import KVCache
+from kvbench.cache.ragged import RaggedStore
 from kvbench.models.view import view_of
 from kvbench.strategies.base import CacheStrategy
 from kvbench.types import DECODE, RunShape
@@ -287,8 +288,12 @@ def _growing_equals_fixed(name: str, model_name: str, *, new: int, most: int) ->
         for layer in cache.layers:
             for _, store in layer.stores:
                 slots = store.slots
-                assert slots.capacity <= 1.25 * slots.filled + most
-                assert slots.position.shape[2] == slots.capacity
+                if isinstance(store, RaggedStore):
+                    is_there = store.slots.position >= 0
+                    assert slots.capacity <= 1.25 * is_there.sum() + most * is_there[..., 0].numel()
+                else:
+                    assert slots.capacity <= 1.25 * slots.filled + most
+                    assert slots.position.shape[2] == slots.capacity
                 sizes.append(slots.capacity)
 
     growing = drive(model_for(made, model_name), made, tokens, uniform(new=None), steps=steps, watch=watch)

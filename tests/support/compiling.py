@@ -17,9 +17,10 @@ from triton.compiler.errors import CompilationError
 from kvbench.kernels.packed import Packed, on_gpu, triton_rows
 from tests.mutants.triton_rows import ONLY_INTERPRETED, kernel_of
 from tests.support.codecs import packed_rows, quantiser
-from tests.support.packed_rows import ALL, Case, rows_of
+from tests.support.packed_rows import ALL, PAGED, RAGGED, Case, rows_of
 
-TYPES = {torch.uint8: "*u8", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32", torch.int16: "*i16"}
+TYPES = {torch.uint8: "*u8", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+TYPES |= {torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64"}
 KEYS = Case(bits=3, dim=40, codebook=True, outliers=3, rotary=16, tokens=ALL, expanded=True, share=3)
 CAPABILITY = 90  # of an H100
 
@@ -44,7 +45,13 @@ def cubin(read: Any, packed: Packed, *, is_sum: bool) -> bytes:
 def main() -> None:
     """Compile what reads keys, and what sums values up."""
     keys, values = rows_of(KEYS, "triton")[0], packed_rows(quantiser(2, "tokens", 32), 24, 128, "triton")
-    for packed, is_sum in ((keys, False), (values, True)):
+    ragged, paged = (rows_of(cases[2], "triton")[0] for cases in (RAGGED, PAGED))
+    given = (
+        (keys, False),
+        (values, True),
+        *((packed, is_sum) for packed in (ragged, paged) for is_sum in (False, True)),
+    )
+    for packed, is_sum in given:
         assert len(cubin(triton_rows.read, packed, is_sum=is_sum)) > 1000
     try:
         cubin(kernel_of(ONLY_INTERPRETED), values, is_sum=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvbench.kernels.packed import Form, Kernel, Outliers, Packed, Turned
+from kvbench.kernels.packed import Form, Kernel, Outliers, Packed, Spans, Turned
 from kvbench.kernels.packing import pack
 
 BATCH, HEADS, ROWS = 2, 2, 141  # more rows than a block, which do not fill the next one
@@ -35,6 +35,7 @@ class Case:
         expanded: whether all heads and batch rows have the same scales.
         levels: "codes", or what numbers are kept in that are no codes.
         page: rows of a page; 0 where batch rows are apart.
+        ragged: whether heads have different numbers of rows, one behind the other.
     """
 
     bits: int = 4
@@ -50,6 +51,7 @@ class Case:
     expanded: bool = False
     levels: Literal["codes", "float16", "bfloat16", "float32"] = "codes"
     page: int = 0
+    ragged: bool = False
 
     @property
     def form(self) -> Form:
@@ -78,9 +80,22 @@ PAGED = (
 )
 
 
+RAGGED = (
+    Case(ragged=True, share=2),
+    Case(ragged=True, bits=8, low=False, dim=20, share=3),
+    Case(ragged=True, bits=16, levels="bfloat16", low=False, share=4),
+    Case(ragged=True, bits=32, levels="float32", low=False),
+    Case(ragged=True, bits=16, levels="float16", low=False, dim=20),
+)
+LENGTHS = ((ROWS, 1), (70, 33))  # rows of each head
+ROOM = 3  # behind them, where nothing is
+
+
 def rows_of(case: Case, kernel: Kernel) -> tuple[Packed, Tensor]:
     """Return rows, and the numbers they stand for in float64 [BATCH, HEADS, ROWS, dim]."""
     packed, numbers = _themselves(case, kernel) if case.levels != "codes" else _coded(case, kernel)
+    if case.ragged:
+        return _in_spans(packed, numbers)
     return _in_pages(packed, numbers, case.page) if case.page else (packed, numbers)
 
 
@@ -112,6 +127,28 @@ def _in_pages(packed: Packed, numbers: Tensor, size: int) -> tuple[Packed, Tenso
 
     low = None if packed.low is None else spread(packed.low)
     return replace(packed, codes=spread(packed.codes), scale=spread(packed.scale), low=low, table=table), numbers
+
+
+def _in_spans(packed: Packed, numbers: Tensor) -> tuple[Packed, Tensor]:
+    """Put the first rows of each head behind those of the one before it; what lies between them is no number."""
+    start, first = torch.empty(BATCH, HEADS, dtype=torch.int64), ROOM
+    numbers = numbers.clone()
+    for batch, head in itertools.product(range(BATCH), range(HEADS)):
+        start[batch, head] = first
+        first += LENGTHS[batch][head] + ROOM
+        numbers[batch, head, LENGTHS[batch][head] :] = 0
+
+    def joined(rows: Tensor) -> Tensor:
+        room = rows.new_empty((1, 1, first, rows.shape[3]))
+        room.view(torch.uint8).fill_(255)
+        for batch, head in itertools.product(range(BATCH), range(HEADS)):
+            length, at = LENGTHS[batch][head], int(start[batch, head])
+            room[0, 0, at : at + length] = rows[batch, head, :length]
+        return room
+
+    low = None if packed.low is None else joined(packed.low)
+    spans = Spans(start=start, stop=start + torch.tensor(LENGTHS), most=ROWS)
+    return replace(packed, codes=joined(packed.codes), scale=joined(packed.scale), low=low, spans=spans), numbers
 
 
 def _coded(case: Case, kernel: Kernel) -> tuple[Packed, Tensor]:
@@ -180,7 +217,7 @@ def moved(rows: Any, device: str) -> Any:
     if isinstance(rows, Tensor):
         storage = rows.as_strided((rows.untyped_storage().nbytes() // rows.itemsize,), (1,), 0)
         return storage.to(device).as_strided(rows.shape, rows.stride(), rows.storage_offset())
-    if isinstance(rows, Packed | Outliers | Turned):
+    if isinstance(rows, Packed | Outliers | Turned | Spans):
         return replace(rows, **{field.name: moved(getattr(rows, field.name), device) for field in fields(rows)})
     return rows
 
@@ -198,7 +235,10 @@ def rows_are_what_they_stand_for(case: Case, kernel: Kernel = "reference", devic
     packed.logits(queries.to(device), out)
     want = queries.double() @ numbers.transpose(-1, -2)
     size = queries.double().norm(dim=-1)[..., None] * numbers.norm(dim=-1)[:, :, None]
-    assert (((out.cpu() - want).abs() <= 1e-5 * size) | (numbers == 0).all(dim=-1)[:, :, None]).all()
+    is_there = ~(numbers == 0).all(dim=-1)[:, :, None]
+    assert (((out.cpu() - want).abs() <= 1e-5 * size) | ~is_there).all()
+    if case.ragged:
+        assert (out.cpu().isneginf() == ~is_there).all()
     if packed.turned is None:
         weights = torch.rand(BATCH, HEADS, case.share, ROWS + 8, generator=random)[..., 4 : 4 + ROWS]
         got, want = packed.weighted(moved(weights, device)).cpu(), weights.double() @ numbers

@@ -17,6 +17,7 @@ from kvbench.cache.placement.mover import Mover
 from kvbench.cache.placement.rooms import Tier
 from kvbench.cache.placement.tiers import Traffic
 from kvbench.cache.plan import LayerPlan, Region, score_dtype
+from kvbench.cache.ragged import RaggedStore
 from kvbench.cache.repeat import repeated_positions
 from kvbench.cache.replayed import ReplayedStore
 from kvbench.cache.slots import Slots
@@ -151,7 +152,7 @@ class CacheLayer:
         """Count a token whose step was replayed."""
         self.seen += 1
         for _, store in self.stores:
-            assert isinstance(store, ReplayedStore)
+            assert isinstance(store, ReplayedStore | RaggedStore)
             store.skip()
 
     @property
@@ -320,7 +321,8 @@ class CacheLayer:
             scores, mine = (t if t is None else t[rows, sets, skip:] for t in (score, memory))
             queries = asking[rows, heads.start * share : heads.stop * share]
             padding = self.padding if is_whole else None
-            store = self._store(region.plan, region.run, padding, keys, values)
+            kind = RaggedStore if region.plan.lies_ragged(region.run) else self._store
+            store = kind(region.plan, region.run, padding, keys, values)
             store.fill(keys, values, view.position[rows, :, skip:], scores, queries, mine)
             self.stores.append((region, store))
         self._leave()

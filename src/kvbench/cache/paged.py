@@ -3,62 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from kvbench.cache.codecs.base import Format, Kept, Packing, as_bytes
-from kvbench.cache.codecs.dense import Dense
-from kvbench.cache.codecs.packed import PackedFormat
+from kvbench.cache.codecs.alone import Numbers, kernel_of, packing_of
+from kvbench.cache.codecs.base import Format, as_bytes
 from kvbench.cache.page_table import PageTable
-from kvbench.kernels.packed import First, Form, Kernel, Packed, Rows
+from kvbench.kernels.packed import First, Kernel, Packed, Rows
 from kvbench.kernels.packed.reference import in_a_row
-
-
-@dataclass(frozen=True)
-class Numbers(Packing):
-    """Entries are kept as the model made them.
-
-    Args:
-        dtype: of the model.
-    """
-
-    dtype: torch.dtype
-
-    tokens = 1
-
-    def kept(self, dim: int) -> tuple[Kept, ...]:
-        """Return the numbers."""
-        return (Kept(tokens=1, width=dim, dtype=self.dtype),)
-
-    def encode(self, entries: Tensor) -> Sequence[Tensor]:
-        """Return entries [B, G, T, D] as they are."""
-        return (entries,)
-
-    def run(self, kept: Sequence[Tensor], dim: int, kernel: Kernel) -> Packed:
-        """Return entries as attention reads them."""
-        levels, bits = str(self.dtype).removeprefix("torch."), 8 * self.dtype.itemsize
-        form = Form(dim=dim, bits=bits, tokens=1, channels=dim, symmetric=True, levels=levels)  # type: ignore[arg-type]
-        codes = kept[0].view(torch.uint8)
-        return Packed(form, codes, codes.new_empty((*codes.shape[:3], 0), dtype=torch.float16), None, kernel)
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Return nothing."""
-        return ()
-
-
-def packing_of(how: Format, dtype: torch.dtype) -> Packing | None:
-    """Return how each entry is packed, if each is packed alone; None otherwise."""
-    if isinstance(how, Dense):
-        return Numbers(dtype)
-    if isinstance(how, PackedFormat) and how.rule.residual == 0 and how.quantiser.tokens == 1:
-        return how.quantiser
-    return None
-
-
-def _kernel_of(how: Format, like: Tensor) -> Kernel | None:
-    return how.rule.kernel_on(like.device, like.dtype) if isinstance(how, PackedFormat) else None
 
 
 class PagedRoom:
@@ -73,9 +27,7 @@ class PagedRoom:
     """
 
     def __init__(self, how: Format, like: Tensor, pages: int, size: int, kernel: Kernel) -> None:
-        packing = packing_of(how, like.dtype)
-        assert packing is not None, "refused before"
-        self.packing, self.kernel, self.size = packing, _kernel_of(how, like) or kernel, size
+        self.packing, self.kernel, self.size = packing_of(how, like.dtype), kernel_of(how, like) or kernel, size
         self.dtype, self.heads, self.dim = like.dtype, like.shape[1], like.shape[3]
         self._allocate(like, pages)
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from kvbench.cache.codecs.alone import are_alone
 from kvbench.cache.codecs.base import Format, LayerCodec, QueryDriven, SizedByPrompt
+from kvbench.cache.codecs.dense import CompiledDense
 from kvbench.cache.codecs.kernel import chosen_kernel
 from kvbench.cache.page_table import PageTable, num_pages
 from kvbench.cache.protocols import Evicted, Fitted, Handing, Pages, Repeater, Scorer, Selector, Sharer
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 GROW_SHARE = 4  # a cache of unknown length grows by a quarter
 GROW_LEAST = 64  # entries
+SPAN_NUMBERS = 3  # that say of a head where its entries begin and end, and at which position
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +136,47 @@ class LayerPlan:
         """How keys and values are written."""
         return self.codec.key_format, self.codec.value_format
 
+    def lies_ragged(self, run: RunShape) -> bool:
+        """Whether heads keep different numbers of entries, one behind the other, as each is written alone."""
+        return self._can_lie_ragged and self._heads_differ(run)
+
+    @cached_property
+    def _can_lie_ragged(self) -> bool:
+        is_elsewhere = self.place is not None or self.handing is not None or self.paging is not None
+        moves = self.evicts or self.evicted.merges or self.pair is not None or self.shape.values_are_keys
+        fits = self.pages is None and self._fitted is None and all(map(are_alone, self.formats))
+        return self.compresses and fits and not (is_elsewhere or moves)
+
+    def _heads_differ(self, run: RunShape) -> bool:
+        """Whether heads of a layer keep different numbers of entries of some row, as far as that is known now."""
+        if self.sharer is not None and self.sharer.by_head and self.scorer.per_head:
+            assert self.budget is not None
+            return any(most < length for most, length in zip(self.budget, run.prompt_lengths, strict=True))
+        if self.counts is None:
+            return False
+        kept, heads = self.kept(run), self.shape.kv_heads
+        return any(len(set(kept[first : first + heads])) > 1 for first in range(0, len(kept), heads))
+
+    def kept(self, run: RunShape) -> list[int]:
+        """Return the entries that each head keeps of the prompt, row by row, where heads differ; or else on average."""
+        assert self.budget is not None
+        at_worst = self.sharer is not None and self.sharer.data_dependent  # everything is kept
+        most_known = (None,) * run.batch_size if at_worst else self.budget
+        counts = self.counts or [[most] * self.shape.kv_heads for most in most_known]
+        lengths = run.prompt_lengths
+        return [n if most is None else min(n, most) for n, row in zip(lengths, counts, strict=True) for most in row]
+
+    def more(self, run: RunShape) -> int:
+        """Return how many entries each head has room for beside those of the prompt, where heads differ."""
+        mean = max(self.held(run, run.prompt_tokens))
+        return grown(mean) - mean if run.new_tokens is None else run.new_tokens
+
+    def kernel_on(self, device: torch.device, dtype: torch.dtype, run: RunShape) -> Kernel | None:
+        """Return what reads entries that are kept as the model made them; None for plain torch."""
+        if self.lies_ragged(run):
+            return chosen_kernel("auto", device, dtype)
+        return "native" if isinstance(self.codec, CompiledDense) else None
+
     @property
     def score_heads(self) -> int:
         """How many kept sets the layer has: one, or one per KV head."""
@@ -181,6 +225,9 @@ class LayerPlan:
             counts: entries kept per row and KV head, None to keep all of them; by default what is known in advance.
         """
         counts = self.counts if counts is None else counts
+        if self.lies_ragged(run):
+            plan = self if counts is None else replace(self, counts=tuple(map(tuple, counts)))
+            return [Region(rows=slice(0, run.batch_size), heads=slice(0, self.shape.kv_heads), plan=plan, run=run)]
         if counts is None and self.sharer is not None and self.sharer.data_dependent:  # at worst everything is kept
             counts = [[None] * self.shape.kv_heads] * run.batch_size
         heads = slice(0, self.shape.kv_heads)
@@ -342,12 +389,26 @@ class LayerPlan:
         if not self._has_entries:
             return run.batch_size * self.shape.state_bytes
         run = run.of(self.shape.part)
+        if self.lies_ragged(run):
+            entries = sum(self.kept(run)) + self.more(run) * self._num_sets(run)
+            return self.codec.fixed_bytes + self.ragged_bytes(run, dtype, entries)
         return self.codec.fixed_bytes + sum(
             region.plan._rooms_bytes(region.plan.capacity(region.run) + self.slack, region.run, dtype)
             + region.plan.fixed_bytes(region.run, dtype)
             + region.plan._reading_bytes(region.run, dtype)
             for region in self.regions(run)
         )
+
+    def _num_sets(self, run: RunShape) -> int:
+        return run.batch_size * self.shape.kv_heads
+
+    def ragged_bytes(self, run: RunShape, dtype: torch.dtype, entries: int) -> int:
+        """Return the bytes of so many entries over all rows and heads, and of what says whose they are."""
+        keys, values = self.formats
+        payload = keys.allocated_bytes(1, self.shape.key_dim, entries, dtype)
+        payload += values.allocated_bytes(1, self.shape.value_dim, entries, dtype)
+        tables = SPAN_NUMBERS * self._num_sets(run) * torch.int64.itemsize
+        return payload + entries * torch.int32.itemsize + tables
 
     def text_slots(self, run: RunShape) -> int:
         """Return how many ids of each row the layer keeps, where no layer keeps entries: the first one does."""
@@ -382,6 +443,12 @@ class LayerPlan:
         elif self.shape.part == "prompt":
             tokens_seen = min(tokens_seen, run.prompt_tokens)
         run = run.of(self.shape.part)
+        if self.lies_ragged(run):
+            pads = [pad for pad in run.padding for _ in range(self.shape.kv_heads)]
+            entries = sum(
+                min(kept, max(0, tokens_seen - pad)) for kept, pad in zip(self.kept(run), pads, strict=True)
+            ) + max(0, tokens_seen - run.prompt_tokens) * len(pads)
+            return self.codec.fixed_bytes + self.ragged_bytes(run, dtype, entries)
         total = self.codec.fixed_bytes
         for region in self.regions(run):
             decoded = max(0, tokens_seen - run.prompt_tokens)

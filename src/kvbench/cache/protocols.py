@@ -216,6 +216,10 @@ class Sharer(Protocol):
     def data_dependent(self) -> bool:
         """Whether a head may be told to keep everything, so that the bytes depend on the data."""
 
+    @property
+    def by_head(self) -> bool:
+        """Whether heads of a layer may be told to keep different numbers of entries."""
+
     def statistic(self, view: PromptView) -> Tensor | None:
         """Return what `share` has to know of a layer beyond its scores, read off its last queries."""
 

@@ -56,6 +56,11 @@ class Store:
             self._reading = Pages(plan, run, padding, key)
         if prompt is not None:
             self.seen = run.prompt_tokens
+        self.slots = self._room(key, value)
+
+    def _room(self, key: Tensor, value: Tensor) -> Slots:
+        """Return room for what stays of a prompt and what follows it."""
+        plan, run = self.plan, self.run
         dtype, beside = score_dtype(key.dtype), {}
         if plan.keeps_score(run):
             beside["score"] = (dtype, 1)
@@ -64,7 +69,7 @@ class Store:
         if plan.compresses and plan.evicted.weighs:
             beside["log_weight"] = (dtype, 1)
         state = (dtype, plan.state_width) if plan.state_width > 0 else None
-        self.slots = Slots(
+        return Slots(
             plan.codec,
             key,
             value,
@@ -330,6 +335,11 @@ class Store:
         self._make_room(query.shape[2])
         slots.append(key, value, at[:, None])
         self.seen += query.shape[2]
+        return self._attend(query, at, scale)
+
+    def _attend(self, query: Tensor, at: Tensor, scale: float) -> Tensor:
+        """Return the attention of several tokens at positions [B, T] to what is held."""
+        slots = self.slots
         weight = slots.log_weight
         return attend_prompt(
             query,

@@ -122,6 +122,8 @@ class Packing(ABC):
             if isinstance(at, Tensor) and self.tokens > 1:
                 tokens = entries.shape[2] // rows.shape[2]
                 as_bytes(room).index_copy_(2, at[0, 0, ::tokens].div(tokens, rounding_mode="floor"), as_bytes(rows))
+            elif isinstance(at, Tensor) and room.shape[:2] == (1, 1):
+                as_bytes(room).index_copy_(2, at[0, 0], as_bytes(rows))
             elif isinstance(at, Tensor):
                 as_bytes(room).scatter_(2, at[..., None].expand_as(rows), as_bytes(rows))
             else:

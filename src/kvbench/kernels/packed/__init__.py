@@ -81,6 +81,29 @@ class Turned:
     inverse_frequency: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class Spans:
+    """Where the rows of each head lie, if heads have different numbers of them, one behind the other.
+
+    A head's logits past its last row are -inf.
+
+    Args:
+        start: of a head's rows, int64 [B, G].
+        stop: behind the last of them, int64 [B, G].
+        most: rows a head can have.
+    """
+
+    start: Tensor
+    stop: Tensor
+    most: int
+
+    def rows(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Return where the rows first .. last of each head lie, and which of them there are [B, G, last - first]."""
+        row = self.start[..., None] + torch.arange(first, last, device=self.start.device)
+        stop = self.stop[..., None]
+        return row.minimum(stop - 1).clamp(min=0), row < stop
+
+
 class Run(Protocol):
     """A run of entries that are not kept as numbers; not all of them need to be read."""
 
@@ -123,6 +146,7 @@ class Packed:
         turned: how rows, which are keys then, are rotated.
         table: pages that the rows of each batch row lie in, int32 [B, n], negative where there is none, of which
             nothing is read: its logits mean nothing, and it adds nothing to a sum.
+        spans: where the rows of each head lie, if they lie one behind the other in codes [1, 1, n, w].
     """
 
     form: Form
@@ -134,16 +158,19 @@ class Packed:
     outliers: Outliers | None = None
     turned: Turned | None = None
     table: Tensor | None = None
+    spans: Spans | None = None
 
     @property
     def length(self) -> int:
         """Rows of each head."""
+        if self.spans is not None:
+            return self.spans.most
         return self.codes.shape[2] * (1 if self.table is None else self.table.shape[1])
 
     @property
     def groups(self) -> int:
         """KV heads."""
-        return self.codes.shape[1]
+        return self.codes.shape[1] if self.spans is None else self.spans.start.shape[1]
 
     @property
     def outlier_rows(self) -> float:

@@ -88,7 +88,10 @@ class _Rows(_Kept):
     """What rows.cpp reads."""
 
     _fields_: ClassVar = [
-        *((name, _POINTER) for name in ("levels", "values", "channels", "positions", "frequencies", "table")),
+        *(
+            (name, _POINTER)
+            for name in ("levels", "values", "channels", "positions", "frequencies", "table", "starts", "stops")
+        ),
         ("outliers_step", _LONG),
         ("positions_step", _LONG * 2),
         ("table_step", _LONG),
@@ -131,6 +134,15 @@ class Given:
             given.batch = len(packed.table)
             for name in ("codes_step", "scales_step", "lows_step"):
                 getattr(given, name)[0] = 0  # all batch rows have theirs in the same pages
+        if packed.spans is not None:
+            start, stop = packed.spans.start, packed.spans.stop
+            assert (start.dtype, stop.dtype) == (torch.int64, torch.int64)
+            assert start.is_contiguous()
+            assert stop.is_contiguous()
+            given.starts, given.stops = start.data_ptr(), stop.data_ptr()
+            given.batch, given.heads = start.shape
+            for name in ("codes_step", "scales_step", "lows_step"):
+                setattr(given, name, (0, 0))
         self.address = ctypes.addressof(given)
         self._form = _numbers(form, scale)
         self._run = {
@@ -139,6 +151,7 @@ class Given:
             "OUTLIERS": 0 if outliers is None else outliers.channel.dtype.itemsize,
             "ROTARY": 0 if turned is None else len(turned.inverse_frequency),
             "PAGE": 0 if packed.table is None else codes.shape[2],
+            "SPANS": int(packed.spans is not None),
         }
         self._readers: dict[int, ctypes.CDLL] = {}
 

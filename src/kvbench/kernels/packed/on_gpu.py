@@ -80,7 +80,7 @@ def arguments(packed: Packed, share: int, entries: int, *, is_sum: bool = False)
     given = _pointers(packed, numbers)
     return given | {
         "entries": entries,
-        "heads": codes.shape[1],
+        "heads": packed.groups,
         "SUMS": is_sum,
         "SHARE": share,
         "QUERIES": _power(share) if is_sum else 1,
@@ -100,6 +100,7 @@ def arguments(packed: Packed, share: int, entries: int, *, is_sum: bool = False)
         "HAS_LOW": low is not None,
         "HAS_OUTLIERS": outliers is not None,
         "PAGE": 0 if packed.table is None else codes.shape[2],
+        "SPANS": packed.spans is not None,
     }
 
 
@@ -112,7 +113,11 @@ def _pointers(packed: Packed, numbers: Tensor) -> dict[str, Any]:
         given[f"{name}_batch"], given[f"{name}_head"] = (0, 0) if of is None else steps(of)
         if packed.table is not None:
             given[f"{name}_batch"] = 0  # all batch rows have theirs in the same pages
+        if packed.spans is not None:
+            given[f"{name}_batch"] = given[f"{name}_head"] = 0
     given |= {"table": packed.table, "table_step": 0 if packed.table is None else packed.table.stride(0)}
+    spans = packed.spans
+    given |= {"starts": None, "stops": None} if spans is None else {"starts": spans.start, "stops": spans.stop}
     given |= {"outliers_batch": 0, "positions": None, "positions_batch": 0, "positions_head": 0, "frequencies": None}
     if outliers is not None:
         assert outliers.value.stride() == outliers.channel.stride()

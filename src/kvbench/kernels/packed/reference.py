@@ -13,7 +13,7 @@ from kvbench.kernels.packing import unpack
 from kvbench.kernels.rotary import turn
 
 if TYPE_CHECKING:
-    from kvbench.kernels.packed import Packed
+    from kvbench.kernels.packed import Packed, Spans
 
 BLOCK = 32  # rows that exist as numbers at once
 
@@ -22,6 +22,8 @@ def dense(packed: Packed, start: int, stop: int, dtype: torch.dtype) -> Tensor:
     """Return rows start .. stop as numbers [B, G, stop - start, D]."""
     if packed.table is not None:
         return _in_pages(packed, packed.table, start, stop, dtype)
+    if packed.spans is not None:
+        return _in_spans(packed, packed.spans, start, stop, dtype)
     numbers = _coded(packed, start, stop, dtype)
     outliers, turned = packed.outliers, packed.turned
     if outliers is not None:
@@ -45,6 +47,20 @@ def _in_pages(packed: Packed, table: Tensor, start: int, stop: int, dtype: torch
     rows = slice(start - first * size, stop - first * size)
     is_there = (wanted >= 0).repeat_interleave(size, dim=1)[:, None, rows, None]
     return dense(chosen, rows.start, rows.stop, dtype).masked_fill(~is_there, 0)
+
+
+def _in_spans(packed: Packed, spans: Spans, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    """Return rows start .. stop of each head; 0 past its last one."""
+    row, is_there = spans.rows(start, stop)
+    codes, scale = _in_places(packed.codes, row), _in_places(packed.scale, row)
+    low = None if packed.low is None else _in_places(packed.low, row)
+    chosen = replace(packed, spans=None, codes=codes, scale=scale, low=low)
+    return dense(chosen, 0, stop - start, dtype).masked_fill(~is_there[..., None], 0)
+
+
+def _in_places(rows: Tensor, place: Tensor) -> Tensor:
+    """Return a copy of rows [1, 1, n, w] at places [B, G, c], as [B, G, c, w]."""
+    return rows[0, 0].index_select(0, place.flatten()).view(*place.shape, -1)
 
 
 def in_a_row(rows: Tensor, pages: Tensor) -> Tensor:
@@ -78,6 +94,9 @@ def logits(rows: Tensor, packed: Packed, out: Tensor) -> None:
     for block in _blocks(out.shape[3]):
         numbers = dense(packed, block.start, block.stop, rows.dtype)
         out[..., block] = torch.matmul(rows, numbers.transpose(-1, -2))
+        if packed.spans is not None:
+            _, is_there = packed.spans.rows(block.start, block.stop)
+            out[..., block].masked_fill_(~is_there[:, :, None], -torch.inf)
 
 
 def weighted(weights: Tensor, packed: Packed) -> Tensor:

@@ -2,7 +2,7 @@
 //
 // Compiled for one form of rows, for PER_CHANNEL where rows share the scales of their channels, CODEBOOK, OUTLIERS (bytes
 // of a channel, or 0), ROTARY pairs of channels, SHORT_SCALES in e4m3, PAGE rows of a head that lie together, or 0 for
-// all, and SHARE queries per KV head.
+// all, SPANS where heads have different numbers of rows, and SHARE queries per KV head.
 
 #include "angles.h"
 #include "kept.h"
@@ -40,10 +40,12 @@ struct Rows : Kept {
     const int32_t* positions;
     const float* frequencies;
     const int32_t* table;  // of each batch row, the pages that its rows lie in; negative where there is none
+    const int64_t *starts, *stops;  // of each head's rows, where these lie one behind the other
     long outliers_step, positions_step[2], table_step;
     long tokens, outliers, entries, parts, threads;
 
-    long start(long part) const { return part * entries / parts; }
+    long length(long index) const { return SPANS ? stops[index] - starts[index] : entries; }
+    long start(long part, long index) const { return part * length(index) / parts; }
 };
 
 template <int PLANE>
@@ -234,7 +236,7 @@ struct Block {
     template <bool IS_RAW, typename Use>
     void each_row(Use use) const {
         if constexpr (PAGE == 0)
-            each_row<IS_RAW>(0, use);
+            each_row<IS_RAW>(SPANS ? rows.starts[index()] : 0, use);
         else {
             const long page = rows.table[batch * rows.table_step + first / PAGE];
             if (page >= 0) each_row<IS_RAW>(page * rows.heads * PAGE - first / PAGE * PAGE, use);
@@ -244,7 +246,7 @@ struct Block {
     // They lie so much further.
     template <bool IS_RAW, typename Use>
     void each_row(long further, Use use) const {
-        static_assert(PAGE == 0 || (!PER_CHANNEL && !OUTLIERS && !ROTARY), "these do not lie in pages");
+        static_assert((!PAGE && !SPANS) || (!PER_CHANNEL && !OUTLIERS && !ROTARY), "these lie as they are given");
         const uint8_t* codes = rows.codes + batch * rows.codes_step[0] + head * rows.codes_step[1];
         const Scale* scales = rows.scales + batch * rows.scales_step[0] + head * rows.scales_step[1];
         const Scale* lows = rows.lows + batch * rows.lows_step[0] + head * rows.lows_step[1];
@@ -298,7 +300,13 @@ void each_block(const Rows& rows, Use use) {
         for (long part = 0; part < rows.parts; part++) {
             RowAngle angle[ROTARY ? BLOCK : 1];
             Outliers outliers;
-            for (long first = rows.start(part), stop = rows.start(part + 1), last; first < stop; first = last) {
+            if constexpr (SPANS) {
+                for (long head = 0, at = batch * rows.heads; head < rows.heads; head++, at++)
+                    use(Block{rows, batch, head, part, rows.start(part, at), rows.start(part + 1, at), levels, angle,
+                              outliers});
+                continue;
+            }
+            for (long first = rows.start(part, 0), stop = rows.start(part + 1, 0), last; first < stop; first = last) {
                 last = (first / step + 1) * step;
                 if (last > stop) last = stop;
                 if constexpr (OUTLIERS) outliers.read(rows, batch, first, last);
@@ -367,6 +375,9 @@ extern "C" void logits(const float* queries, float* out, long row_step, const Ro
             }
         });
         totals.flush();
+        if (SPANS && block.part == rows->parts - 1)
+            for (int q = 0; q < SHARE; q++)
+                std::fill(mine + q * row_step + block.last, mine + q * row_step + rows->entries, -INFINITY);
     });
 }
 
@@ -376,7 +387,7 @@ extern "C" void weighted(const float* weights, long row_step, float* out, const 
         const float* mine = weights + block.index() * SHARE * row_step;
         float* sums = out + (block.part * rows->batch * rows->heads + block.index()) * SHARE * DIM;
         Floats sum[SHARE][N] = {};
-        if (block.first > rows->start(block.part))
+        if (block.first > rows->start(block.part, block.index()))
             for (int q = 0; q < SHARE; q++) padded(sums + q * DIM, sum[q]);
         block.each_row<false>([&](long entry, const Floats* row, const Scale*, const Scale*) {
             for (int q = 0; q < SHARE; q++) {

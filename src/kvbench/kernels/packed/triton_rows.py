@@ -88,12 +88,12 @@ def read(
     given, given_step, out, out_step, entries, part_rows, heads,
     codes, codes_batch, codes_head, scales, scales_batch, scales_head, lows, lows_batch, lows_head, levels,
     values, places, outliers_batch, outliers, positions, positions_batch, positions_head, frequencies,
-    table, table_step,
+    table, table_step, starts, stops,
     SUMS: tl.constexpr, SHARE: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, ROTARY: tl.constexpr,
     PAIRS: tl.constexpr, LANES: tl.constexpr, TOKENS: tl.constexpr, IS_GROUP: tl.constexpr,
     DIM: tl.constexpr, BITS: tl.constexpr, WIDTH: tl.constexpr, LEVELS: tl.constexpr, MIDDLE: tl.constexpr,
     CHANNELS: tl.constexpr, SCALES: tl.constexpr, HAS_LOW: tl.constexpr, HAS_OUTLIERS: tl.constexpr,
-    PAGE: tl.constexpr,
+    PAGE: tl.constexpr, SPANS: tl.constexpr,
 ):  # fmt: skip
     """Write logits of a part of a head's rows, given queries; or with SUMS the part's sums, given weights.
 
@@ -116,10 +116,23 @@ def read(
     lane, pair = tl.arange(0, LANES), tl.arange(0, PAIRS)
     queries = tl.arange(0, QUERIES)
     total = tl.zeros([QUERIES, LANES], tl.float32)
-    for first in range(part * part_rows, tl.minimum(entries, (part + 1) * part_rows), ROWS):
+    begin, end = part * part_rows, tl.minimum(entries, (part + 1) * part_rows)
+    if SPANS:
+        span = tl.load(starts + index)
+        length = (tl.load(stops + index) - span).to(tl.int32)
+        if not SUMS:
+            for first in range(tl.maximum(begin, length), end, ROWS):
+                line = first + tl.arange(0, ROWS)
+                for query in range(SHARE):
+                    mine = out + (index * SHARE + query) * out_step
+                    tl.store(mine + line, tl.full([ROWS], float("-inf"), tl.float32), mask=line < end)
+        end = tl.minimum(end, length)
+    for first in range(begin, end, ROWS):
         line = first + tl.arange(0, ROWS)
-        row = tl.minimum(line, entries - 1).to(tl.int64)
+        row = tl.minimum(line, end - 1).to(tl.int64)
         is_there = row >= 0
+        if SPANS:
+            row += span
         if PAGE > 0:
             page = tl.load(table + batch * table_step + row // PAGE).to(tl.int64)
             is_there = page >= 0
@@ -153,7 +166,7 @@ def read(
         for query in range(SHARE):
             mine = given + (index * SHARE + query) * given_step
             if SUMS:
-                weight = tl.load(mine + line, mask=line < entries, other=0.0)
+                weight = tl.load(mine + line, mask=line < end, other=0.0)
                 summed = tl.sum(weight[:, None] * number, axis=0)
                 total += tl.where((queries == query)[:, None], summed[None, :], 0.0)
             else:
@@ -163,7 +176,7 @@ def read(
                 if ROTARY > 0:
                     logit += tl.sum(turned_low * tl.load(mine + pair, pair < ROTARY, 0.0)[None, :], axis=1)
                     logit += tl.sum(turned_high * tl.load(mine + ROTARY + pair, pair < ROTARY, 0.0)[None, :], axis=1)
-                tl.store(out + (index * SHARE + query) * out_step + line, logit, mask=line < entries)
+                tl.store(out + (index * SHARE + query) * out_step + line, logit, mask=line < end)
     if SUMS:
         to = ((part * tl.num_programs(0) + index) * SHARE + queries) * out_step
         mask = (queries < SHARE)[:, None] & (lane < DIM)[None, :]

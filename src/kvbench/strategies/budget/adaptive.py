@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class Adaptive(Uniform):
         safeguard: the part of the unprotected entries that every head keeps in any case.
         scope: whether heads share with those of their layer, or with those of all layers that do not keep everything.
     """
+
+    by_head: ClassVar[bool] = True
 
     safeguard: float
     scope: Literal["layer", "model"]

@@ -27,6 +27,7 @@ class LayerShares(Uniform, ABC):
     """
 
     scope: ClassVar[Literal["layer", "model"]] = "model"
+    by_head: ClassVar[bool] = False
 
     @property
     def sharer(self) -> Sharer:

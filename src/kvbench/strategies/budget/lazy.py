@@ -33,6 +33,7 @@ class Lazy(Uniform):
     """
 
     data_dependent: ClassVar[bool] = True
+    by_head: ClassVar[bool] = False
     scope: ClassVar[Literal["layer", "model"]] = "layer"
 
     threshold: float

@@ -36,6 +36,7 @@ class CheapestPolicy:
 
     limits: ClassVar[bool] = True
     data_dependent: ClassVar[bool] = True
+    by_head: ClassVar[bool] = True
     scope: ClassVar[Literal["layer", "model"]] = "layer"
 
     threshold: float

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kvbench.cache.codecs.alone import are_alone
 from kvbench.cache.codecs.kernel import WantedOfPages, lacking_kernel
-from kvbench.cache.paged import packing_of
 from kvbench.cache.plan import LayerPlan
 from kvbench.strategies.layout.separate import Separate
 from kvbench.types import ModelView
@@ -43,7 +43,7 @@ class Paged(Separate):
     def unsupported(self, plans: Sequence[LayerPlan], view: ModelView) -> str | None:
         """Return why entries cannot lie in pages, or None."""
         sides = [how for plan in plans for how in plan.formats]
-        if any(packing_of(how, view.dtype) is None for how in sides):
+        if not all(map(are_alone, sides)):
             return (
                 "strategy/layout=paged needs a strategy/codec that writes each entry alone; use "
                 "strategy/codec=dense, int8 or fp8, or strategy/layout=separate"
