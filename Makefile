@@ -56,6 +56,7 @@ docs: install  ## the pages that are made of the configuration
 	$(BIN)/python -m kvbench.cli.ledger methods > docs/methods.md
 	$(BIN)/python -m kvbench.cli.ledger compositions > docs/compositions.md
 	$(BIN)/python -m kvbench.cli.ledger ceilings > docs/ceilings.md
+	$(BIN)/python -m kvbench.cli.ledger columns > docs/columns.md
 
 figures: install  ## README's figure again, from the benchmark's committed rows
 	$(BIN)/python -m benchmarks.budget_curve --out benchmarks/results/budget_curve --draw

@@ -15,6 +15,7 @@ from kvbench.cli.amounts import amount, shown
 from kvbench.folders import hardware_record
 from kvbench.measure.hardware import Widths
 from kvbench.measure.rates import Capability
+from tests.support.small import checkpoint
 
 READ = Capability(
     name="read", device="cpu", num_threads=2, dtype="float32", num_bytes=8, shape="", unit="bytes/s", value=2e10,
@@ -86,6 +87,13 @@ def test_a_plan_of_given_numbers_says_so(capsys: pytest.CaptureFixture[str]) -> 
     rows = [line for line in out.splitlines() if " % " in line]
     assert rows
     assert {row.split()[4] for row in rows} == {"1", "4"}  # batches
+
+
+def test_a_checkpoint_needs_no_other_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = checkpoint(tmp_path / "mine")
+    asked = f"model.path={where} context=64 batch=1 memory=30MB prefill_chunk=16 block=16"
+    assert main(["plan", *asked.split(), *GIVEN.split()]) == 0
+    assert capsys.readouterr().out.startswith("mine | 64 tokens, 30MB | modelled")
 
 
 def test_a_plan_of_a_record_is_of_what_was_measured(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

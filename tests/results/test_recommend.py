@@ -258,3 +258,34 @@ def test_nothing_that_fits_is_said_too() -> None:
     )
     random = recommend(frame([without_quality(measured("h2o")[0])]), none, tokens_in_kib)
     assert sentence(random, none) == "nothing counts, see below"
+
+
+def test_where_no_step_was_shown_to_differ_none_is_the_fastest() -> None:
+    limits = wanted(slowdown=inf)
+    found = recommend(
+        frame(*(measured(name, regime="overhead_bound", peak_bytes=most * MIB) for name, most in (("a", 9), ("b", 8)))),
+        limits,
+        tokens_in_kib,
+    )
+    assert sentence(found, limits).endswith(
+        "of the 2 that keep to the limits it takes the least memory, and no step was shown to be faster or slower than "
+        "the full cache's"
+    )
+    out = StringIO()
+    print_recommendation(found, limits, Console(file=out, width=80), unmeasured=[f"method_{n}" for n in range(100)])
+    said = out.getvalue()
+    heading = next(line for line in said.split("\n") if line.strip().startswith("strategy"))
+    assert heading.split() == ["strategy", "needs", "of", "it", "KV", "known", "loss", "behind"], (
+        "nothing else is known"
+    )
+    assert "100 strategies have no row here, see kvbench list strategy" in said
+    assert "method_7" not in said
+
+
+def test_names_are_whole_on_a_narrow_console() -> None:
+    rows = frame(measured("streaming_kvquant"), measured("expected_attention", nll_delta_high=0.5))
+    limits, out = wanted(), StringIO()
+    print_recommendation(recommend(rows, limits, tokens_in_kib), limits, Console(file=out, width=80))
+    table = out.getvalue().partition("needs        ")[0]
+    assert {"streaming_kvquant", "expected_attention", "+0.0100", "+0.5000", "0.550"} <= set(table.split())
+    assert "\u2026" not in table, "a number is cut"

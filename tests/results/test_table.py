@@ -529,3 +529,12 @@ def test_what_nobody_was_asked_has_no_column(width: int) -> None:
     assert "top-1" in text
     assert "recall" not in text
     assert "passkey" not in text
+
+
+def test_losses_of_other_contexts_than_the_prompt_say_behind_how_many_tokens() -> None:
+    config = json.dumps({"quality": {"context_tokens": 512}})
+    rows = [{**one, "config_json": config} for one in (baseline(), row("h2o"))]
+    said = " ".join(shown(frame(rows)).split())
+    assert "nats per token above the full cache's loss, behind 512 tokens" in said
+    same = [{**one, "config_json": config, "prompt_tokens": 512} for one in rows]
+    assert "loss weights" in " ".join(shown(frame(same)).split())

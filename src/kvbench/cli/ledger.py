@@ -3,6 +3,7 @@
 python -m kvbench.cli.ledger methods
 python -m kvbench.cli.ledger compositions
 python -m kvbench.cli.ledger ceilings
+python -m kvbench.cli.ledger columns
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from kvbench.compositions import PARTS, options, refused_alone, refused_pairs
 from kvbench.configuration import build_group, compose, compose_all, resolved
 from kvbench.models.load import skeleton
 from kvbench.models.view import view_of
+from kvbench.results import schema
 from kvbench.strategies.base import CacheStrategy
 from kvbench.types import ModelView, RunShape
 
@@ -26,6 +28,12 @@ Option = tuple[str, str]  # of a part
 
 LONG = 32768  # tokens
 
+_FILES = {
+    "Runs, two rows each: the strategy's and its full cache's": schema.RUN,
+    "Timed steps (`steps=True`)": schema.STEPS,
+    "Requests that were served (`requests=True`)": schema.REQUESTS,
+    "Answers (`samples=True`)": schema.SAMPLES,
+}
 _HEADS = ("Category", "Deviates", "Proof", "Parity", "Survey")
 _PAPER = re.compile(r"\((arXiv:[^)]+|[\w-]+/[\w.-]+)\)")
 
@@ -151,9 +159,24 @@ def _ceilings(weights: int, view: ModelView) -> Iterator[str]:
         yield f"{(weights + held) / (weights + held / 4):.2f}x" if view.max_positions >= LONG else "-"
 
 
+def columns() -> Iterator[str]:
+    """Yield the page of what the columns of results are, line by line."""
+    yield "# Columns"
+    yield ""
+    yield "Written by `make docs` from the schema. What `kvbench.load` returns and `kvbench export` writes has these"
+    yield "columns; the parquet files say the same of themselves. What may be empty says nothing where it is."
+    for title, file in _FILES.items():
+        yield f"\n## {title}\n\n| column | unit | what it is | may be empty |\n| --- | --- | --- | --- |"
+        for field in file:
+            said = {key.decode(): text.decode() for key, text in field.metadata.items()}
+            words = (schema.STEP_WORDS if file is schema.STEPS else schema.RUN_WORDS).get(field.name, ())
+            what = f"{said['doc']}: {', '.join(words)}" if words and words[0] not in said["doc"] else said["doc"]
+            yield f"| `{field.name}` | {said['unit']} | {what} | {'yes' if field.nullable else ''} |"
+
+
 def main() -> None:
     """Print the page that is asked for."""
-    pages = {"methods": methods, "compositions": compositions, "ceilings": ceilings}
+    pages = {"methods": methods, "compositions": compositions, "ceilings": ceilings, "columns": columns}
     print("\n".join(pages[sys.argv[1]]()))
 
 

@@ -46,7 +46,7 @@ def main(settings: Sequence[str]) -> None:
     spec = check(compose([*overrides, "strategy=baseline", "quality=none"])).model
     context = number("context", known["context"], least=1)
     if spec.max_positions is not None and context > spec.max_positions:
-        raise ConfigError(f"model={spec.name} reads at most {spec.max_positions:,} tokens; got context={context}.")
+        raise ConfigError(f"model={spec.title} reads at most {spec.max_positions:,} tokens; got context={context}.")
     network = network_of(spec)
     machine = machine_from(known, f"{network.hidden}x{network.kv_width}")
     tried = {**TRIED, **known}
@@ -86,7 +86,7 @@ def _parsed(settings: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         elif key not in KEYS:
             raise ConfigError(f"{key}: there is no such setting. {hint(key, KEYS, label='Keys')}")
         known[key] = value
-    missing = [f"{key}=" for key in NEEDED if key not in known]
+    missing = [f"{key}=" for key in NEEDED if key not in known and not (key == "model" and "model.path" in known)]
     if missing:
         raise ConfigError(
             f"a plan needs {', '.join(missing)}; write kvbench plan model=llama-3.1-8b context=32768 batch=4 "
@@ -135,7 +135,7 @@ def _print(
     plans: Sequence[Plan], spec: ModelSpec, machine: Machine, known: Mapping[str, str], console: Console
 ) -> None:
     context = plans[0].policy.context
-    console.print(f"{spec.name} | {context:,} tokens, {known['memory']} | modelled, not measured | {machine.name}")
+    console.print(f"{spec.title} | {context:,} tokens, {known['memory']} | modelled, not measured | {machine.name}")
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for title in ("device/host/disk", "recompute", "bits", "batch", "first token", "step", "tokens/s"):
         table.add_column(title, justify="right")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import inf
+from typing import Literal
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -15,11 +17,15 @@ from kvbench.results.cells import NOTHING
 from kvbench.results.labels import bytes_text
 from kvbench.results.notes import Note
 
+FEW = 12  # names that are worth a line
+_SPARE = ("of it KV", "known", "interval")  # columns, those that are missed least first
+_WIDE = 10_000
 _BEST = {
     "speed": "has the fastest step, and where steps do not differ takes the least memory",
     "memory": "takes the least memory",
     "loss": "loses least",
 }
+_TIE = "takes the least memory, and no step was shown to be faster or slower than the full cache's"
 
 
 def sentence(found: Recommendation, wanted: Wanted) -> str:
@@ -30,7 +36,8 @@ def sentence(found: Recommendation, wanted: Wanted) -> str:
     best = found.fitting[0]
     how = "modelled from" if best.is_modelled else "measured at"
     at = f"{best.row['prompt_tokens']:,} tokens, batch {best.row['batch_size']}"
-    others = f"of the {len(found.fitting)} that keep to the limits it {_BEST[wanted.prefer]}"
+    is_tie = wanted.prefer == "speed" and all(one.time == 1.0 for one in found.fitting)
+    others = f"of the {len(found.fitting)} that keep to the limits it {_TIE if is_tie else _BEST[wanted.prefer]}"
     return (
         f"{best.name}: it needs {bytes_text(best.needed_bytes)} of {bytes_text(wanted.memory)} ({how} {at}), "
         f"{_loss_said(best)}, {others if len(found.fitting) > 1 else 'and nothing else keeps to the limits'}"
@@ -63,32 +70,47 @@ def print_recommendation(
     if found.fitting and found.fitting[0].row["arm"] == "strategy":
         console.print(Text(f"as measured  python run.py {found.fitting[0].row['overrides']}"), soft_wrap=True)
     if found.fitting or found.others:
-        console.print(Text(), _table([*found.fitting, *found.others]), Text(), sep="\n")
+        console.print(Text(), _table([*found.fitting, *found.others], console), Text(), sep="\n")
     for title, text, style in [*_limits(wanted), *_doubts(found, wanted), *_unknown(found, unmeasured)]:
         console.print(Note(title, text, style))
 
 
-def _table(candidates: Sequence[Candidate]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for title in ("", "strategy", "needs", "of it KV", "known", "loss", "behind", "step", "interval", "beyond"):
-        is_word = title in ("strategy", "known", "beyond")
-        table.add_column(Text(title, "bold"), justify="left" if is_word else "right", no_wrap=title != "strategy")
-    for rank, one in enumerate(candidates, 1):
-        timed = one.timed if one.tells_time else None
-        table.add_row(
-            NOTHING if one.beyond else str(rank),
-            one.name,
-            bytes_text(one.needed_bytes),
-            bytes_text(one.kv_bytes),
-            "modelled" if one.is_modelled else "measured",
-            f"{'<= ' if one.has_interval and one.loss else ''}{_decimals(one.loss)}",
-            NOTHING if one.loss == 0 and one.has_interval else f"{one.loss_tokens:,}",
-            NOTHING if timed is None else f"{timed['ratio']:.3f}",
-            NOTHING if timed is None else f"[{timed['ratio_low']:.3f}, {timed['ratio_high']:.3f}]",
-            ", ".join(one.beyond) or NOTHING,
-            style="dim" if one.beyond else "",
-        )
-    return table
+def _table(candidates: Sequence[Candidate], console: Console) -> Table:
+    """Return all candidates, without columns that say nothing, and on a narrow console without the least of them."""
+    lines = [_line(rank, one) for rank, one in enumerate(candidates, 1)]
+    told = [title for title in lines[0] if any(line[title] != NOTHING for line in lines)]
+    spare = [title for title in _SPARE if title in told]
+    while True:
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        for title in told:
+            is_word = title in ("strategy", "known", "beyond")
+            folds = title == "strategy"
+            longest = max(len(word) for line in lines for word in line[title].split()) if folds else None
+            justify: Literal["left", "right"] = "left" if is_word else "right"
+            table.add_column(Text(title, "bold"), justify=justify, no_wrap=not folds, min_width=longest)
+        for line, one in zip(lines, candidates, strict=True):
+            table.add_row(*(line[title] for title in told), style="dim" if one.beyond else "")
+        needed = Measurement.get(console, console.options.update(width=_WIDE), table).minimum
+        if not spare or needed <= console.width:
+            return table
+        told.remove(spare.pop(0))
+
+
+def _line(rank: int, one: Candidate) -> dict[str, str]:
+    """Return what the table says of a candidate, by the column."""
+    timed = one.timed if one.tells_time else None
+    return {
+        "": NOTHING if one.beyond else str(rank),
+        "strategy": one.name,
+        "needs": bytes_text(one.needed_bytes),
+        "of it KV": bytes_text(one.kv_bytes),
+        "known": "modelled" if one.is_modelled else "measured",
+        "loss": f"{'<= ' if one.has_interval and one.loss else ''}{_decimals(one.loss)}",
+        "behind": NOTHING if one.loss == 0 and one.has_interval else f"{one.loss_tokens:,}",
+        "step": NOTHING if timed is None else f"{timed['ratio']:.3f}",
+        "interval": NOTHING if timed is None else f"[{timed['ratio_low']:.3f}, {timed['ratio_high']:.3f}]",
+        "beyond": ", ".join(one.beyond) or NOTHING,
+    }
 
 
 def _limits(wanted: Wanted) -> Iterator[tuple[str, str, str]]:
@@ -129,7 +151,7 @@ def _doubts(found: Recommendation, wanted: Wanted) -> Iterator[tuple[str, str, s
         lengths = sorted({one.timed["prompt_tokens"] for one in known if one.timed})
         yield "step", f"was timed at {', '.join(f'{n:,}' for n in lengths)} tokens; it is not extrapolated", "yellow"
     if any(one.timed and not one.tells_time for one in known):
-        yield "step", "says nothing where the cache fits in the processor's own (overhead-bound): -", "dim"
+        yield "step", "says nothing where the cache fits in the processor's own (overhead-bound)", "dim"
     for one in known:
         for remark in dict.fromkeys(one.remarks):
             yield "but", f"{one.name}: {remark}", "yellow"
@@ -144,4 +166,5 @@ def _unknown(found: Recommendation, unmeasured: Sequence[str]) -> Iterator[tuple
     for reason, names in found.left_out.items():
         yield "left out", f"{', '.join(names)}: {reason}", "dim"
     if unmeasured:
-        yield "not measured", f"{len(unmeasured)} strategies have no row here: {', '.join(unmeasured)}", "dim"
+        few = ": " + ", ".join(unmeasured) if len(unmeasured) <= FEW else ", see kvbench list strategy"
+        yield "not measured", f"{len(unmeasured)} strategies have no row here{few}", "dim"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -74,6 +75,13 @@ def label_of(row: Row) -> str:
 def has_quality(rows: Sequence[Row]) -> bool:
     """Return whether a model was asked anything."""
     return any(row[column] is not None for row in rows for column in QUALITY.values())
+
+
+def loss_tokens(row: Row) -> int:
+    """Return the length of the contexts that a loss was measured behind."""
+    quality = json.loads(row["config_json"]).get("quality") or {}
+    own = quality.get("context_tokens") if row["nll_delta_high"] is None else None
+    return int(own or row["prompt_tokens"])
 
 
 def units_of(rows: Sequence[Row]) -> Units:

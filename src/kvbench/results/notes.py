@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvbench.results import elsewhere, scores, serving
-from kvbench.results.cells import Row, has_quality, label_of, ratio_of
+from kvbench.results.cells import Row, has_quality, label_of, loss_tokens, ratio_of
 from kvbench.results.control import no_better_than_random
 from kvbench.results.labels import number
 
@@ -57,8 +57,15 @@ def legend(rows: Sequence[Row]) -> Iterator[Note]:
         if any(row["ceiling"] for row in rows):
             yield Note("ceiling", "the most that the bytes read allow, as a speed-up")
     if any(row["status"] == "ok" for row in rows):
-        loss = "; nats per token above the full cache's loss" if has_quality(rows) else ""
+        loss = f"; nats per token above the full cache's loss{_behind(rows)}" if has_quality(rows) else ""
         yield Note("KV, loss" if loss else "KV", f"all storages of the cache on the device{loss}")
+
+
+def _behind(rows: Sequence[Row]) -> str:
+    """Return behind how many tokens losses were measured, where that is not the prompt's length."""
+    asked = [row for row in rows if row["nll_nats"] is not None]
+    lengths = sorted({loss_tokens(row) for row in asked} - {row["prompt_tokens"] for row in asked})
+    return f", behind {', '.join(f'{length:,}' for length in lengths)} tokens" if lengths else ""
 
 
 def of_rows(named: Named) -> Iterator[Note]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import pandas as pd
 
 from kvbench.results.candidates import Candidate, Prefer, Recommendation, Wanted
-from kvbench.results.cells import Row, label_of, plain
+from kvbench.results.cells import Row, label_of, loss_tokens, plain
 from kvbench.results.control import no_better_than_random
 
 ClosedForm = Callable[[Row, int, int], int | str]  # a cache's bytes at a length and a batch, or why nobody knows
@@ -130,7 +130,7 @@ def _candidate(
     name: str, rows: Sequence[Row], wanted: Wanted, closed_form: ClosedForm, beaten: Mapping[int, Sequence[str]]
 ) -> Candidate | str:
     """Return what is known of a strategy, or why that is not enough."""
-    losses = [(_loss_tokens(row), *_loss(row)) for row in rows if row["nll_delta_nats"] is not None]
+    losses = [(loss_tokens(row), *_loss(row)) for row in rows if row["nll_delta_nats"] is not None]
     if rows[0]["arm"] == BASELINE or _settings(rows[0]) == BASELINE:
         losses = [(wanted.context, True, 0.0)]
     if not losses:
@@ -165,13 +165,6 @@ def _loss(row: Row) -> tuple[bool, float]:
     """Return whether there is an interval, and its upper end or else the loss."""
     high = row["nll_delta_high"]
     return (False, float(row["nll_delta_nats"])) if high is None else (True, float(high))
-
-
-def _loss_tokens(row: Row) -> int:
-    """Return the length of the contexts that a loss was measured behind."""
-    quality = json.loads(row["config_json"]).get("quality") or {}
-    own = quality.get("context_tokens") if row["nll_delta_high"] is None else None
-    return int(own or row["prompt_tokens"])
 
 
 def _sized(rows: Sequence[Row], wanted: Wanted, closed_form: ClosedForm) -> tuple[Row, float, float] | str:

@@ -105,7 +105,8 @@ _WHAT: list[_Column] = [
         "kernel",
         _WORD,
         "",
-        "what attends to entries packed or in pages: native, triton, flex or reference; empty for plain torch",
+        "what attends to entries that are packed, in pages, or not as many in each head: native, triton, flex or "
+        "reference; empty for plain torch",
     ),
     ("query_aware", _FLAG, "", "whether the question is in the cache when it is compressed"),
     ("data_dependent", _FLAG, "", "whether the bytes stored depend on the data"),
