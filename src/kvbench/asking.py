@@ -97,7 +97,12 @@ def _likelihood_columns(bench: Bench, name: str, nll: float, scored_text: Sequen
     tokenizer, tokens = bench.on[name].tokenizer, sum(map(len, scored_text))
     assert tokenizer is not None
     num_bytes = sum(len(tokenizer.decode(ids).encode()) for ids in scored_text)
-    return {"nll_nats": nll / tokens, "bits_per_byte": bits_per_byte(nll, num_bytes), "quality_tokens": tokens}
+    return {
+        "nll_nats": nll / tokens,
+        "guess_nats": bench.guess_nats(name),
+        "bits_per_byte": bits_per_byte(nll, num_bytes),
+        "quality_tokens": tokens,
+    }
 
 
 def ask_recall(bench: Bench) -> None:

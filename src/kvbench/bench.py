@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,6 +105,11 @@ class Bench:
         """Return whether an arm has nothing to say: never trained, or without a tokenizer for what it would."""
         loaded = self.on[name]
         return loaded.weights == "random" or loaded.tokenizer is None or self.arms[name].view.is_untrained
+
+    def guess_nats(self, name: str) -> float:
+        """Return the loss per token of whoever takes all tokens for equally likely."""
+        network: Any = self.on[name].model
+        return math.log(network.config.get_text_config().vocab_size)
 
     def refused(self) -> str | None:
         """Return why the strategy cannot run, or None; the two doors are compared with the stock forward."""

@@ -72,6 +72,7 @@ def _columns(bench: Bench, name: str, windows: Sequence[Sequence[int]], rows: Se
     )
     return {
         "nll_nats": nll,
+        "guess_nats": bench.guess_nats(name),
         "perplexity": math.exp(nll),
         "true_rank": _mean(rows, "true_rank"),
         "bits_per_byte": bits_per_byte(nll * tokens, num_bytes),

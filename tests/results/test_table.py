@@ -538,3 +538,12 @@ def test_losses_of_other_contexts_than_the_prompt_say_behind_how_many_tokens() -
     assert "nats per token above the full cache's loss, behind 512 tokens" in said
     same = [{**one, "config_json": config, "prompt_tokens": 512} for one in rows]
     assert "loss weights" in " ".join(shown(frame(same)).split())
+
+
+@pytest.mark.parametrize(("loss", "is_doubted"), [(10.9, True), (10.6, True), (2.6, False)])
+def test_weights_that_know_no_more_than_whoever_guesses_are_doubted(loss: float, is_doubted: bool) -> None:
+    known = {"weights": "pretrained", "model_revision": "mine", "guess_nats": 10.82, "nll_nats": loss}
+    said = shown(frame([{**one, **known} for one in (baseline(), row("h2o"))]))
+    (line,) = [line for line in said.split("\n") if line.startswith("weights")]
+    doubt = f"; their loss is {loss} nats per token, and guessing has 10.8: were they trained? no quality follows"
+    assert line == f"weights       pretrained (mine){doubt if is_doubted else ''}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -104,6 +105,7 @@ def test_no_prefill_step_is_among_the_decode_steps(done: tuple[Path, Result]) ->
 
 def test_quality_was_measured_for_both_arms(done: tuple[Path, Result]) -> None:
     mine, full = row(done[1]), row(done[1], "baseline")
+    assert mine["guess_nats"] == full["guess_nats"] == math.log(2048) > mine["nll_nats"]
     assert mine["nll_nats"] - full["nll_nats"] == pytest.approx(mine["nll_delta_nats"])
     assert mine["quality_tokens"] == 16
     assert full["recall_key_value"] > 0.5

@@ -18,6 +18,7 @@ from kvbench.results.labels import number
 
 TITLE_WIDTH = 13
 FAR_APART = 1.1  # times the quickest baseline's step, at which that is said
+UNTRAINED = 0.97  # of the loss of whoever guesses, above which weights look as if they were never trained
 _NOT_THE_BASELINES = ("strategy", "sink", "runs", "force", "compare", "plugins")  # keys of the configuration
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?%?")
@@ -143,7 +144,12 @@ def of_weights(row: Row) -> Note:
     if row["weights"] == "embedded":
         return Note("weights", "embedded: a small model trained by kvbench and shipped with it")
     revision = f" ({row['model_revision']})" if row["model_revision"] else ""
-    return Note("weights", f"{row['weights'] or 'unknown'}{revision}")
+    origin = f"{row['weights'] or 'unknown'}{revision}"
+    if row["guess_nats"] and row["nll_nats"] > UNTRAINED * row["guess_nats"]:
+        loss, guess = number(row["nll_nats"]), number(row["guess_nats"])
+        said = f"their loss is {loss} nats per token, and guessing has {guess}: were they trained? no quality follows"
+        return Note("weights", f"{origin}; {said}", style="bold yellow")
+    return Note("weights", origin)
 
 
 def of_baselines(shown: Row | None, baselines: Sequence[Row]) -> Iterator[Note]:

@@ -223,6 +223,7 @@ _MEMORY: list[_Column] = [
 
 _QUALITY: list[_Column] = [
     ("nll_nats", _REAL, "nats/token", "loss on the scored tokens, read through the cache"),
+    ("guess_nats", _REAL, "nats/token", "loss of whoever guesses: the log of how many tokens there are"),
     ("nll_delta_nats", _REAL, "nats/token", "nll_nats less that of the full cache"),
     ("nll_delta_low", _REAL, "nats/token", "lower end of its 95% interval over windows; workload=perplexity alone"),
     ("nll_delta_high", _REAL, "nats/token", "upper end of its 95% interval"),
