@@ -112,26 +112,26 @@ def values_across_partitions(self: LagRank, view: PromptView) -> Tensor:
 # -- Expected Attention ---------------------------------------------------------------------------------------------
 
 
-def statistics_with_sinks(view: PromptView, head: int, num_sink: int) -> tuple[Tensor, Tensor]:
+def statistics_with_sinks(view: PromptView, heads: slice, num_sink: int) -> tuple[Tensor, Tensor]:
     """Count the queries of the first tokens."""
-    return statistics(view, head, 0)
+    return statistics(view, heads, 0)
 
 
-def statistics_as_read(view: PromptView, head: int, num_sink: int) -> tuple[Tensor, Tensor]:
+def statistics_as_read(view: PromptView, heads: slice, num_sink: int) -> tuple[Tensor, Tensor]:
     """Leave the queries rotated."""
-    return statistics(replace(view, shape=replace(view.shape, rotary=None)), head, num_sink)
+    return statistics(replace(view, shape=replace(view.shape, rotary=None)), heads, num_sink)
 
 
-def second_moment(view: PromptView, head: int, num_sink: int) -> tuple[Tensor, Tensor]:
+def second_moment(view: PromptView, heads: slice, num_sink: int) -> tuple[Tensor, Tensor]:
     """Take the second moment for the covariance."""
-    mean, covariance = statistics(view, head, num_sink)
+    mean, covariance = statistics(view, heads, num_sink)
     return mean, covariance + mean[..., None] * mean[..., None, :]
 
 
-def first_member(view: PromptView, head: int, num_sink: int) -> tuple[Tensor, Tensor]:
+def first_member(view: PromptView, heads: slice, num_sink: int) -> tuple[Tensor, Tensor]:
     """Look at one query head of each group."""
-    mean, covariance = statistics(view, head, num_sink)
-    return mean[:, :1].expand_as(mean), covariance[:, :1].expand_as(covariance)
+    mean, covariance = statistics(view, heads, num_sink)
+    return mean[:, :, :1].expand_as(mean), covariance[:, :, :1].expand_as(covariance)
 
 
 def rotation_of_the_longest(view: PromptView, num_future: int) -> Tensor:
@@ -150,9 +150,9 @@ def without_values(self: ExpectedAttention, view: PromptView) -> Tensor:
     return expected_prompt(replace(self, with_value_norm=False), view)
 
 
-def full_variance(view: PromptView, head: int, num_sink: int) -> tuple[Tensor, Tensor]:
+def full_variance(view: PromptView, heads: slice, num_sink: int) -> tuple[Tensor, Tensor]:
     """Forget that the variance counts half."""
-    mean, covariance = statistics(view, head, num_sink)
+    mean, covariance = statistics(view, heads, num_sink)
     return mean, covariance * 2
 
 

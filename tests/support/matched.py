@@ -109,7 +109,7 @@ def quality_is_of_each_network_alone() -> None:
     with torch.no_grad():
         asking.ask_likelihood(found)
     assert rows["strategy"]["quality_tokens"] == rows["baseline"]["quality_tokens"] == 16
-    asked_of = {"nll_nats", "bits_per_byte", "quality_tokens"}
+    asked_of = {"nll_nats", "guess_nats", "bits_per_byte", "quality_tokens"}
     assert rows["strategy"].keys() - before.keys() == {*asked_of, "nll_delta_nats"}
     windows = torch.tensor(found.sources["strategy"].windows(2, 29))
     with torch.no_grad():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from kvbench.models.norms import norms_of
 from kvbench.models.rereading import reads_again, without_entries
 from kvbench.types import LayerShape, ModelView, Projection, Sizes
 
+Found = tuple[nn.Module, nn.Module] | None  # the attention of a layer and its output projection, if they can be told
 ANY_LENGTH = 2**31 - 1  # positions of a model that counts none
 
 
@@ -26,9 +27,11 @@ def view_of(model: nn.Module) -> ModelView:
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     parameter = next(model.parameters())
-    outputs = [_output(model, index, heads) for index in range(config.num_hidden_layers)]
+    attentions = [attention_of(model, index) for index in range(config.num_hidden_layers)]
+    outputs = [_output(found, heads) for found in attentions]
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    projections = [_projections(model, index, heads, kv_heads) for index in range(config.num_hidden_layers)]
+    projections = [_projections(model, found, heads, kv_heads) for found in attentions]
+    buffers = dict(model.named_buffers())
     places = _places(model, config.num_hidden_layers, parameter.device)
     is_spread = set(places) != {parameter.device}
     layers = tuple(
@@ -38,17 +41,17 @@ def view_of(model: nn.Module) -> ModelView:
             key_dim=width,
             value_dim=width,
             window=window,
-            rotary=_rotary(model, config, index, places[index]),
+            rotary=_rotary(buffers, config, index, places[index]),
             output=outputs[index][0],
             output_bias=outputs[index][1],
             key_projection=projections[index][0],
             value_projection=projections[index][1],
-            donor=_donor(model, index),
+            donor=_donor(attentions[index]),
         )
         for index, window in enumerate(windows_of(config))
     )
     view = ModelView(
-        layers=tuple(_as_stored(model, index, layer) for index, layer in enumerate(layers)),
+        layers=tuple(map(_as_stored, layers, attentions)),
         sizes=_sizes(model, config),
         dtype=parameter.dtype,
         device=parameter.device,
@@ -113,9 +116,8 @@ def latent_shape(layer: LayerShape, width: int) -> LayerShape:
     )
 
 
-def _as_stored(model: nn.Module, index: int, layer: LayerShape) -> LayerShape:
+def _as_stored(layer: LayerShape, found: Found) -> LayerShape:
     """Return the shape of a layer by what its attention is, where a config cannot say it."""
-    found = attention_of(model, index)
     width = None if found is None else getattr(found[0], "latent_width", None)
     return layer if width is None else latent_shape(layer, width)
 
@@ -141,9 +143,8 @@ def _places(model: nn.Module, layers: int, first: torch.device) -> tuple[torch.d
     return tuple(found.get(index, first) for index in range(layers))
 
 
-def _rotary(model: nn.Module, config: Any, index: int, place: torch.device) -> Tensor | None:
+def _rotary(buffers: Mapping[str, Tensor], config: Any, index: int, place: torch.device) -> Tensor | None:
     """Return the inverse frequencies of a layer where it is, or None where the model does not rotate."""
-    buffers = dict(model.named_buffers())
     kinds = getattr(config, "layer_types", None)
     names = [f"{kinds[index]}_inv_freq"] if kinds is not None else []
     for name in [*names, "inv_freq"]:
@@ -153,7 +154,7 @@ def _rotary(model: nn.Module, config: Any, index: int, place: torch.device) -> T
     return None
 
 
-def attention_of(model: nn.Module, index: int) -> tuple[nn.Module, nn.Module] | None:
+def attention_of(model: nn.Module, index: int) -> Found:
     """Return the attention of a layer and its output projection, or None if they cannot be told."""
     for module in model.modules():
         if getattr(module, "layer_idx", None) != index:
@@ -174,15 +175,13 @@ def attentions(model: nn.Module, view: ModelView) -> Iterator[tuple[str, tuple[n
         yield names[id(found[0])], (*found, layer)
 
 
-def _donor(model: nn.Module, index: int) -> int | None:
+def _donor(found: Found) -> int | None:
     """Return the layer whose keys and values a layer takes, or None."""
-    found = attention_of(model, index)
     return None if found is None else cast("int | None", getattr(found[0], "donor", None))
 
 
-def _output(model: nn.Module, index: int, heads: int) -> tuple[Tensor | None, Tensor | None]:
+def _output(found: Found, heads: int) -> tuple[Tensor | None, Tensor | None]:
     """Return the output projection of a layer's attention per query head [H, D_v, hidden], a view, and its bias."""
-    found = attention_of(model, index)
     if found is None:
         return None, None
     _, projection = found
@@ -193,10 +192,9 @@ def _output(model: nn.Module, index: int, heads: int) -> tuple[Tensor | None, Te
 
 
 def _projections(
-    model: nn.Module, index: int, heads: int, kv_heads: int
+    model: nn.Module, found: Found, heads: int, kv_heads: int
 ) -> tuple[Projection | None, Projection | None]:
     """Return what makes the keys and the values of a layer, or None where that cannot be told."""
-    found = attention_of(model, index)
     if found is None:
         return None, None
     attention = found[0]

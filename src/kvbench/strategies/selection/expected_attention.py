@@ -12,6 +12,8 @@ from kvbench.cache.rotary import turn_by, turns
 from kvbench.cache.views import PromptView
 from kvbench.strategies.selection.scorer import ScorerDefaults
 
+_NUMBERS = 1 << 20  # of queries or keys that are made anew at once
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExpectedAttention(ScorerDefaults):
@@ -53,55 +55,60 @@ class ExpectedAttention(ScorerDefaults):
         return tokens
 
     def prompt(self, view: PromptView) -> Tensor:
-        """Return the expected attention times the values' norms [B, G, n], a KV head at a time."""
-        heads = range(view.keys.shape[1])
-        found = [query_statistics(view, head, self.num_sink) for head in heads]
-        mean, covariance = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))
+        """Return the expected attention times the values' norms [B, G, n], a few KV heads at a time."""
+        batch, heads, entries, width = view.keys.shape
+        share = view.query.shape[1] // heads
+        most = max(1, _NUMBERS // (batch * share * entries * width))
         rotation = mean_rotation(view, self.num_future)[:, None, None]
-        mean = view.scale * (rotation @ mean[..., None]).transpose(-1, -2)  # [B, G, H / G, 1, D]
-        covariance = view.scale**2 / 2 * (rotation @ covariance @ rotation.transpose(-1, -2))
-        logits = torch.stack([self._logits(view.keys[:, head], mean[:, head], covariance[:, head]) for head in heads])
+        blocks = [slice(first, first + most) for first in range(0, heads, most)]
+        logits = torch.cat([self._logits(view, block, rotation) for block in blocks], dim=1)
         counts = view.position >= self.num_sink
-        logits = logits.transpose(0, 1).masked_fill_(~counts[:, :, None], -torch.inf)
+        logits = logits.masked_fill_(~counts[:, :, None], -torch.inf)
         expected = logits.softmax(dim=-1).nan_to_num_(0.0).mean(dim=2)
         if self.with_value_norm:
             expected = (expected + self.epsilon) * torch.linalg.vector_norm(view.values.to(expected.dtype), dim=-1)
         best = expected.masked_fill(~counts, 0.0).amax(dim=-1, keepdim=True)
         return torch.where(counts, expected, best)
 
-    def _logits(self, keys: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
-        """Return the log of the expected exponentials of a KV head's keys [B, n, D], for each query head of its group.
+    def _logits(self, view: PromptView, heads: slice, rotation: Tensor) -> Tensor:
+        """Return the log of the expected exponentials of KV heads' keys for each query head [B, g, H / G, n].
 
         Args:
-            keys: [B, n, D].
-            mean: [B, H / G, 1, D], scaled as logits are.
-            covariance: [B, H / G, D, D], scaled as half of their squares is.
+            view: of the whole prompt.
+            heads: KV heads.
+            rotation: mean one of the positions to come [B, 1, 1, D, D].
         """
-        keys = keys.to(mean.dtype)
+        mean, covariance = query_statistics(view, heads, self.num_sink)
+        mean = view.scale * (rotation @ mean[..., None]).transpose(-1, -2)  # [B, g, H / G, 1, D]
+        keys = view.keys[:, heads].to(mean.dtype)
         if not self.with_covariance:
-            return (mean @ keys[:, None].transpose(-1, -2)).squeeze(2)
-        members = zip(mean.unbind(dim=1), covariance.unbind(dim=1), strict=True)
-        return torch.stack([torch.baddbmm(m, keys, c).mul_(keys).sum(dim=-1) for m, c in members], dim=1)
+            return (mean @ keys[:, :, None].transpose(-1, -2)).squeeze(3)
+        covariance = view.scale**2 / 2 * (rotation @ covariance @ rotation.transpose(-1, -2))
+        flat = keys.flatten(0, 1)
+        members = zip(mean.flatten(0, 1).unbind(dim=1), covariance.flatten(0, 1).unbind(dim=1), strict=True)
+        found = [torch.baddbmm(m, flat, c).mul_(flat).sum(dim=-1) for m, c in members]
+        logits: Tensor = torch.stack(found, dim=1).unflatten(0, keys.shape[:2])
+        return logits
 
 
-def query_statistics(view: PromptView, head: int, num_sink: int) -> tuple[Tensor, Tensor]:
-    """Return the mean [B, H / G, D] and covariance [B, H / G, D, D] of a KV head's queries before rotation.
+def query_statistics(view: PromptView, heads: slice, num_sink: int) -> tuple[Tensor, Tensor]:
+    """Return the mean [B, g, H / G, D] and covariance [B, g, H / G, D, D] of KV heads' queries before rotation.
 
     Args:
         view: of the whole prompt.
-        head: KV head.
+        heads: KV heads.
         num_sink: first tokens whose queries do not count.
     """
-    share = view.query.shape[1] // view.keys.shape[1]
-    query = view.query[:, head * share : (head + 1) * share]
-    query = query.to(score_dtype(query.dtype))
+    query = view.query.unflatten(1, (view.keys.shape[1], -1))[:, heads]
+    query = query.to(score_dtype(query.dtype)).flatten(1, 2)
     if view.shape.rotary is not None:
         query = turn_by(query, *view.once(_turns_back))
     counts = (view.query_position >= num_sink).to(query.dtype)[:, None, :, None]
     number = counts.sum(dim=2).clamp(min=1)
     mean = (counts.transpose(-1, -2) @ query).squeeze(2) / number
     apart = (query - mean[:, :, None]).mul_(counts)
-    return mean, apart.transpose(-1, -2) @ apart / number[..., None]
+    groups = (-1, view.query.shape[1] // view.keys.shape[1])
+    return mean.unflatten(1, groups), (apart.transpose(-1, -2) @ apart / number[..., None]).unflatten(1, groups)
 
 
 def _turns_back(view: PromptView) -> tuple[Tensor, Tensor]:
