@@ -295,14 +295,15 @@ def evicting(desk: Desk, context: int, budget: int) -> Iterator[Goal]:
     amount = ["strategy.budget.unit=tokens", f"strategy.budget.amount={budget}"]
     short = desk.decode("baseline", budget)
     arms: dict[str, Any] = {"short": short, "full": desk.decode("baseline", context)}
-    for name in ("attention_sink", "snapkv", "h2o", "tova"):
+    limits = {"attention_sink": ("C7", 1.03), "snapkv": ("C8", 1.05), "adakv": ("C8", 1.05)}
+    limits |= {"h2o": ("C10", 1.15), "tova": ("C10", 1.15)}
+    for name in limits:
         arms[name] = desk.decode(name, context, *amount)
     for name, how in FASTER.items():
         arms[f"{name} short"] = desk.compiled("baseline", budget, engine=how)
         arms[f"{name} full"] = desk.compiled("baseline", context, engine=how)
         arms[f"{name} attention_sink"] = desk.compiled("attention_sink", context, *amount, engine=how)
     paired = desk.compare(f"evicting {context} to {budget}", arms)
-    limits = {"attention_sink": ("C7", 1.03), "snapkv": ("C8", 1.05), "h2o": ("C10", 1.15), "tova": ("C10", 1.15)}
     for name, (number, limit) in limits.items():
         yield goal(f"{number} {name} / baseline at {budget}", limit, paired, name, "short")
     yield goal(f"C7 attention_sink / baseline at {context}", 0.48, paired, "attention_sink", "full")
@@ -310,7 +311,7 @@ def evicting(desk: Desk, context: int, budget: int) -> Iterator[Goal]:
         for at, most, name in ((budget, 1.03, "short"), (context, 0.48, "full")):
             title = f"C7 attention_sink / baseline at {at}, both {engine}"
             yield goal(title, most, paired, f"{engine} attention_sink", f"{engine} {name}")
-    for name in ("attention_sink", "snapkv"):
+    for name in ("attention_sink", "snapkv", "adakv"):
         exact = short.cache.allocated_bytes() * budget / (budget + BLOCK)
         yield Goal(
             name=f"C8 {name} steady / {budget} entries",

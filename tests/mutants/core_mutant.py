@@ -44,12 +44,18 @@ def oracle_of(check: Check) -> Callable[..., None]:
 
 
 def each_of(mutants: Sequence[Mutant]) -> pytest.MarkDecorator:
-    """Return what runs a test for each mutant with each of its checks."""
-    named = [
-        pytest.param(mutant, check, id=f"{mutant.name}: {oracle_of(check).__name__}")
-        for mutant in mutants
-        for check in mutant.killed_by
-    ]
+    """Return what runs a test for each mutant with each of its checks.
+
+    The suite sees each mutant die once, and by each oracle that no mutant before it has failed; `make shipped` by all.
+    """
+    named, seen = [], set[Callable[..., None]]()
+    for mutant in mutants:
+        for number, check in enumerate(mutant.killed_by):
+            oracle = oracle_of(check)
+            later = number > 0 and oracle in seen
+            seen.add(oracle)
+            marks = pytest.mark.shipped if later else ()
+            named.append(pytest.param(mutant, check, id=f"{mutant.name}: {oracle.__name__}", marks=marks))
     return pytest.mark.parametrize(("mutant", "check"), named)
 
 

@@ -28,7 +28,7 @@ def chunks(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 def records(path: Path) -> Iterator[Any]:
     """Yield the records of a .wandb file."""
-    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # three hundred files
+    from wandb.proto.wandb_internal_pb2 import Record  # three hundred files
 
     data = path.read_bytes()
     assert data.startswith(FILE_HEADER), f"{path} is no file of wandb's"

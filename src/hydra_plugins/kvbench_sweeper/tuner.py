@@ -246,7 +246,7 @@ def space_of(overrides: Sequence[Override]) -> tuple[list[str], dict[str, BaseDi
             assert asked.end is not None
             is_whole = isinstance(asked.start, int) and isinstance(asked.end, int)
             made = IntDistribution if is_whole else FloatDistribution
-            space[key] = made(asked.start, asked.end, log="log" in asked.tags)  # type: ignore[arg-type]
+            space[key] = made(asked.start, asked.end, log="log" in asked.tags)
             continue
         choices = list(override.sweep_string_iterator())
         if len(choices) == 1:

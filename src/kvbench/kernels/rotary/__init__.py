@@ -56,8 +56,7 @@ def turn_by(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     half = cos.shape[-1]
     first, second = keys[..., :half], keys[..., half : 2 * half]
-    turned = torch.empty_like(keys)
-    turned[..., 2 * half :] = keys[..., 2 * half :]
-    torch.mul(first, cos, out=turned[..., :half]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=turned[..., half : 2 * half]).addcmul_(first, sin)
+    turned = keys.clone()
+    turned[..., :half] = torch.addcmul(first * cos, second, sin, value=-1)
+    turned[..., half : 2 * half] = torch.addcmul(second * cos, first, sin)
     return turned
