@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,9 @@ TURNING = [name for name in METHODS if settings()[name].turns_keys]
 BOTH = ("llama_gqa", "gpt2")  # rotated keys and grouped queries, and neither
 
 
-def in_turn(first: int) -> pytest.MarkDecorator:
+def in_turn(first: int, names: Sequence[str] = METHODS) -> pytest.MarkDecorator:
     """Return every other method from the first or second on; `make shipped` the others as well."""
-    cases = [pytest.param(n, marks=pytest.mark.shipped if at % 2 != first else ()) for at, n in enumerate(METHODS)]
+    cases = [pytest.param(n, marks=pytest.mark.shipped if at % 2 != first else ()) for at, n in enumerate(names)]
     return pytest.mark.parametrize("name", cases)
 
 
@@ -85,9 +86,9 @@ def test_the_budget_is_used_exactly_at_every_step(name: str, model: str) -> None
         generic.budget_is_used_exactly(name, model, overrides)
 
 
-@those("llama_gqa")
-def test_a_pass_over_many_tokens_equals_one_by_one(name: str, model: str) -> None:
-    checks.many_tokens_equal_one_by_one(name, model, by=checks.usual_once)
+@in_turn(1)
+def test_a_pass_over_many_tokens_equals_one_by_one(name: str) -> None:
+    checks.many_tokens_equal_one_by_one(name, "llama_gqa", by=checks.usual_once)
 
 
 @those("llama_gqa", same_in_chunks=True)
@@ -95,10 +96,10 @@ def test_a_chunked_prompt_equals_the_prompt_at_once(name: str, model: str) -> No
     checks.chunks_equal_one_shot(name, model, by=checks.usual_once)
 
 
-@those("llama_gqa")
-def test_rows_of_a_padded_batch_equal_rows_alone(name: str, model: str) -> None:
-    for overrides in generic.triggers(name, model):
-        generic.padded_rows_equal_rows_alone(name, model, overrides)
+@in_turn(1)
+def test_rows_of_a_padded_batch_equal_rows_alone(name: str) -> None:
+    for overrides in generic.triggers(name, "llama_gqa"):
+        generic.padded_rows_equal_rows_alone(name, "llama_gqa", overrides)
 
 
 @pytest.mark.parametrize("name", TURNING)
@@ -133,6 +134,6 @@ def test_a_model_that_asks_the_cache_gets_true_positions(name: str, model: str) 
     checks.positions_are_true(name, model, by=checks.usual_once)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if not settings()[name].waits])
+@in_turn(0, [name for name in METHODS if not settings()[name].waits])
 def test_a_decode_step_never_waits_for_the_host(name: str) -> None:
     steps.moves_nothing(name, "llama_gqa", (24, 24), 12, 0, forbidden=steps.HOST)
