@@ -39,7 +39,7 @@ compat: $(COMPAT)/installed  ## the tests with the oldest transformers that is s
 matrix: install  ## every combination of a strategy's parts: what is legal runs, what is not says why
 	$(BIN)/python -m tests.support.matrix
 
-shipped: install  ## what comes with the embedded model is what the commands make of it
+shipped: install  ## what comes with the embedded model, made again; every oracle on every method and mutant
 	$(BIN)/python -m pytest -n 2 -m shipped
 
 gpu-check:  ## device tests and two tables on a GPU, with PYTHON's own packages; WHEELS=folder adds Hydra's
