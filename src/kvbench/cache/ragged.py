@@ -142,9 +142,7 @@ class RaggedSlots:
         mean: int = sum(kept) // len(kept)
         more = max(tokens, grown(mean) - mean)
         room = self._lay(before.device, kept, after, more)
-        source, target = (
-            _places(each.flatten().tolist(), kept, before.device) for each in (spans.start, self.spans.start)
-        )
+        source, target = (_places(of, kept, before.device) for of in (starts, self.spans.start.flatten().tolist()))
         self.keys.move(self.spans, room, source, target)
         self.values.move(self.spans, room, source, target)
         self._at = before.new_full((room,), EMPTY).index_copy_(0, target, before[source])

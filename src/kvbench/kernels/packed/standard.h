@@ -1,6 +1,7 @@
 // What the sources here use of the compiler's own headers: native.py compiles this once for all forms of rows.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
