@@ -95,7 +95,7 @@ def times(python: str, contexts: Sequence[int], rounds: int) -> pd.DataFrame:
     from kvbench.runner import job_of
 
     job = job_of(check(compose(["model=llama8", "model.device=cpu", "quality=none"])))
-    loaded = load(job.spec, seed=0, attention="sdpa")
+    loaded = load(job.spec, seed=0, attention="sdpa", in_rows=True)  # as the other side will read them
     model, rows = loaded.model, []
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)  # type: ignore[operator]

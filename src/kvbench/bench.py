@@ -42,11 +42,12 @@ class Bench:
         self.engine = job.engine if isinstance(job.engine, Eager) else Eager(prefill_chunk=0)
         report("load", 0.0)
         check_memory(job)
-        self.loaded: Loaded = load(job.spec, seed=job.seed, attention=ATTENTION)
+        rows = self.engine.in_rows
+        self.loaded: Loaded = load(job.spec, seed=job.seed, attention=ATTENTION, in_rows=rows)
         self.on = {"baseline": self.loaded, "strategy": self.loaded}  # which model each arm is made of
         self.sources = dict.fromkeys(self.on, source_of(job, self.loaded))
         if job.matched is not None:
-            self.on["strategy"] = load(job.matched, seed=job.seed, attention=ATTENTION)
+            self.on["strategy"] = load(job.matched, seed=job.seed, attention=ATTENTION, in_rows=rows)
             self.sources["strategy"] = source_of(job, self.on["strategy"])
         self.facts = facts(job, self.loaded, ATTENTION)
         self.arms: dict[str, Arm] = {}

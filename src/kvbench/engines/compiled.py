@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 from kvbench.engines.eager import Eager
 from kvbench.kernels import few_rows
+from kvbench.models.laying import lay_out
+from kvbench.models.siblings import fuse
 from kvbench.types import ModelView
 
 FEW = 8  # rows up to which reading the weights takes longer than multiplying by them
@@ -28,6 +30,8 @@ class Compiled(Eager):
         prefill_chunk: as of `Eager`.
     """
 
+    in_rows: ClassVar[bool] = True
+
     def unsupported(self, view: ModelView) -> str | None:
         """Return why a model's steps cannot be computed so, or None."""
         reason = few_rows.why_not(view.device, view.dtype)
@@ -35,11 +39,12 @@ class Compiled(Eager):
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Return the model itself, with other code for its linear layers and norms."""
+        lay_out(model, in_rows=True)
+        fuse(model, _Few)
         for module in model.modules():
-            if type(module) is nn.Linear and few_rows.fits(module.in_features):
+            if type(module) is nn.Linear and module.weight.is_contiguous() and few_rows.fits(module.in_features):
                 module.__class__ = _Linear
             elif type(module) is Conv1D and few_rows.fits(module.nx):
-                module.weight.data = module.weight.data.T.contiguous().T  # rows of what it multiplies with, in a row
                 module.__class__ = _Conv1D
             elif _is_norm(module):
                 kind: Any = type(module)
@@ -76,6 +81,20 @@ class _Conv1D(Conv1D):
         if matrix is None or matrix.address != self.weight.data_ptr():
             matrix = self._matrix = _matrix_of(self.weight.T, self.bias)
         return _product(x, matrix)
+
+
+class _Few:
+    """Products with one matrix [n, K] and a bias [n], or None."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+        self._matrix = _matrix_of(weight, bias) if few_rows.fits(weight.shape[1]) else None
+
+    def __call__(self, given: Tensor) -> Tensor:
+        """Return the products of rows [..., K]."""
+        if self._matrix is None or given.numel() > FEW * given.shape[-1]:
+            return nn.functional.linear(given, self._weight, self._bias)
+        return _product(given, self._matrix)
 
 
 def _matrix_of(weight: Tensor, bias: Tensor | None) -> few_rows.Matrix:

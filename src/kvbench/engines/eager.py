@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
 
+from torch.nn.functional import linear
+
+from kvbench.models.siblings import fuse
 from kvbench.types import DECODE
 
 if TYPE_CHECKING:
@@ -18,9 +22,14 @@ if TYPE_CHECKING:
 class Eager:
     """Runs the model's forward as it stands.
 
+    A token is multiplied once by the weights of queries, keys and values, and once by those of both halves of a gated
+    layer.
+
     Args:
         prefill_chunk: tokens of the prompt per forward pass; 0 for the whole prompt at once.
     """
+
+    in_rows: ClassVar[bool] = False  # as of `lay_out`
 
     prefill_chunk: int
 
@@ -33,7 +42,8 @@ class Eager:
         """Return None: every model can."""
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Return the model itself."""
+        """Return the model itself, whose linear layers that read the same token are one product."""
+        fuse(model, lambda weight, bias: partial(linear, weight=weight, bias=bias))
         return model
 
     def view(self, view: ModelView) -> ModelView:

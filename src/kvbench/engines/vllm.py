@@ -18,6 +18,7 @@ from torch import Tensor
 from kvbench.engines.black_box import BlackBoxEngine, Generated, Session, steps_of
 from kvbench.engines.lines import Lines
 from kvbench.folders import cache_folder, engine_folder
+from kvbench.models.laying import lay_out
 from kvbench.models.load import Loaded
 from kvbench.strategies.base import CacheStrategy
 from kvbench.strategies.black_box import BlackBox
@@ -93,6 +94,7 @@ class Vllm(BlackBoxEngine):
         """Yield vLLM with the same weights, from a folder that is gone on exit."""
         pages, page_bytes = pool(loaded.view, run, self.block)
         with tempfile.TemporaryDirectory(prefix="kvbench-vllm-") as folder:
+            lay_out(loaded.model, in_rows=True)  # what is saved cannot lie side by side by columns
             loaded.model.save_pretrained(folder)  # type: ignore[operator]
             command, log = [str(self.folder / "bin" / "python"), "-I", str(WORKER), folder], Path(folder) / "log"
             variables = _variables(pages * page_bytes)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kvbench.models.laying import lay_out
 from kvbench.models.spec import TINY, ModelSpec
 from kvbench.models.view import view_of
 from kvbench.types import ModelView
@@ -55,13 +56,14 @@ def device_of(spec: ModelSpec) -> torch.device:
     return torch.device(spec.device)
 
 
-def load(spec: ModelSpec, *, seed: int, attention: str) -> Loaded:
+def load(spec: ModelSpec, *, seed: int, attention: str, in_rows: bool = False) -> Loaded:
     """Load a model.
 
     Args:
         spec: which.
         seed: of random weights.
         attention: name of the attention function it is switched to.
+        in_rows: as of `lay_out`.
 
     Raises:
         ModelError: with the reason, if it cannot be loaded.
@@ -89,6 +91,7 @@ def load(spec: ModelSpec, *, seed: int, attention: str) -> Loaded:
         tokenizer = _tokenizer(str(TINY) if origin == "embedded" else source, spec)
         revision = getattr(model.config, "_commit_hash", None) or (spec.folder.name if spec.folder else spec.revision)
     model.eval().requires_grad_(False)
+    lay_out(model, in_rows=in_rows)
     model.set_attn_implementation(attention)
     view = replace(view_of(model), asked=_asked(spec, seed, origin))
     return Loaded(model=model, tokenizer=tokenizer, view=view, weights=origin, revision=revision)
