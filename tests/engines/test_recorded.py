@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import ClassVar
 
 import pytest
 import torch
@@ -30,6 +31,17 @@ METHODS = [
 has_compiler = pytest.mark.skipif(compiling.compiler() is None, reason="no C++ compiler")
 
 
+class Place(ctypes.Structure):
+    """Where something is."""
+
+    _fields_: ClassVar = [("it", ctypes.c_void_p)]
+
+
+def forget(address: int) -> None:
+    """Make two numbers 0 that lie in a place."""
+    ctypes.memset(Place.from_address(address).it, 0, 16)
+
+
 @has_compiler
 @pytest.mark.parametrize("method", METHODS)
 def test_logits_are_the_compiled_engine_s(method: str) -> None:
@@ -47,7 +59,9 @@ def test_what_is_done_again_is_done_to_the_same_tensors() -> None:
         total = (given.T * 2).sum(dim=1).softmax(dim=0)  # a view, and operations that can be told where to write
         kept.add_(total)
         spread = torch.nn.functional.pad(kept.to(torch.float64), (1, 0))  # one that cannot
-        told.call(lambda tensor: ctypes.memset(tensor.data_ptr(), 0, 16), spread)
+        told.call(
+            lambda address: ctypes.memset(Place.from_address(address).it, 0, 16), Place(spread.data_ptr()), spread
+        )
     before = total.clone(), spread.data_ptr()
     given[0, 2] = 9
     tape.play()

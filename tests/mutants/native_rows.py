@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+from torch import Tensor
+
 from kvbench.kernels.packed import native
 from tests.mutants.core_mutant import Check, Mutant
 from tests.support.codecs import both_kernels_keep_the_same, products_equal_dense_ones, quantiser
@@ -54,18 +56,18 @@ _mutant = partial(recompiled, native, "SOURCE", "_reader")
 _encoder = partial(recompiled, native, "ENCODER", "_encoder")
 
 
-read = native.Given.read
+asked = native.Given.asked
 
 
-def one_row_short(self: native.Given, share: int, entries: int) -> tuple[ctypes.CDLL, int]:
+def one_row_short(self: native.Given, given: Tensor, out: Tensor, row_step: int, entries: int) -> ctypes.Structure:
     """Leave the last row out."""
-    return read(self, share, entries - 1)
+    return asked(self, given, out, row_step, entries - 1)
 
 
 MUTANTS = (
     Mutant(
         name="the last row is not read",
-        patches=((native.Given, "read", one_row_short),),
+        patches=((native.Given, "asked", one_row_short),),
         killed_by=(partial(products_equal_dense_ones, quantiser(4), 64, 1, "native"),),
     ),
     _mutant(
@@ -208,8 +210,8 @@ MUTANTS = (
     ),
     _mutant(
         "a page's sum is forgotten with the next page",
-        "if (block.first > rows->start(block.part, block.index()))",
-        "if (OUTLIERS && block.first > rows->start(block.part, block.index()))",
+        "if (block.first > rows.start(block.part, block.index()))",
+        "if (OUTLIERS && block.first > rows.start(block.part, block.index()))",
         partial(rows_are_what_they_stand_for, PAGED[3], "native"),
     ),
     _mutant(
@@ -226,8 +228,8 @@ MUTANTS = (
     ),
     _mutant(
         "what a head does not have is a product of 0",
-        "mine + q * row_step + rows->entries, -INFINITY)",
-        "mine + q * row_step + rows->entries, 0)",
+        "mine + q * row_step + rows.entries, -INFINITY)",
+        "mine + q * row_step + rows.entries, 0)",
         partial(rows_are_what_they_stand_for, RAGGED[1], "native"),
     ),
     _mutant(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from kvbench.engines import tape
 from kvbench.kernels import few_rows, told
@@ -17,9 +20,9 @@ DECODED = partial(support.recorded_is_compiled, "baseline", "llama")
 PACKED = partial(support.recorded_is_compiled, "quantization_8bit", "llama")
 
 
-def untold(kernel: Callable[..., None], *given: Any) -> None:
+def untold(kernel: Callable[[int], object], given: ctypes.Structure, *kept: Tensor) -> None:
     """Call a kernel, and tell nobody."""
-    kernel(*given)
+    kernel(ctypes.addressof(given))
 
 
 def all_but(name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Callable[[], object] | None:

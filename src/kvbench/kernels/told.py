@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
 
-_listeners: list[Callable[[Callable[[], object]], None]] = []
+from torch import Tensor
 
 
-def call(kernel: Callable[..., object], *given: Any) -> None:
+@dataclass(frozen=True)
+class Call:
+    """A kernel, and all that it is told.
+
+    Args:
+        kernel: takes the address of what is given.
+        given: numbers, and the addresses that are read and written.
+        kept: the tensors that these are of.
+    """
+
+    kernel: Callable[[int], object]
+    given: ctypes.Structure
+    kept: tuple[Tensor, ...]
+
+    def __call__(self) -> None:
+        """Call it."""
+        self.kernel(ctypes.addressof(self.given))
+
+
+_listeners: list[Callable[[Call], None]] = []
+
+
+def call(kernel: Callable[[int], object], given: ctypes.Structure, *kept: Tensor) -> None:
     """Call a kernel that reads and writes the tensors it is given, and nothing else that changes."""
-    kernel(*given)
+    kernel(ctypes.addressof(given))
     for listener in _listeners:
-        listener(partial(kernel, *given))
+        listener(Call(kernel, given, kept))
 
 
 @contextmanager
-def listening(listener: Callable[[Callable[[], object]], None]) -> Iterator[None]:
+def listening(listener: Callable[[Call], None]) -> Iterator[None]:
     """Tell of every kernel called meanwhile, as what calls it again."""
     _listeners.append(listener)
     try:

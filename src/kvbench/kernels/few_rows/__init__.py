@@ -7,7 +7,7 @@ import ctypes
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -51,13 +51,14 @@ class Matrix:
         assert data.stride()[-2:] == (data.shape[-1], 1)
         assert data.dim() < 4 or data.stride(0) == sets[1] * data.stride(1)
         self.data, self.bias, self.address = data, bias, data.data_ptr()
-        self._sets, self._halves = sets.numel(), int(data.dtype == torch.bfloat16)
+        self._sets = sets.numel()
         self._given = _Given(
             matrix=self.address,
             bias=None if bias is None else bias.data_ptr(),
             sets=self._sets,
             step=data.stride(-3) if sets else 0,
             width=data.shape[-1],
+            halves=data.dtype == torch.bfloat16,
         )
 
     def __deepcopy__(self, memo: dict[int, object]) -> Matrix:
@@ -74,7 +75,7 @@ class Matrix:
         rows = rows.contiguous()
         out = rows.new_empty((*rows.shape[:-1], entries))
         share = rows.numel() // (self._sets * rows.shape[-1])
-        told.call(self._call, _library().products, rows, out, entries, share, 1)
+        told.call(_library().products, self._told(rows, out, entries, share, 1), rows, out, self.data)
         return out
 
     def sums(self, weights: Tensor) -> Tensor:
@@ -86,14 +87,15 @@ class Matrix:
         weights = weights.contiguous()
         parts = 1 if self._sets >= torch.get_num_threads() else torch.get_num_threads()
         out = weights.new_empty((parts, *weights.shape[:-1], self.data.shape[-1]))
-        told.call(self._call, _library().sums, weights, out, weights.shape[-1], weights.shape[-2], parts)
+        given = self._told(weights, out, weights.shape[-1], weights.shape[-2], parts)
+        told.call(_library().sums, given, weights, out, self.data)
         return out[0] if parts == 1 else out.sum(dim=0)
 
-    def _call(self, kernel: Any, rows: Tensor, out: Tensor, entries: int, count: int, parts: int) -> None:
-        given = self._given
+    def _told(self, rows: Tensor, out: Tensor, entries: int, count: int, parts: int) -> _Given:
+        given = _Given.from_buffer_copy(self._given)
         given.rows, given.out = rows.data_ptr(), out.data_ptr()
         given.entries, given.count, given.parts, given.threads = entries, count, parts, torch.get_num_threads()
-        kernel(ctypes.addressof(given), self._halves)
+        return given
 
 
 def normed(rows: Tensor, weight: Tensor, least: float) -> Tensor:
@@ -106,13 +108,10 @@ def normed(rows: Tensor, weight: Tensor, least: float) -> Tensor:
     """
     rows = rows.contiguous()
     out = torch.empty_like(rows)
-    told.call(_norms, rows, weight, out, least)
-    return out
-
-
-def _norms(rows: Tensor, weight: Tensor, out: Tensor, least: float) -> None:
     width = len(weight)
-    _library().norms(rows.data_ptr(), weight.data_ptr(), out.data_ptr(), rows.numel() // width, width, least)
+    given = _Norms(rows.data_ptr(), weight.data_ptr(), out.data_ptr(), rows.numel() // width, width, least)
+    told.call(_library().norms, given, rows, weight, out)
+    return out
 
 
 @dataclass(frozen=True)
@@ -147,14 +146,21 @@ class Entries:
 class _Given(ctypes.Structure):
     _fields_: ClassVar = [
         *((name, _POINTER) for name in ("matrix", "rows", "bias", "out")),
-        *((name, _LONG) for name in ("sets", "step", "entries", "count", "width", "parts", "threads")),
+        *((name, _LONG) for name in ("sets", "step", "entries", "count", "width", "parts", "threads", "halves")),
+    ]
+
+
+class _Norms(ctypes.Structure):
+    _fields_: ClassVar = [
+        *((name, _POINTER) for name in ("rows", "weight", "out")),
+        *((name, _LONG) for name in ("count", "width")),
+        ("least", ctypes.c_float),
     ]
 
 
 @cache
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(compiled(SOURCE, {}, _MEND)))
-    for function in (library.products, library.sums):
-        function.argtypes, function.restype = [_POINTER, ctypes.c_int], None
-    library.norms.argtypes, library.norms.restype = [*[_POINTER] * 3, _LONG, _LONG, ctypes.c_float], None
+    for function in (library.products, library.sums, library.norms):
+        function.argtypes, function.restype = [_POINTER], None
     return library

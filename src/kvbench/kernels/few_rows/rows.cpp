@@ -57,7 +57,14 @@ struct Given {
     const float* rows;   // [sets, count, width], or weights [sets, count, entries]
     const float* bias;   // [entries], or null
     float* out;          // [sets, count, entries], or [parts, sets, count, width]
-    long sets, step, entries, count, width, parts, threads;
+    long sets, step, entries, count, width, parts, threads, halves;
+};
+
+struct Norms {
+    const float *rows, *weight;  // [count, width] and [width]
+    float* out;                  // [count, width]
+    long count, width;
+    float least;
 };
 
 }  // extern "C"
@@ -158,18 +165,21 @@ void sums_of(const Given& g) {
 
 }  // namespace
 
-extern "C" void products(const Given* given, int halves) {
-    halves ? products_of<uint16_t>(*given) : products_of<float>(*given);
+extern "C" void products(const Given* given) {
+    given->halves ? products_of<uint16_t>(*given) : products_of<float>(*given);
 }
 
-extern "C" void sums(const Given* given, int halves) { halves ? sums_of<uint16_t>(*given) : sums_of<float>(*given); }
+extern "C" void sums(const Given* given) { given->halves ? sums_of<uint16_t>(*given) : sums_of<float>(*given); }
 
-// Rows [count, width], each divided by the root of its mean square and `least`, times a weight per column.
-extern "C" void norms(const float* rows, const float* weight, float* out, long count, long width, float least) {
-    for (long r = 0; r < count; r++, rows += width, out += width) {
+// Rows, each divided by the root of its mean square and `least`, times a weight per column.
+extern "C" void norms(const Norms* given) {
+    const long width = given->width;
+    for (long r = 0; r < given->count; r++) {
+        const float *rows = given->rows + r * width, *weight = given->weight;
+        float* out = given->out + r * width;
         Lanes squares = {};
         for (long at = 0; at < width; at += LANES) squares += lanes(rows + at) * lanes(rows + at);
-        const float by = 1 / std::sqrt(total(squares) / width + least);
+        const float by = 1 / std::sqrt(total(squares) / width + given->least);
         for (long at = 0; at < width; at += LANES) {
             const Lanes value = lanes(weight + at) * (lanes(rows + at) * by);
             std::memcpy(out + at, &value, sizeof(value));

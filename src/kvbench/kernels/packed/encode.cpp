@@ -87,10 +87,18 @@ inline void encode_row(const float* numbers, float clip, uint8_t* codes, Scale* 
 
 }  // namespace
 
-// Keeps numbers [batch, heads, tokens, DIM] as rows first, first + 1 ... of each head, or as the rows that `at` says
+// Numbers [batch, heads, tokens, DIM] that become rows first, first + 1 ... of each head, or the rows that `at` says
 // [batch, heads, tokens]. Steps of the numbers are from one batch row, head and token to the next.
-extern "C" void encode(const float* numbers, long batch_step, long head_step, long token_step, long tokens, float clip,
-                       long first, const int64_t* at, const Kept* to) {
+struct Numbers {
+    const float* numbers;
+    const int64_t* at;
+    const Kept* to;
+    long batch_step, head_step, token_step, tokens, first;
+    float clip;
+};
+
+extern "C" void encode(const Numbers* given) {
+    const auto [numbers, at, to, batch_step, head_step, token_step, tokens, first, clip] = *given;
     for (long batch = 0; batch < to->batch; batch++)
         for (long head = 0; head < to->heads; head++) {
             uint8_t* codes = to->codes + batch * to->codes_step[0] + head * to->codes_step[1];

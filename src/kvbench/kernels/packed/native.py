@@ -37,12 +37,9 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def logits(rows: Tensor, packed: Packed, out: Tensor) -> None:
     """Write the products of rows [B, G, g, D] with the first m packed ones into out [B, G, g, m], float32."""
-    told.call(_logits, rows.contiguous(), packed.given, out)
-
-
-def _logits(rows: Tensor, given: Given, out: Tensor) -> None:
-    library, address = given.read(rows.shape[2], out.shape[3])
-    library.logits(rows.data_ptr(), out.data_ptr(), out.stride(2), address)
+    rows = rows.contiguous()
+    asked = packed.given.asked(rows, out, out.stride(2), out.shape[3])
+    told.call(packed.given.reader(rows.shape[2]).logits, asked, rows, out, packed.codes)
 
 
 def weighted(weights: Tensor, packed: Packed) -> Tensor:
@@ -50,13 +47,9 @@ def weighted(weights: Tensor, packed: Packed) -> Tensor:
     batch, groups, share, entries = weights.shape
     parts = _parts(entries)
     out = weights.new_empty((parts * batch, groups, share, packed.form.dim))
-    told.call(_weighted, weights, packed.given, out)
+    asked = packed.given.asked(weights, out, weights.stride(2), entries)
+    told.call(packed.given.reader(share).weighted, asked, weights, out, packed.codes)
     return out if parts == 1 else out.unflatten(0, (parts, batch)).sum(dim=0)
-
-
-def _weighted(weights: Tensor, given: Given, out: Tensor) -> None:
-    library, address = given.read(*weights.shape[2:])
-    library.weighted(weights.data_ptr(), weights.stride(2), out.data_ptr(), address)
 
 
 def write(entries: Tensor, packed: Packed, at: int | Tensor, clip: float) -> None:
@@ -64,14 +57,17 @@ def write(entries: Tensor, packed: Packed, at: int | Tensor, clip: float) -> Non
     batch, heads, tokens, _ = entries.shape
     assert (batch, heads) == packed.codes.shape[:2]
     entries = entries if entries.stride(3) == 1 else entries.contiguous()
-    told.call(
-        _write, entries, packed.given, at if isinstance(at, int) else at.expand(batch, heads, tokens).contiguous(), clip
+    slots = () if isinstance(at, int) else (at.expand(batch, heads, tokens).contiguous(),)
+    numbers = _Numbers(
+        entries.data_ptr(),
+        slots[0].data_ptr() if slots else None,
+        packed.given.address,
+        *entries.stride()[:3],
+        tokens,
+        0 if slots else at,
+        clip,
     )
-
-
-def _write(entries: Tensor, given: Given, at: int | Tensor, clip: float) -> None:
-    first, slots = (at, None) if isinstance(at, int) else (0, at.data_ptr())
-    given.write(entries.data_ptr(), *entries.stride()[:3], entries.shape[2], clip, first, slots, given.address)
+    told.call(packed.given.write, numbers, entries, *slots, packed.codes)
 
 
 class _Kept(ctypes.Structure):
@@ -96,6 +92,26 @@ class _Rows(_Kept):
         ("positions_step", _LONG * 2),
         ("table_step", _LONG),
         *((name, _LONG) for name in ("tokens", "outliers", "entries", "parts", "threads")),
+    ]
+
+
+class _Asked(ctypes.Structure):
+    """What rows.cpp is asked of rows."""
+
+    _fields_: ClassVar = [
+        *((name, _POINTER) for name in ("given", "out")),
+        *((name, _LONG) for name in ("row_step", "entries", "parts", "threads")),
+        ("of", _POINTER),
+    ]
+
+
+class _Numbers(ctypes.Structure):
+    """What encode.cpp makes rows of."""
+
+    _fields_: ClassVar = [
+        *((name, _POINTER) for name in ("numbers", "at", "to")),
+        *((name, _LONG) for name in ("batch_step", "head_step", "token_step", "tokens", "first")),
+        ("clip", ctypes.c_float),
     ]
 
 
@@ -155,14 +171,16 @@ class Given:
         }
         self._readers: dict[int, ctypes.CDLL] = {}
 
-    def read(self, share: int, entries: int) -> tuple[ctypes.CDLL, int]:
-        """Return the library for so many queries of a KV head, and the address of the first so many rows."""
-        given = self.rows
-        given.entries, given.threads = entries, torch.get_num_threads()
-        given.parts = _parts(entries)
+    def asked(self, given: Tensor, out: Tensor, row_step: int, entries: int) -> _Asked:
+        """Return what is asked of the first so many rows."""
+        threads, parts = torch.get_num_threads(), _parts(entries)
+        return _Asked(given.data_ptr(), out.data_ptr(), row_step, entries, parts, threads, self.address)
+
+    def reader(self, share: int) -> ctypes.CDLL:
+        """Return the library for so many queries of a KV head."""
         if share not in self._readers:
             self._readers[share] = _reader(**self._form, **self._run, SHARE=share)
-        return self._readers[share], self.address
+        return self._readers[share]
 
     @cached_property
     def write(self) -> Callable[..., None]:
@@ -178,8 +196,7 @@ def _parts(entries: int) -> int:
 @cache
 def _reader(**numbers: int) -> ctypes.CDLL:
     library = ctypes.CDLL(str(compiled(SOURCE, numbers, MEND)))
-    library.logits.argtypes = [_POINTER, _POINTER, _LONG, _POINTER]
-    library.weighted.argtypes = [_POINTER, _LONG, _POINTER, _POINTER]
+    library.logits.argtypes = library.weighted.argtypes = [_POINTER]
     library.logits.restype = library.weighted.restype = None
     return library
 
@@ -187,7 +204,7 @@ def _reader(**numbers: int) -> ctypes.CDLL:
 @cache
 def _encoder(**numbers: int) -> ctypes.CDLL:
     library = ctypes.CDLL(str(compiled(ENCODER, numbers, MEND)))
-    library.encode.argtypes = [_POINTER, *[_LONG] * 4, ctypes.c_float, _LONG, _POINTER, _POINTER]
+    library.encode.argtypes = [_POINTER]
     library.encode.restype = None
     return library
 

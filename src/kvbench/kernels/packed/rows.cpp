@@ -347,11 +347,28 @@ struct Queries {
 
 }  // namespace
 
-// A row of logits or weights has `row_step` numbers.
-extern "C" void logits(const float* queries, float* out, long row_step, const Rows* rows) {
-    each_block(*rows, [&](const Block& block) {
-        const Queries given(queries + block.index() * SHARE * DIM);
-        float* mine = out + block.index() * SHARE * row_step;
+// What is asked of rows: the products of queries with the first `entries` of them, or their sums by weights.
+struct Asked {
+    const float* given;
+    float* out;
+    long row_step, entries, parts, threads;  // a row of logits or weights has so many numbers
+    const Rows* of;
+
+    Rows rows() const {
+        Rows mine = *of;
+        mine.entries = entries;
+        mine.parts = parts;
+        mine.threads = threads;
+        return mine;
+    }
+};
+
+extern "C" void logits(const Asked* asked) {
+    const Rows rows = asked->rows();
+    const long row_step = asked->row_step;
+    each_block(rows, [&](const Block& block) {
+        const Queries given(asked->given + block.index() * SHARE * DIM);
+        float* mine = asked->out + block.index() * SHARE * row_step;
         Totals totals;
         block.each_row<SCALES_PRODUCTS>([&](long entry, const Floats* row, const Scale* scales, const Scale* lows) {
             for (int q = 0; q < SHARE; q++) {
@@ -375,19 +392,21 @@ extern "C" void logits(const float* queries, float* out, long row_step, const Ro
             }
         });
         totals.flush();
-        if (SPANS && block.part == rows->parts - 1)
+        if (SPANS && block.part == rows.parts - 1)
             for (int q = 0; q < SHARE; q++)
-                std::fill(mine + q * row_step + block.last, mine + q * row_step + rows->entries, -INFINITY);
+                std::fill(mine + q * row_step + block.last, mine + q * row_step + rows.entries, -INFINITY);
     });
 }
 
 // Writes the sums of each part [parts, batch, heads, SHARE, DIM].
-extern "C" void weighted(const float* weights, long row_step, float* out, const Rows* rows) {
-    each_block(*rows, [&](const Block& block) {
-        const float* mine = weights + block.index() * SHARE * row_step;
-        float* sums = out + (block.part * rows->batch * rows->heads + block.index()) * SHARE * DIM;
+extern "C" void weighted(const Asked* asked) {
+    const Rows rows = asked->rows();
+    const long row_step = asked->row_step;
+    each_block(rows, [&](const Block& block) {
+        const float* mine = asked->given + block.index() * SHARE * row_step;
+        float* sums = asked->out + (block.part * rows.batch * rows.heads + block.index()) * SHARE * DIM;
         Floats sum[SHARE][N] = {};
-        if (block.first > rows->start(block.part, block.index()))
+        if (block.first > rows.start(block.part, block.index()))
             for (int q = 0; q < SHARE; q++) padded(sums + q * DIM, sum[q]);
         block.each_row<false>([&](long entry, const Floats* row, const Scale*, const Scale*) {
             for (int q = 0; q < SHARE; q++) {

@@ -69,7 +69,8 @@ class _Scan(torch.autograd.Function):
     def forward(context: Any, *given: Tensor) -> tuple[Tensor, Tensor]:
         step, fed, by, of, log_rate, start = (each.contiguous() for each in given)
         out, last = torch.empty_like(step), torch.empty_like(start)
-        told.call(_forward, step, fed, by, of, log_rate, start, out, last)
+        tensors = (step, fed, by, of, log_rate, start, out, last)
+        told.call(_library(log_rate.shape[1]).forward, _given(*tensors), *tensors)
         context.save_for_backward(step, fed, by, of, log_rate, start)
         return out, last
 
@@ -85,10 +86,6 @@ class _Scan(torch.autograd.Function):
             ctypes.byref(_given(step, fed, by, of, log_rate, start, out, last)), ctypes.byref(wanted)
         )
         return (*made[:4], made[4].sum(dim=0).mT, made[5])
-
-
-def _forward(*tensors: Tensor) -> None:
-    _library(tensors[4].shape[1]).forward(ctypes.byref(_given(*tensors)))
 
 
 def _given(*tensors: Tensor) -> _Given:
