@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvbench.engines.eager import forward
-from kvbench.kernels import told
+from kvbench.kernels import playing, told
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,12 +41,18 @@ def recorded(model: nn.Module, cache: KVCache, ids: Tensor) -> Callable[[Tensor]
 
 
 class Tape(TorchDispatchMode):
-    """Notes what a step does to tensors, every one of which it keeps where it is."""
+    """Notes what a step does to tensors, every one of which it keeps where it is.
+
+    What C++ can do is done there, and Python is asked for the rest.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._calls: list[Callable[[], object]] = []
-        self._telling = told.listening(self._calls.append)
+        self.calls: list[Callable[[], object]] = []
+        self._telling = told.listening(self._note_call)
+        self._waiting: list[playing.Operation] = []  # to be called together, before what comes next
+        self._kept: list[object] = []  # what is read and written without Python
+        self._constants: dict[int, Callable[[], object]] = {}  # by storage, what makes numbers that are never others
 
     def __enter__(self) -> Tape:
         self._telling.__enter__()
@@ -55,6 +61,7 @@ class Tape(TorchDispatchMode):
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)  # type: ignore[no-untyped-call]
         self._telling.__exit__(*raised)
+        self._flush()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and note it.
@@ -65,14 +72,47 @@ class Tape(TorchDispatchMode):
         if func.overloadpacket.__name__ in HOST:
             raise RuntimeError(f"a step that reads numbers of tensors on the host cannot be recorded; it calls {func}.")
         out = func(*args, **(kwargs or {}))
-        again = _again(func, args, kwargs or {}, out)
-        if again is not None:
-            self._calls.append(again)
+        self._note(func, args, kwargs or {}, out)
         return out
+
+    def _note(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+        if func._schema.is_mutable:
+            constant = self._constants.pop(_storage(args[0]), None)
+            self.calls[:0] = [] if constant is None else [constant]
+        operations = playing.of_torch(func, args, kwargs, out)
+        if operations is not None:
+            self._waiting += operations
+            self._kept.append((args, out))
+            return
+        again = _again(func, args, kwargs, out)
+        if again is not None and func.overloadpacket.__name__ == "arange":
+            self._constants[_storage(out)] = again
+        elif again is not None:
+            self._flush()
+            self.calls.append(again)
+
+    def _note_call(self, call: told.Call) -> None:
+        operation = playing.of_call(call)
+        if operation is None:
+            self._flush()
+            self.calls.append(call)
+        else:
+            self._waiting.append(operation)
+            self._kept.append(call)
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self.calls.append(playing.playing(self._waiting))
+            self._waiting = []
+
+    @property
+    def is_native(self) -> bool:
+        """Whether Python is asked for nothing."""
+        return all(playing.is_playing(call) for call in self.calls)
 
     def play(self) -> None:
         """Do everything again."""
-        for call in self._calls:
+        for call in self.calls:
             call()
 
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from torch import Tensor
-
 
 @dataclass(frozen=True)
 class Call:
@@ -17,12 +15,12 @@ class Call:
     Args:
         kernel: takes the address of what is given.
         given: numbers, and the addresses that are read and written.
-        kept: the tensors that these are of.
+        kept: what these are of.
     """
 
     kernel: Callable[[int], object]
     given: ctypes.Structure
-    kept: tuple[Tensor, ...]
+    kept: tuple[object, ...]
 
     def __call__(self) -> None:
         """Call it."""
@@ -32,7 +30,7 @@ class Call:
 _listeners: list[Callable[[Call], None]] = []
 
 
-def call(kernel: Callable[[int], object], given: ctypes.Structure, *kept: Tensor) -> None:
+def call(kernel: Callable[[int], object], given: ctypes.Structure, *kept: object) -> None:
     """Call a kernel that reads and writes the tensors it is given, and nothing else that changes."""
     kernel(ctypes.addressof(given))
     for listener in _listeners:

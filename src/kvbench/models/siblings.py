@@ -19,7 +19,7 @@ def siblings(model: nn.Module, names: Sequence[str]) -> Iterator[list[nn.Linear]
         if not type(parent).__module__.startswith("transformers.models."):
             continue
         parts = [getattr(parent, name, None) for name in names]
-        if not all(type(part) is nn.Linear for part in parts):
+        if not all(type(part) in (nn.Linear, _Sibling) for part in parts):
             continue
         linear = cast("list[nn.Linear]", parts)
         alike = {(part.in_features, part.weight.dtype, part.weight.device, part.bias is None) for part in linear}

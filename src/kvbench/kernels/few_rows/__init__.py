@@ -75,7 +75,7 @@ class Matrix:
         rows = rows.contiguous()
         out = rows.new_empty((*rows.shape[:-1], entries))
         share = rows.numel() // (self._sets * rows.shape[-1])
-        told.call(_library().products, self._told(rows, out, entries, share, 1), rows, out, self.data)
+        told.call(_library().products, self._told(rows, out, entries, share, 1), rows, out, self)
         return out
 
     def sums(self, weights: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class Matrix:
         parts = 1 if self._sets >= torch.get_num_threads() else torch.get_num_threads()
         out = weights.new_empty((parts, *weights.shape[:-1], self.data.shape[-1]))
         given = self._told(weights, out, weights.shape[-1], weights.shape[-2], parts)
-        told.call(_library().sums, given, weights, out, self.data)
+        told.call(_library().sums, given, weights, out, self)
         return out[0] if parts == 1 else out.sum(dim=0)
 
     def _told(self, rows: Tensor, out: Tensor, entries: int, count: int, parts: int) -> _Given:

@@ -39,7 +39,7 @@ def logits(rows: Tensor, packed: Packed, out: Tensor) -> None:
     """Write the products of rows [B, G, g, D] with the first m packed ones into out [B, G, g, m], float32."""
     rows = rows.contiguous()
     asked = packed.given.asked(rows, out, out.stride(2), out.shape[3])
-    told.call(packed.given.reader(rows.shape[2]).logits, asked, rows, out, packed.codes)
+    told.call(packed.given.reader(rows.shape[2]).logits, asked, rows, out, packed)
 
 
 def weighted(weights: Tensor, packed: Packed) -> Tensor:
@@ -48,7 +48,7 @@ def weighted(weights: Tensor, packed: Packed) -> Tensor:
     parts = _parts(entries)
     out = weights.new_empty((parts * batch, groups, share, packed.form.dim))
     asked = packed.given.asked(weights, out, weights.stride(2), entries)
-    told.call(packed.given.reader(share).weighted, asked, weights, out, packed.codes)
+    told.call(packed.given.reader(share).weighted, asked, weights, out, packed)
     return out if parts == 1 else out.unflatten(0, (parts, batch)).sum(dim=0)
 
 
@@ -67,7 +67,7 @@ def write(entries: Tensor, packed: Packed, at: int | Tensor, clip: float) -> Non
         0 if slots else at,
         clip,
     )
-    told.call(packed.given.write, numbers, entries, *slots, packed.codes)
+    told.call(packed.given.write, numbers, entries, slots, packed)
 
 
 class _Kept(ctypes.Structure):
