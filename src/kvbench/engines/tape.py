@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kvbench.cache.kv_cache import KVCache
 
 HOST = ("_local_scalar_dense", "lift_fresh", "nonzero", "masked_select")  # numbers that pass through the host
+_CONSTANTS = ("arange", "zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "zeros_like", "scalar_tensor")
 _EMPTY = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 _COPIES = ("_to_copy", "clone", "to", "contiguous")
 
@@ -51,7 +52,6 @@ class Tape(TorchDispatchMode):
         self.calls: list[Callable[[], object]] = []
         self._telling = told.listening(self._note_call)
         self._waiting: list[playing.Operation] = []  # to be called together, before what comes next
-        self._kept: list[object] = []  # what is read and written without Python
         self._constants: dict[int, Callable[[], object]] = {}  # by storage, what makes numbers that are never others
 
     def __enter__(self) -> Tape:
@@ -77,38 +77,43 @@ class Tape(TorchDispatchMode):
 
     def _note(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
         if func._schema.is_mutable:
-            constant = self._constants.pop(_storage(args[0]), None)
-            self.calls[:0] = [] if constant is None else [constant]
+            for each in (*args[:1], *kwargs.values()):
+                self._changes(each)
         operations = playing.of_torch(func, args, kwargs, out)
         if operations is not None:
             self._waiting += operations
-            self._kept.append((args, out))
             return
         again = _again(func, args, kwargs, out)
-        if again is not None and func.overloadpacket.__name__ == "arange":
+        if again is not None and func.overloadpacket.__name__ in _CONSTANTS:
             self._constants[_storage(out)] = again
         elif again is not None:
             self._flush()
             self.calls.append(again)
 
+    def _changes(self, tensor: object) -> None:
+        """Have numbers that are no constants after all made anew before everything else."""
+        constant = self._constants.pop(_storage(tensor), None) if isinstance(tensor, Tensor) else None
+        self.calls[:0] = [] if constant is None else [constant]
+
     def _note_call(self, call: told.Call) -> None:
+        for each in call.kept:
+            self._changes(each)
         operation = playing.of_call(call)
         if operation is None:
             self._flush()
             self.calls.append(call)
         else:
             self._waiting.append(operation)
-            self._kept.append(call)
 
     def _flush(self) -> None:
         if self._waiting:
-            self.calls.append(playing.playing(self._waiting))
+            self.calls.append(playing.Playing(self._waiting))
             self._waiting = []
 
     @property
     def is_native(self) -> bool:
         """Whether Python is asked for nothing."""
-        return all(playing.is_playing(call) for call in self.calls)
+        return all(isinstance(call, playing.Playing) for call in self.calls)
 
     def play(self) -> None:
         """Do everything again."""

@@ -3,21 +3,27 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace {
 
 constexpr int DIMS = 4;
 
 // As kvbench.kernels.playing has them.
-enum Kind : long { CALL, COPY_1, COPY_4, COPY_8, NEGATE, SILU, ADD, MULTIPLY, SCALE, HIDE, DIFFERS, NOT, SOFTMAX, PUT };
+enum Kind : long {
+    CALL, COPY, NEGATE, SILU, COS, SIN, NOT, HIDE, SOFTMAX, LEAST, PUT, TAKE,
+    ADD, SUBTRACT, MULTIPLY, REMAINDER, DIVIDE, LARGER, SMALLER,
+    DIFFERS, EQUALS, ABOVE, BELOW, FROM, UP_TO
+};
+enum Type : long { MARK, FLOAT, INT, LONG };
 
 struct Operation {
-    long kind;
-    void (*call)(void*);  // what is called, with the first place
+    long kind, type;       // of the numbers it is given
+    void (*call)(void*);   // what is called, with the first place
     long shape[DIMS];
     void* places[3];       // what comes of it, and what it is given
     long steps[3][DIMS];   // in numbers
-    double number;
+    double number;         // that hides
 };
 
 // e^x, but for the last bit or two, for x up to 88; 0 where it is subnormal.
@@ -67,11 +73,6 @@ void each(const Operation& o, Make make) {
     });
 }
 
-template <typename T>
-void copy(const Operation& o) {
-    each<T, T, T>(o, [](T a, T) { return a; });
-}
-
 void softmax(const Operation& o) {
     const long n = o.shape[3];
     outer(o, [&](const long* index) {
@@ -85,37 +86,78 @@ void softmax(const Operation& o) {
     });
 }
 
-// Puts rows, or numbers, to where the third place says along the third dimension.
-void put(const Operation& o) {
+// The place of the least of each row; the first one of several.
+void least(const Operation& o) {
     outer(o, [&](const long* index) {
-        const uint32_t* from = at<uint32_t>(o, 1, index);
-        const int64_t* where = at<int64_t>(o, 2, index);
-        uint32_t* to = (uint32_t*)o.places[0] + index[0] * o.steps[0][0] + index[1] * o.steps[0][1];
-        for (long k = 0; k < o.shape[3]; k++)
-            to[where[k * o.steps[2][3]] * o.steps[0][2] + k * o.steps[0][3]] = from[k * o.steps[1][3]];
+        const float* given = at<float>(o, 1, index);
+        long found = 0;
+        for (long k = 1; k < o.shape[3]; k++)
+            if (given[k * o.steps[1][3]] < given[found * o.steps[1][3]]) found = k;
+        *at<int64_t>(o, 0, index) = found;
     });
 }
 
+// What lies, in the place `there`, where the third place says along the third dimension, and what lies here.
+template <typename T, typename Move>
+void move(const Operation& o, int there, int here, Move each) {
+    outer(o, [&](const long* index) {
+        const int64_t* where = at<int64_t>(o, 2, index);
+        T* far = (T*)o.places[there] + index[0] * o.steps[there][0] + index[1] * o.steps[there][1];
+        T* near = at<T>(o, here, index);
+        for (long k = 0; k < o.shape[3]; k++)
+            each(far[where[k * o.steps[2][3]] * o.steps[there][2] + k * o.steps[there][3]], near[k * o.steps[here][3]]);
+    });
+}
+
+template <typename T>
+void sized(const Operation& o) {
+    if (o.kind == COPY) each<T, T, T>(o, [](T a, T) { return a; });
+    if (o.kind == PUT) move<T>(o, 0, 1, [](T& far, T& near) { far = near; });
+    if (o.kind == TAKE) move<T>(o, 1, 0, [](T& far, T& near) { near = far; });
+}
+
+template <typename T>
+void numbers(const Operation& o) {
+    switch (o.kind) {
+        case ADD: return each<T, T, T>(o, [](T a, T b) { return a + b; });
+        case SUBTRACT: return each<T, T, T>(o, [](T a, T b) { return a - b; });
+        case MULTIPLY: return each<T, T, T>(o, [](T a, T b) { return a * b; });
+        case LARGER: return each<T, T, T>(o, [](T a, T b) { return a > b ? a : b; });
+        case SMALLER: return each<T, T, T>(o, [](T a, T b) { return a < b ? a : b; });
+        case DIFFERS: return each<uint8_t, T, T>(o, [](T a, T b) { return a != b; });
+        case EQUALS: return each<uint8_t, T, T>(o, [](T a, T b) { return a == b; });
+        case ABOVE: return each<uint8_t, T, T>(o, [](T a, T b) { return a > b; });
+        case BELOW: return each<uint8_t, T, T>(o, [](T a, T b) { return a < b; });
+        case FROM: return each<uint8_t, T, T>(o, [](T a, T b) { return a >= b; });
+        case UP_TO: return each<uint8_t, T, T>(o, [](T a, T b) { return a <= b; });
+    }
+    if constexpr (std::is_integral<T>::value) {
+        const auto down = [](T a, T b) { return a / b - ((a % b != 0) & ((a < 0) != (b < 0))); };
+        if (o.kind == DIVIDE) each<T, T, T>(o, down);
+        if (o.kind == REMAINDER) each<T, T, T>(o, [&](T a, T b) { return a - down(a, b) * b; });
+    }
+}
+
 void play_one(const Operation& o) {
-    const float number = (float)o.number;
     switch (o.kind) {
         case CALL: return o.call(o.places[0]);
-        case COPY_1: return copy<uint8_t>(o);
-        case COPY_4: return copy<uint32_t>(o);
-        case COPY_8: return copy<uint64_t>(o);
+        case COPY: case PUT: case TAKE:
+            return o.type == MARK ? sized<uint8_t>(o) : o.type == LONG ? sized<uint64_t>(o) : sized<uint32_t>(o);
         case NEGATE: return each<float, float, float>(o, [](float a, float) { return -a; });
         case SILU: return each<float, float, float>(o, [](float a, float) {
             return a / (1 + exponential(a < -88 ? 88 : -a));
         });
-        case ADD: return each<float, float, float>(o, [](float a, float b) { return a + b; });
-        case MULTIPLY: return each<float, float, float>(o, [](float a, float b) { return a * b; });
-        case SCALE: return each<float, float, float>(o, [=](float a, float) { return a * number; });
-        case HIDE: return each<float, float, uint8_t>(o, [=](float a, uint8_t hidden) { return hidden ? number : a; });
-        case DIFFERS: return each<uint8_t, int32_t, int32_t>(o, [&](int32_t a, int32_t) { return a != (int32_t)o.number; });
+        case COS: return each<float, float, float>(o, [](float a, float) { return std::cos(a); });
+        case SIN: return each<float, float, float>(o, [](float a, float) { return std::sin(a); });
         case NOT: return each<uint8_t, uint8_t, uint8_t>(o, [](uint8_t a, uint8_t) { return !a; });
+        case HIDE: {
+            const float number = (float)o.number;
+            return each<float, float, uint8_t>(o, [=](float a, uint8_t hidden) { return hidden ? number : a; });
+        }
         case SOFTMAX: return softmax(o);
-        case PUT: return put(o);
+        case LEAST: return least(o);
     }
+    o.type == FLOAT ? numbers<float>(o) : o.type == INT ? numbers<int32_t>(o) : numbers<int64_t>(o);
 }
 
 }  // namespace
