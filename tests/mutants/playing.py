@@ -42,6 +42,8 @@ MUTANTS = (
             check("put rows"), check("put numbers"), check("take")),
     _mutant("nothing is negative", "return -a;", "return a;", check("negate"), check("rotate")),
     _mutant("kernels are left out", "return o.call(o.places[0])", "return", check("call a kernel")),
+    _mutant("numbers change their sign", "return (float)a;", "return (float)-a;",
+            check("torch.int32 as torch.float32")),
     _mutant("division is towards 0", "a / b - ((a % b != 0) & ((a < 0) != (b < 0)))", "a / b", check("divide"),
             check("remainder")),
     _mutant("the last of equals is the least", "given[k * o.steps[1][3]] < given", "given[k * o.steps[1][3]] <= given",

@@ -43,6 +43,8 @@ def _places(seed: int, *shape: int) -> Tensor:
 
 WHERE = _places(1, B, G, 1)
 MASK = torch.rand(B, 1, 1, M, generator=torch.Generator().manual_seed(2)) < 0.3
+LEAST = torch.zeros(B, G, dtype=torch.int64)
+NUMBERS = (torch.float32, torch.int32, torch.int64)
 CODES = _places(3, B, G, M).int()
 ROWS = torch.randperm(M, generator=torch.Generator().manual_seed(4))[:5]
 
@@ -109,6 +111,7 @@ CASES = {
     },
     "the least": Case(lambda x: x.argmin(dim=-1, keepdim=True), ((B, G, M),)),
     "the least of each row": Case(lambda x: x.argmin(dim=-1), ((B, G, M),)),
+    "the least, to a place": Case(lambda x: torch.argmin(x, dim=-1, out=LEAST).clone(), ((B, G, M),)),
     "the least of each column": Case(lambda x: x.argmin(dim=0), ((B, M),), is_known=False),
     "the least of equals": Case(lambda x: x.clamp(min=0).argmin(dim=-1), ((B, G, M),)),
     "multiply": Case(torch.mul, ((B, G, 1, D), (D,))),
@@ -125,6 +128,13 @@ CASES = {
     "join": Case(lambda x, y: torch.cat([x[..., 3:], y], dim=1), ((B, 3, D), (B, 5, D - 3))),
     "copy": Case(lambda x, y: x.copy_(y), ((B, M, D), (M, 1))),
     "copy to rows": Case(lambda x: x.mT.contiguous(), ((B, M, D),)),
+    **{
+        f"{kind} as {other}": Case(lambda x, other=other: x.to(other), ((B, M),), dtype=kind)
+        for kind in NUMBERS
+        for other in NUMBERS
+        if kind != other
+    },
+    "numbers as halves": Case(lambda x: x.half(), ((M,),), is_known=False),
     "copy marks": Case(lambda x: x.masked_fill(MASK.clone(), 1), ((B, G, 1, M),)),
     "put rows": Case(_put, ((B, G, M, D), (B, G, 1, D))),
     "put rows that lie apart": Case(lambda x, y: _put(x, y.transpose(1, 2)), ((B, G, M, D), (B, 1, G, D))),

@@ -25,7 +25,7 @@ _TYPES = {torch.bool: 0, torch.uint8: 0, torch.float32: 1, torch.int32: 2, torch
 
 Kind = IntEnum(
     "Kind",
-    "CALL COPY NEGATE SILU COS SIN NOT HIDE SOFTMAX LEAST PUT TAKE "
+    "CALL COPY CONVERT NEGATE SILU COS SIN NOT HIDE SOFTMAX LEAST PUT TAKE "
     "ADD SUBTRACT MULTIPLY REMAINDER DIVIDE LARGER SMALLER DIFFERS EQUALS ABOVE BELOW FROM UP_TO",
     start=0,
 )
@@ -75,8 +75,9 @@ def of_torch(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -
     """Return what does an operation of torch's again, to what came of it; None for one that is not known here."""
     name = func.overloadpacket.__name__
     said = {key: value for key, value in kwargs.items() if key not in _OF_NO_MATTER and (key, value) != ("alpha", 1)}
+    written = said.pop("out", args[0] if func._schema.is_mutable else out)
     rule = _RULES.get(name) if said.keys() <= _SAID.get(name, set()) else None
-    return None if rule is None else rule(args[0] if func._schema.is_mutable else out, *args, **said)
+    return None if rule is None else rule(written, *args, **said)
 
 
 def _made(kind: Kind, out: Tensor, *given: Tensor, number: float = 0) -> list[Operation] | None:
@@ -162,7 +163,10 @@ def _least(out: Tensor, given: Tensor, dim: int | None = None, keepdim: bool = F
 
 def _copy(out: Tensor, *given: Any) -> list[Operation] | None:
     source = [each for each in given if isinstance(each, Tensor)][-1]
-    return _made(Kind.COPY, out, source) if source.dtype == out.dtype else None
+    if source.dtype == out.dtype:
+        return _made(Kind.COPY, out, source)
+    known = source.dtype in _NUMBERS and out.dtype in _NUMBERS
+    return _made(Kind.CONVERT, out, source, number=_TYPES[out.dtype]) if known else None
 
 
 def _joined(out: Tensor, parts: Sequence[Tensor], dim: int = 0) -> list[Operation] | None:

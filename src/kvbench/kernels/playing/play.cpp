@@ -15,7 +15,7 @@ constexpr int DIMS = 4;
 
 // As kvbench.kernels.playing has them.
 enum Kind : long {
-    CALL, COPY, NEGATE, SILU, COS, SIN, NOT, HIDE, SOFTMAX, LEAST, PUT, TAKE,
+    CALL, COPY, CONVERT, NEGATE, SILU, COS, SIN, NOT, HIDE, SOFTMAX, LEAST, PUT, TAKE,
     ADD, SUBTRACT, MULTIPLY, REMAINDER, DIVIDE, LARGER, SMALLER,
     DIFFERS, EQUALS, ABOVE, BELOW, FROM, UP_TO
 };
@@ -27,7 +27,7 @@ struct Operation {
     long shape[DIMS];
     void* places[3];       // what comes of it, and what it is given
     long steps[3][DIMS];   // in numbers
-    double number;         // that hides
+    double number;         // that hides, or the type of what comes of it
 };
 
 // e^x, but for the last bit or two, for x up to 88; 0 where it is subnormal.
@@ -126,6 +126,10 @@ void sized(const Operation& o) {
 template <typename T>
 void numbers(const Operation& o) {
     switch (o.kind) {
+        case CONVERT:
+            if (o.number == FLOAT) return each<float, T, T>(o, [](T a, T) { return (float)a; });
+            if (o.number == INT) return each<int32_t, T, T>(o, [](T a, T) { return (int32_t)a; });
+            return each<int64_t, T, T>(o, [](T a, T) { return (int64_t)a; });
         case ADD: return each<T, T, T>(o, [](T a, T b) { return a + b; });
         case SUBTRACT: return each<T, T, T>(o, [](T a, T b) { return a - b; });
         case MULTIPLY: return each<T, T, T>(o, [](T a, T b) { return a * b; });
