@@ -1,9 +1,12 @@
-"""Packed caches beside the full one and beside transformers' QuantizedCache: steps, flushes and peaks.
+"""Packed, low-rank and shared caches beside the full one, packed ones beside transformers' QuantizedCache as well.
 
     python -m benchmarks.packed --out benchmarks/results/packed
 
-Model `llama8` with random weights on one CPU thread. Ratios of times are of blocks timed alternately in one process,
-with a 95% interval over rounds; peaks are of a fresh process each. Writes one parquet of ratios and one of timed steps.
+Model `llama8` with random weights on one CPU thread, or as many as --threads says. Ratios of times are of blocks timed
+alternately in one process, with a 95% interval over rounds; peaks are of a fresh process each. Low-rank caches on
+`gpt2-16k` as well, whose keys are not rotated. What they know of a model's keys and values is measured first, as
+`kvbench calibrate moments` does, on one sample of random ids: which directions are kept is of no account to times and
+bytes. Writes one parquet of ratios and one of timed steps.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import argparse
 import gc
 import math
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +30,7 @@ from benchmarks.budget_curve import NOT_METHODS
 from benchmarks.goals import BLOCK, Desk, Dynamic, Goal, _peak, goal, job_for
 from benchmarks.tables import keep
 from kvbench.cache.doors import ATTENTION
+from kvbench.cli import calibrate
 from kvbench.configuration import build_group, compose, resolved
 from kvbench.engines.arm import Arm, DecodeArm
 from kvbench.measure.paired import garbage_kept
@@ -33,18 +38,25 @@ from kvbench.strategies.black_box import BlackBox
 from kvbench.types import RunShape
 
 MODEL = "llama8"
-METHODS = ("quantization_8bit", "quantization_4bit", "kivi4", "kivi2", "fp8")
+HALF = ("strategy/codec@strategy.codec.latent=dense", "strategy.codec.kept=0.5")
+LOW_RANK = {f"{name}, half in float32": (name, *HALF) for name in ("eigen_attention", "palu")}
+METHODS = ("quantization_8bit", "quantization_4bit", "kivi4", "kivi2", "fp8", *LOW_RANK, "minicache")
+EIGEN = next(iter(LOW_RANK))
+UNROTATED = "gpt2-16k"
 FLUSH_STEPS = 136  # past the first flush of a residual of 128
 NO_GOAL = math.inf
 
 STEP_GOALS = {
-    ("quantization_8bit", 2048): 0.85,
-    ("quantization_8bit", 8192): 0.78,
-    ("kivi4", 8192): 0.83,
+    ("quantization_8bit", 2048, 1): 0.85,
+    ("quantization_8bit", 8192, 1): 0.78,
+    ("quantization_8bit", 8192, 2): 0.70,
+    ("kivi4", 8192, 1): 0.83,
+    ("kivi2", 8192, 1): 0.95,
+    ("minicache", 8192, 1): 1.05,
 }
 QUANTO_GOALS = {512: 0.90, 2048: 0.55, 8192: 0.30}
 COLUMNS = {"decode peak": "decode_peak_bytes", "peak": "peak_bytes", "bytes held": "kv_allocated_bytes"}
-PEAK_GOALS = {"quantization_8bit": 0.32, "kivi4": 0.25}
+PEAK_GOALS = {"quantization_8bit": 0.32, "kivi4": 0.25, "kivi2": 0.18, "minicache": 0.80, EIGEN: 0.55}
 
 
 class Quantized(Dynamic):
@@ -70,13 +82,42 @@ class Quantized(Dynamic):
         self.done = 0
 
 
-def steps(desk: Desk, context: int) -> Iterator[Goal]:
+def steps(desk: Desk, context: int, moments: str) -> Iterator[Goal]:
     """Decode steps over the full cache's, at the same context."""
-    full = desk.decode("baseline", context)
+    full, threads = desk.decode("baseline", context), torch.get_num_threads()
+    suffix = f", {threads} threads" if threads > 1 else ""
     for method in METHODS:
-        paired = desk.compare(f"{method} at {context}", {"baseline": full, method: desk.decode(method, context)})
-        limit = STEP_GOALS.get((method, context), NO_GOAL)
-        yield goal(f"{method} / baseline, {context}", limit, paired, method, "baseline")
+        name, *overrides = asked(method, moments)
+        mine = desk.decode(name, context, *overrides)
+        paired = desk.compare(f"{method} at {context}{suffix}", {"baseline": full, method: mine})
+        limit = STEP_GOALS.get((method, context, threads), NO_GOAL)
+        yield goal(f"{method} / baseline, {context}{suffix}", limit, paired, method, "baseline")
+        gc.collect()
+
+
+def unrotated(desk: Desk) -> Desk:
+    """Return a desk for the model whose keys are not rotated, which keeps its samples with another's."""
+    other = Desk(UNROTATED, desk.settings.cell_seconds)
+    other.samples = desk.samples
+    return other
+
+
+def asked(method: str, moments: str) -> tuple[str, ...]:
+    """Return a method's strategy and what is overridden in it."""
+    return (*LOW_RANK[method], f"strategy.codec.moments={moments}") if method in LOW_RANK else (method,)
+
+
+def low_rank(desk: Desk, context: int, moments: str) -> Iterator[Goal]:
+    """Decode steps and bytes of low-rank caches over the full cache's, where keys are not rotated."""
+    full = desk.decode("baseline", context)
+    for method in LOW_RANK:
+        name, *overrides = asked(method, moments)
+        mine = desk.decode(name, context, *overrides)
+        title = f"{method} / baseline, {desk.model}, {context}"
+        paired = desk.compare(title, {"baseline": full, method: mine})
+        yield goal(title, 1.0 if method == EIGEN else NO_GOAL, paired, method, "baseline")
+        held = mine.cache.allocated_bytes() / full.cache.allocated_bytes()
+        yield Goal(name=f"bytes of {title}", at_most=0.55, reached=held)
         gc.collect()
 
 
@@ -133,28 +174,30 @@ def timed(arm: DecodeArm) -> tuple[list[int], list[bool]]:
     return taken, packs
 
 
-def peaks(context: int) -> Iterator[Goal]:
+def peaks(context: int, moments: str) -> Iterator[Goal]:
     """What a method holds at most beyond the weights, over the bytes of the full cache in float32."""
-    asked = [f"model={MODEL}", "model.device=cpu", f"workload.prompt_tokens={context}", "workload.new_tokens=32"]
-    full = _peak("kvbench.worker:weigh", job_for([*asked, "strategy=baseline"]), "strategy")
+    shape = [f"model={MODEL}", "model.device=cpu", f"workload.prompt_tokens={context}", "workload.new_tokens=32"]
+
+    def weighed(strategy: str, *overrides: str) -> dict[str, Any]:
+        return _peak("kvbench.worker:weigh", job_for([*shape, f"strategy={strategy}", *overrides]), "strategy")
+
+    full = weighed("baseline")
 
     def share(name: str, what: str, row: dict[str, Any], limit: float = NO_GOAL) -> Goal:
         reached = row[COLUMNS[what]] / full["kv_used_bytes"]
         return Goal(name=f"{name}'s {what} / fp32 KV, {context}", at_most=limit, reached=reached)
 
     for method in ("baseline", *METHODS):
-        row = full
-        if method != "baseline":
-            row = _peak("kvbench.worker:weigh", job_for([*asked, f"strategy={method}"]), "strategy")
-        yield share(method, "decode peak", row, PEAK_GOALS.get(method, NO_GOAL))
-        yield share(method, "peak", row, PEAK_GOALS.get(method, NO_GOAL))
+        row, limit = weighed(*asked(method, moments)), PEAK_GOALS.get(method, NO_GOAL)
+        yield share(method, "decode peak", row, limit)
+        yield share(method, "peak", row, limit)
         yield share(method, "bytes held", row)
     for name in NOT_METHODS[1:]:
         missing = black_box(name).unavailable()
         if missing is not None:
             print(f"{name} is left out: {missing}", flush=True)
             continue
-        row = _peak("kvbench.generating:weigh_black_box", job_for([*asked, f"strategy={name}"]))
+        row = _peak("kvbench.generating:weigh_black_box", job_for([*shape, f"strategy={name}"]))
         yield share(name, "peak", row)
         yield share(name, "bytes held", row)
 
@@ -182,18 +225,29 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=20.0, help="per comparison")
     parser.add_argument("--contexts", type=int, nargs="+", default=[512, 2048, 8192])
-    parser.add_argument("--parts", nargs="+", default=["steps", "quanto", "flush", "peaks"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--parts", nargs="+", default=["steps", "low_rank", "quanto", "flush", "peaks"])
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
     torch.set_grad_enabled(False)
     desk = Desk(MODEL, arguments.seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        for model in (MODEL, UNROTATED) if "low_rank" in arguments.parts else (MODEL,):
+            overrides = [f"model={model}", "model.device=cpu"]
+            calibrate.main("moments", overrides, config_dir=None, samples=1, tokens=1024, out=folder)
+        measured(desk, arguments, folder)
+
+
+def measured(desk: Desk, arguments: argparse.Namespace, moments: str) -> None:
+    """Measure the parts asked for, print and write."""
     contexts, longest = arguments.contexts, arguments.contexts[-1]
     parts: dict[str, Callable[[], Iterator[Goal]]] = {
-        "steps": lambda: (found for context in contexts for found in steps(desk, context)),
+        "steps": lambda: (found for context in contexts for found in steps(desk, context, moments)),
+        "low_rank": lambda: low_rank(unrotated(desk), longest, moments),
         "quanto": lambda: (found for context in contexts for found in beside_quanto(desk, context)),
         "flush": lambda: flush(desk, longest),
-        "peaks": lambda: peaks(longest),
+        "peaks": lambda: peaks(longest, moments),
     }
     missing = black_box("hf_quanto").unavailable()
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
@@ -204,7 +258,9 @@ def main() -> None:
             continue
         for found in parts[part]():
             print(shown(found), flush=True)
-            rows.append({"part": part, "model": MODEL, "commit": commit, **vars(found)})
+            rows.append(
+                {"part": part, "model": UNROTATED if part == "low_rank" else MODEL, "commit": commit, **vars(found)}
+            )
             frame = pd.DataFrame(rows)
             frame["at_most"] = frame["at_most"].astype(float).replace(NO_GOAL, float("nan"))
             keep(frame, arguments.out / "ratios.parquet", ["part", "name"])

@@ -37,6 +37,11 @@ def test_going_to_the_coordinates_is_restoring(model_name: str) -> None:
     latents.going_to_the_coordinates_is_restoring(model_name)
 
 
+@pytest.mark.parametrize("turned", [8, 6])
+def test_queries_turn_as_keys_do(turned: int) -> None:
+    latents.queries_turn_as_keys_do(turned)
+
+
 def test_ranks_follow_the_paper() -> None:
     latents.ranks_follow_the_paper()
 
@@ -73,6 +78,7 @@ def test_every_oracle_is_seen_to_fail() -> None:
         latents.coordinates_lose_no_more_than_the_next_singular_value,
         latents.errors_fall_with_the_rank,
         latents.going_to_the_coordinates_is_restoring,
+        latents.queries_turn_as_keys_do,
         latents.ranks_follow_the_paper,
         latents.a_step_needs_little_room,
     } == seen_to_fail(MUTANTS)

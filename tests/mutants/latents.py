@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvbench.cache.codecs import lorc
+from kvbench.cache.codecs import latent, lorc
 from kvbench.cache.codecs.basis import Basis
 from kvbench.cache.codecs.latent import Latent, LatentPayload
 from kvbench.types import Projection
 from tests.mutants.core_mutant import Mutant
 from tests.support import latents
 
-basis, coordinates, dense, weighted, ranks = (
+halves, turns = latent._halves, latent._turns
+basis, coordinates, weighted, ranks = (
     lorc._basis,
     LatentPayload._coordinates,
-    Latent.dense,
     Latent.weighted,
     lorc.ranks,
 )
@@ -44,9 +44,9 @@ def still_rotated(self: LatentPayload, entries: Tensor, position: Any) -> Tensor
     return coordinates(self, entries, 0)
 
 
-def one_late(self: Latent, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+def one_late(position: Tensor, rotary: Tensor, like: Tensor) -> Tensor:
     """Rotate keys to where their neighbours are."""
-    return dense(replace(self, position=self.position + 1), start, stop, dtype)
+    return turns(position + 1, rotary, like)
 
 
 def without_bias(self: Latent, weights: Tensor) -> Tensor:
@@ -75,6 +75,23 @@ def everything_restored(self: Latent, rows: Tensor, out: Tensor) -> None:
     out.copy_(torch.matmul(rows, self.dense(0, self.length, rows.dtype).transpose(-1, -2)))
 
 
+def turned_back(rows: Tensor, half: int) -> Tensor:
+    """Turn keys the other way."""
+    out = halves(rows, half).clone()
+    out[..., half : 2 * half, :].neg_()
+    return out
+
+
+def without_the_rest(rows: Tensor, half: int) -> Tensor:
+    """Leave out the channels that are not rotated."""
+    return halves(rows, half)[..., : 2 * half, :]
+
+
+def the_first_heads(position: Tensor, rotary: Tensor, like: Tensor) -> Tensor:
+    """Turn the keys of all heads as those of the first."""
+    return turns(position[:, :1], rotary, like)
+
+
 _FULL, _GOING = latents.a_full_rank_is_the_baseline, latents.going_to_the_coordinates_is_restoring
 
 MUTANTS = (
@@ -95,7 +112,7 @@ MUTANTS = (
     ),
     Mutant(
         name="keys are rotated to their neighbours' places",
-        patches=((Latent, "dense", one_late),),
+        patches=((latent, "_turns", one_late),),
         killed_by=(partial(_FULL, "lorc", "llama_mha"),),
     ),
     Mutant(
@@ -117,6 +134,21 @@ MUTANTS = (
         name="layers are looked at alone",
         patches=((latents, "ranks", own_condition),),
         killed_by=(latents.ranks_follow_the_paper,),
+    ),
+    Mutant(
+        name="keys are turned the other way",
+        patches=((latent, "_halves", turned_back),),
+        killed_by=(partial(latents.queries_turn_as_keys_do, 8), partial(_FULL, "lorc", "llama_mha")),
+    ),
+    Mutant(
+        name="channels that are not rotated are left out",
+        patches=((latent, "_halves", without_the_rest),),
+        killed_by=(partial(latents.queries_turn_as_keys_do, 6),),
+    ),
+    Mutant(
+        name="all heads are turned as the first",
+        patches=((latent, "_turns", the_first_heads),),
+        killed_by=(partial(latents.queries_turn_as_keys_do, 8),),
     ),
     Mutant(
         name="all keys are restored at once",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kvbench.cache.codecs.basis import Basis
 from kvbench.cache.codecs.latent import Latent, LatentPayload
 from kvbench.cache.codecs.lorc import LowRank, ranks
 from kvbench.cache.rotary import turn
@@ -136,6 +137,19 @@ def going_to_the_coordinates_is_restoring(model_name: str) -> None:
             assert_close(entries.logits(q), q @ numbers.transpose(-1, -2))
             if payload is slots.values:  # rotated keys are never summed
                 assert_close(entries.weighted(w), w @ numbers)
+
+
+def queries_turn_as_keys_do(turned: int) -> None:
+    """Products with keys that are rotated only now are those with restored ones, however many channels turn."""
+    for heads, joined, sets in ((4, 2, 1), (2, 1, 2)):
+        directions = rand(heads // joined, joined, 8, 5, seed=9).double()
+        bias = rand(heads, 8, seed=10).double()
+        position = torch.stack([torch.randperm(70) for _ in range(2 * sets)]).view(2, sets, 70)
+        rows = Rows([rand(2, heads // joined, 70, 5, seed=11).double()], torch.float64)
+        latent = Latent(rows, Basis(directions, None, bias, torch.rand(turned // 2).double()), position)
+        queries, got = rand(2, heads, 3, 8, seed=12).double(), torch.empty(2, heads, 3, 70, dtype=torch.float64)
+        latent.logits(queries, got)
+        assert_close(got, queries @ latent.dense(0, 70, torch.float64).mT)
 
 
 def ranks_follow_the_paper() -> None:

@@ -28,7 +28,7 @@ class EigenAttention(Measured):
     Deviates: the network stays as it is and a prompt is read with full weights; one share of the squares holds for
         all layers, the largest that leaves `kept` directions, where the paper lowers a layer's until its output is off
         by an error budget; keys that are rotated have directions of each head, of queries too, where the authors' code
-        takes one of all heads' keys alone. These keys are restored and rotated a few at a time.
+        takes one of all heads' keys alone. These keys are rotated a few at a time.
 
     Args:
         kept: share of all directions that is kept, over all layers.

@@ -11,10 +11,11 @@ from torch import Tensor
 from kvbench.cache.codecs.base import Appended, Format, Movable, Room
 from kvbench.cache.codecs.basis import Basis
 from kvbench.cache.codecs.ends import EndsFormat
-from kvbench.cache.rotary import turn, turned_back
+from kvbench.cache.rotary import turn, turned_back, turns
 from kvbench.kernels.packed import Rows
 
-BLOCK = 32  # keys that are restored at once where they have to be rotated
+LEAST = 32  # keys that are rotated at once, at least
+ROOM = 0.09  # of the bytes of a layer's keys and values in float16, for what a step makes to rotate keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,14 +219,48 @@ class Latent:
         """Write the products of rows [B, G, g, D], float32 or wider, into out [B, G, g, m]."""
         basis = self.basis
         if basis.rotary is not None:
-            for start in range(0, self.length, BLOCK):
-                stop = min(self.length, start + BLOCK)
-                numbers = self.dense(start, stop, rows.dtype)
-                out[..., start:stop] = torch.matmul(rows, numbers.transpose(-1, -2))
+            for query, logits in zip(rows.unbind(dim=2), out.unbind(dim=2), strict=True):
+                self._logits_of_rotated(query, logits, basis.rotary, rows.shape[2])
             return
         out.copy_(self.coordinates.logits(basis.queries(rows)).view(out.shape))
         if basis.bias is not None:  # the same for every entry
             out += torch.einsum("bghd,gd->bgh", rows, basis.bias.to(rows.dtype))[..., None]
+
+    def _logits_of_rotated(self, query: Tensor, out: Tensor, rotary: Tensor, share: int) -> None:
+        """Write the products of a query of each KV head [B, G, D] with keys that are rotated only now into [B, G, m].
+
+        What is made of a query before its products is as large as the directions, and of the products with some of the
+        keys, one for each channel, as large as these: fewer operations than restoring the keys takes, and less room.
+        """
+        basis = self.basis
+        halves = _halves(query, len(rotary))
+        mixed = basis.queries(halves).mT  # [B, n, r, h x W]
+        beside = None if basis.bias is None else (halves @ basis.bias.to(halves.dtype)[..., None]).squeeze(3)
+        channels = halves.shape[2]
+        del halves
+        block = self._at_once(channels, query.shape[-1], share)
+        for start in range(0, self.length, block):
+            here = slice(start, min(self.length, start + block))
+            products = self.coordinates.numbers(here.start, here.stop, query.dtype) @ mixed
+            products = products.unflatten(3, (basis.joined, channels)).transpose(2, 3)  # [B, n, h, k, W]
+            if beside is not None:
+                products += beside.unflatten(1, (-1, basis.joined))[:, :, :, None]
+            table = _turns(self.position[:, :, here], rotary, products)
+            products *= table.unflatten(1, (-1, basis.joined if table.shape[1] > 1 else 1))
+            out[..., here] = products.sum(dim=-1).flatten(1, 2)
+
+    def _at_once(self, channels: int, width: int, share: int) -> int:
+        """Return how many keys are rotated at once: as many as leave what is made of them below `ROOM`.
+
+        Args:
+            channels: products of a query with each key.
+            width: D.
+            share: queries of a KV head, whose logits need room as well.
+        """
+        rank, wide = self.basis.rank, torch.float32.itemsize
+        room = ROOM * self.length * 2 * width * torch.float16.itemsize
+        rest = room - wide * (share * self.length + channels * rank)
+        return max(LEAST, int(rest / (wide * (channels + rank / self.basis.joined))))
 
     def weighted(self, weights: Tensor) -> Tensor:
         """Return the sum of the entries by weights [B, G, g, m], as [B, G, g, D]; not for what is rotated."""
@@ -234,3 +269,28 @@ class Latent:
         if basis.bias is not None:
             out = out + weights.sum(dim=-1, keepdim=True).to(out.dtype) * basis.bias.to(out.dtype)[:, None]
         return out
+
+
+def _halves(rows: Tensor, half: int) -> Tensor:
+    """Return a query of each KV head [B, G, D] as rows [B, G, W, D] for cosines, for sines and for what is not rotated.
+
+    The product of a query with a rotated key is the sum over pairs of channels of the cosine times what the first row
+    of a pair makes of the key before rotation, and of the sine times what the second makes of it; the last row of all,
+    where there is one, is for channels that stay.
+    """
+    first, second, rest = rows.split((half, half, rows.shape[-1] - 2 * half), dim=-1)
+    out = rows.new_zeros((*rows.shape[:-1], 2 * half + bool(rest.shape[-1]), rows.shape[-1]))
+    for at, (one, other) in enumerate(((first, second), (second, -first))):
+        block = out[..., at * half : (at + 1) * half, :]
+        block[..., :half].diagonal(dim1=-2, dim2=-1).copy_(one)
+        block[..., half : 2 * half].diagonal(dim1=-2, dim2=-1).copy_(other)
+    if rest.shape[-1] > 0:
+        out[..., -1, 2 * half :] = rest
+    return out
+
+
+def _turns(position: Tensor, rotary: Tensor, like: Tensor) -> Tensor:
+    """Return cosines, sines and ones for positions [B, 1 or G, k], as many as rows of a query [B, 1 or G, k, W]."""
+    angles = turns(position[..., None], rotary, like.dtype)
+    stay = angles[0].new_ones(()).expand((*position.shape, like.shape[-1] - 2 * len(rotary)))
+    return torch.cat((*angles, stay), dim=-1)

@@ -29,7 +29,7 @@ class Palu(Measured):
         Fisher information, latents turned by a Hadamard matrix before they are quantised.
     Deviates: the network stays as it is and a prompt is read with full weights; the groups of a layer share a rank;
         Fisher information is that of keys and values, not of the weights behind them; ranks are multiples of 8, where
-        the paper's are of 32; keys are restored and rotated a few at a time.
+        the paper's are of 32; keys are rotated a few at a time.
 
     Args:
         heads: of a group, at most; they share coordinates.
