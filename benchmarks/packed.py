@@ -17,7 +17,7 @@ import math
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -82,11 +82,11 @@ class Quantized(Dynamic):
         self.done = 0
 
 
-def steps(desk: Desk, context: int, moments: str) -> Iterator[Goal]:
+def steps(desk: Desk, context: int, methods: Sequence[str], moments: str) -> Iterator[Goal]:
     """Decode steps over the full cache's, at the same context."""
-    full, threads = desk.decode("baseline", context), torch.get_num_threads()
+    full, threads = desk.decode("baseline", context), desk.settings.threads
     suffix = f", {threads} threads" if threads > 1 else ""
-    for method in METHODS:
+    for method in methods:
         name, *overrides = asked(method, moments)
         mine = desk.decode(name, context, *overrides)
         paired = desk.compare(f"{method} at {context}{suffix}", {"baseline": full, method: mine})
@@ -225,13 +225,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=20.0, help="per comparison")
     parser.add_argument("--contexts", type=int, nargs="+", default=[512, 2048, 8192])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="whose steps are timed")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--parts", nargs="+", default=["steps", "low_rank", "quanto", "flush", "peaks"])
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(arguments.threads)
     torch.set_grad_enabled(False)
-    desk = Desk(MODEL, arguments.seconds)
+    desk = Desk(MODEL, arguments.seconds, f"measure.threads={arguments.threads}")
     with tempfile.TemporaryDirectory() as folder:
         for model in (MODEL, UNROTATED) if "low_rank" in arguments.parts else (MODEL,):
             overrides = [f"model={model}", "model.device=cpu"]
@@ -243,7 +243,7 @@ def measured(desk: Desk, arguments: argparse.Namespace, moments: str) -> None:
     """Measure the parts asked for, print and write."""
     contexts, longest = arguments.contexts, arguments.contexts[-1]
     parts: dict[str, Callable[[], Iterator[Goal]]] = {
-        "steps": lambda: (found for context in contexts for found in steps(desk, context, moments)),
+        "steps": lambda: (found for context in contexts for found in steps(desk, context, arguments.methods, moments)),
         "low_rank": lambda: low_rank(unrotated(desk), longest, moments),
         "quanto": lambda: (found for context in contexts for found in beside_quanto(desk, context)),
         "flush": lambda: flush(desk, longest),
