@@ -229,8 +229,14 @@ class Latent:
     def _logits_of_rotated(self, query: Tensor, out: Tensor, rotary: Tensor, share: int) -> None:
         """Write the products of a query of each KV head [B, G, D] with keys that are rotated only now into [B, G, m].
 
-        What is made of a query before its products is as large as the directions, and of the products with some of the
-        keys, one for each channel, as large as these: fewer operations than restoring the keys takes, and less room.
+        The query goes to the coordinates once, as a row for each channel, and the products with some keys at a time are
+        weighed by the cosines and sines of these keys' positions: no key is restored.
+
+        Args:
+            query: float32 or wider.
+            out: written to.
+            rotary: inverse frequencies.
+            share: queries of a KV head.
         """
         basis = self.basis
         halves = _halves(query, len(rotary))
