@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from kvbench.engines.eager import Eager
 from kvbench.kernels import few_rows
 from kvbench.models.laying import lay_out
+from kvbench.models.normed import renorm
 from kvbench.models.siblings import fuse
 from kvbench.types import ModelView
 
@@ -46,9 +47,7 @@ class Compiled(Eager):
                 module.__class__ = _Linear
             elif type(module) is Conv1D and few_rows.fits(module.nx):
                 module.__class__ = _Conv1D
-            elif _is_norm(module):
-                kind: Any = type(module)
-                module.__class__ = type(kind.__name__, (_Normed, kind), {})
+        renorm(model, _normed)
         return model
 
     def view(self, view: ModelView) -> ModelView:
@@ -106,29 +105,7 @@ def _product(given: Tensor, matrix: few_rows.Matrix) -> Tensor:
     return out if out.dtype == given.dtype else out.to(given.dtype)
 
 
-def _is_norm(module: nn.Module) -> bool:
-    """Return whether a module divides float32 rows by the roots of their mean squares, and multiplies by weights."""
-    if isinstance(module, _Normed):
-        return False
-    weight, least = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
-    if not isinstance(weight, Tensor) or not isinstance(least, float) or weight.dtype != torch.float32:
-        return False
-    if weight.dim() != 1 or not few_rows.fits(len(weight)):
-        return False
-    rows = torch.linspace(-1, 2, len(weight))
-    with torch.no_grad():
-        return torch.allclose(module(rows), few_rows.normed(rows, weight.detach(), least), rtol=1e-4, atol=1e-6)
-
-
-class _Normed(nn.Module):
-    """What a kind of norm does with a few rows."""
-
-    weight: Tensor
-    variance_epsilon: float
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Return hidden states [..., K] divided by the roots of their mean squares, by the weights."""
-        if hidden_states.numel() > FEW * hidden_states.shape[-1] or hidden_states.dtype != torch.float32:
-            many: Tensor = super().forward(hidden_states)
-            return many
-        return few_rows.normed(hidden_states, self.weight, self.variance_epsilon)
+def _normed(rows: Tensor, weight: Tensor, least: float) -> Tensor | None:
+    if rows.numel() > FEW * rows.shape[-1] or rows.dtype != torch.float32 or not few_rows.fits(rows.shape[-1]):
+        return None
+    return few_rows.normed(rows, weight, least)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch.nn.functional import linear
 
+from kvbench.models.normed import normed, renorm
 from kvbench.models.siblings import fuse
 from kvbench.types import DECODE
 
@@ -23,7 +24,7 @@ class Eager:
     """Runs the model's forward as it stands.
 
     A token is multiplied once by the weights of queries, keys and values, and once by those of both halves of a gated
-    layer.
+    layer. On a CPU its norms by mean squares are shorter.
 
     Args:
         prefill_chunk: tokens of the prompt per forward pass; 0 for the whole prompt at once.
@@ -42,8 +43,9 @@ class Eager:
         """Return None: every model can."""
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Return the model itself, whose linear layers that read the same token are one product."""
+        """Return the model itself, with one product for linear layers that read the same token, and shorter norms."""
         fuse(model, lambda weight, bias: partial(linear, weight=weight, bias=bias))
+        renorm(model, normed)
         return model
 
     def view(self, view: ModelView) -> ModelView:
