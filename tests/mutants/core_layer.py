@@ -16,6 +16,7 @@ from kvbench.cache.layer import CacheLayer
 from kvbench.cache.slots import NOTHING, Slots
 from kvbench.cache.store import Store
 from kvbench.kernels import attend as kernels
+from kvbench.kernels import rotary as kernels_rotary
 from kvbench.kernels.attend import Tile
 from kvbench.types import Step
 from tests.mutants.core_mutant import Mutant
@@ -25,6 +26,7 @@ from tests.support import checks, generation, parts, toy
 append, attend, dropped = Slots.append, CacheLayer.attend, Store._dropped
 attend_one, attend_prompt, attend_causal = kernels.attend_one, kernels.attend_prompt, kernels.attend_causal
 turn = rotary.turn
+turns_by = kernels_rotary._turns_by
 
 
 # -- metadata -------------------------------------------------------------------------------------------------------
@@ -72,6 +74,11 @@ def dropped_too_few(self: Store) -> Tensor | int:
     return dropped(self) - 1
 
 
+def turned_back(shift: int, inverse_frequency: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Turn the wrong way what is turned as far by every layer."""
+    return turns_by(-shift, inverse_frequency, wide)
+
+
 def neighbours_turned(keys: Tensor, shift: Tensor | int, inverse_frequency: Tensor) -> Tensor:
     """Rotate pairs of neighbours instead of halves."""
     half = len(inverse_frequency)
@@ -79,6 +86,14 @@ def neighbours_turned(keys: Tensor, shift: Tensor | int, inverse_frequency: Tens
     turned = turn(torch.cat([rotary_part, keys[..., 2 * half :]], dim=-1), shift, inverse_frequency)
     back = turned[..., : 2 * half].unflatten(-1, (2, half)).transpose(-1, -2).flatten(-2)
     return torch.cat([back, turned[..., 2 * half :]], dim=-1)
+
+
+class NeighboursTurning(rotary.Turning):
+    """Rotates pairs of neighbours."""
+
+    def by(self, shift: Tensor | int) -> Tensor:
+        """Do what `neighbours_turned` does."""
+        return neighbours_turned(self.keys, shift, self._inverse_frequency)
 
 
 def padding_has_positions(start: int, tokens: int, batch: int, padding: Tensor | None, device: torch.device) -> Tensor:
@@ -151,7 +166,12 @@ MUTANTS = (
     ),
     Mutant(
         name="neighbours are turned instead of halves",
-        patches=((rotary, "turn", neighbours_turned), (store_module, "turn", neighbours_turned)),
+        patches=((rotary, "turn", neighbours_turned), (store_module, "Turning", NeighboursTurning)),
+        killed_by=(parts.turning_adds_rotations, under_mask("attention_sink")),
+    ),
+    Mutant(
+        name="sinks are turned back",
+        patches=((kernels_rotary, "_turns_by", turned_back),),
         killed_by=(parts.turning_adds_rotations, under_mask("attention_sink")),
     ),
     Mutant(

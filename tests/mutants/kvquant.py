@@ -14,7 +14,6 @@ from kvbench.cache.codecs import kvquant as codec
 from kvbench.cache.codecs import nonuniform
 from kvbench.cache.codecs.kvquant import CodebookFormat, CodebookPayload, KVQuant
 from kvbench.cache.codecs.sides import LayerSides
-from kvbench.cache.rotary import turn
 from kvbench.cache.store import Store
 from kvbench.calibration import codebooks as calibration
 from kvbench.calibration.codebooks import Seen
@@ -124,8 +123,7 @@ def together(self: KVQuant, view: Any, layer: int) -> LayerSides:
 def without_positions(self: Store) -> None:
     """Write sinks that were turned without saying where."""
     assert self._sinks is not None
-    assert self.plan.shape.rotary is not None
-    self.slots.keys.write(0, turn(self._sinks, self._dropped(), self.plan.shape.rotary))
+    self.slots.keys.write(0, self._sinks.by(self._dropped()))
 
 
 def no_tables(self: KVQuant, view: Any, layer: int) -> LayerSides:

@@ -24,6 +24,7 @@ from tests.support.checks import NEW, assert_close, uniform
 from tests.support.codecs import Weigher, rand
 from tests.support.drive import drive, padded, slots_of
 from tests.support.models import MAIN, ids, model
+from tests.support.parts import rand as normal
 from tests.support.strategies import composed, strategy
 
 FULL = ("codec.most=1", "codec.least=1", "strategy/codec@strategy.codec.latent=dense")
@@ -142,12 +143,13 @@ def going_to_the_coordinates_is_restoring(model_name: str) -> None:
 def queries_turn_as_keys_do(turned: int) -> None:
     """Products with keys that are rotated only now are those with restored ones, however many channels turn."""
     for heads, joined, sets in ((4, 2, 1), (2, 1, 2)):
-        directions = rand(heads // joined, joined, 8, 5, seed=9).double()
-        bias = rand(heads, 8, seed=10).double()
-        position = torch.stack([torch.randperm(70) for _ in range(2 * sets)]).view(2, sets, 70)
-        rows = Rows([rand(2, heads // joined, 70, 5, seed=11).double()], torch.float64)
-        latent = Latent(rows, Basis(directions, None, bias, torch.rand(turned // 2).double()), position)
-        queries, got = rand(2, heads, 3, 8, seed=12).double(), torch.empty(2, heads, 3, 70, dtype=torch.float64)
+        directions, bias = normal(heads // joined, joined, 8, 5, seed=9), normal(heads, 8, seed=10)
+        drawn = torch.Generator().manual_seed(13)
+        position = torch.stack([torch.randperm(70, generator=drawn) for _ in range(2 * sets)]).view(2, sets, 70)
+        frequencies = torch.rand(turned // 2, generator=drawn, dtype=torch.float64)
+        rows = Rows([normal(2, heads // joined, 70, 5, seed=11)], torch.float64)
+        latent = Latent(rows, Basis(directions, None, bias, frequencies), position)
+        queries, got = normal(2, heads, 3, 8, seed=12), torch.empty(2, heads, 3, 70, dtype=torch.float64)
         latent.logits(queries, got)
         assert_close(got, queries @ latent.dense(0, 70, torch.float64).mT)
 

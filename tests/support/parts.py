@@ -212,6 +212,10 @@ def turning_adds_rotations() -> None:
     angle = (shift[:, None] * frequency)[:, None, None]
     turned = pairs * torch.polar(torch.ones_like(angle), angle)
     assert_close(got, torch.cat([turned.real, turned.imag, keys[..., 6:]], dim=-1))
+    for some in (keys, keys[..., :6]):
+        turning = rotary.Turning(some, frequency)
+        for each in (250, 3, 0, -7):
+            assert torch.equal(turning.by(each), rotary.turn(some, torch.tensor([each, each]), frequency))
 
 
 def _columns(tokens: int, lengths: tuple[int, ...]) -> Tensor:

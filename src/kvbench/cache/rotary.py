@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvbench.kernels.rotary import turn, turn_by, turns
+from kvbench.kernels.rotary import Turning, turn, turn_by, turns
 
-__all__ = ["channel_products", "turn", "turn_by", "turned_back", "turns"]
+__all__ = ["Turning", "channel_products", "turn", "turn_by", "turned_back", "turns"]
 
 
 def turned_back(entries: Tensor, position: Tensor | int | None, rotary: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from kvbench.cache.codecs.base import Asked
 from kvbench.cache.pages import Pages
 from kvbench.cache.plan import LayerPlan, grown, score_dtype
 from kvbench.cache.protocols import Keeper, Reading
-from kvbench.cache.rotary import turn
+from kvbench.cache.rotary import Turning, turn
 from kvbench.cache.slots import Slots
 from kvbench.cache.views import Leaving, Observation, PromptView
 from kvbench.kernels.attend import EMPTY, SUMMARY, attend_one, attend_prompt
@@ -48,7 +48,7 @@ class Store:
         self._free_slots: Tensor | None = None  # slots that were freed [B, heads, period], always in the same storage
         self._budget: Tensor | None = None  # [B, 1, 1], where rows differ
         self._recent: Tensor | int = 0  # newest entries that stay, [B, 1, 1] where rows differ
-        self._sinks: Tensor | None = None  # keys of the sinks as they were made [B, G, num_sink, D]
+        self._sinks: Turning | None = None  # keys of the sinks as they were made [B, G, num_sink, D]
         self._queries: Tensor | None = None  # the latest ones, where entries are scored again [B, H, W, D]
         self._keeper = None if plan.handing is None else plan.handing.open(plan, run, padding, key)
         self._reading = prompt or self._keeper
@@ -151,7 +151,8 @@ class Store:
         if plan.evicts:
             self._start_evicting(queries)
         if plan.num_moving > 0:
-            self._sinks = kept_keys[:, :, : plan.num_moving].clone()
+            assert plan.shape.rotary is not None
+            self._sinks = Turning(kept_keys[:, :, : plan.num_moving].clone(), plan.shape.rotary)
         if self._reading is not None:
             self._reading.start(slots)
 
@@ -382,11 +383,10 @@ class Store:
     def _move_sinks(self) -> None:
         """Turn the sinks' keys by as many positions as have been dropped between them and the rest."""
         assert self._sinks is not None
-        assert self.plan.shape.rotary is not None
         shift = self._dropped()
         if not isinstance(shift, int) or shift > 0:
             where = self.slots.position.narrow(2, 0, self.plan.num_moving)
-            self.slots.keys.write(0, turn(self._sinks, shift, self.plan.shape.rotary), where)
+            self.slots.keys.write(0, self._sinks.by(shift), where)
 
     def _dropped(self) -> Tensor | int:
         """Return how many tokens lie between the sinks and the rest, [B] where rows differ."""
@@ -413,7 +413,8 @@ class Store:
     def _mine(self) -> tuple[Tensor, ...]:
         """Return the slots and what stands beside them."""
         recent = self._recent if isinstance(self._recent, Tensor) else None
-        mine = (self._sinks, self._free_slots, self._budget, recent, self._queries)
+        sinks = None if self._sinks is None else self._sinks.keys
+        mine = (sinks, self._free_slots, self._budget, recent, self._queries)
         return (*self.slots.tensors(), *(t for t in mine if t is not None))
 
     def held_positions(self) -> Tensor:

@@ -19,30 +19,57 @@ def turn(keys: Tensor, shift: Tensor | int, inverse_frequency: Tensor) -> Tensor
         shift: positions [B], or [B, 1 or G, m] entry by entry, or one number for all.
         inverse_frequency: [rotary_dim / 2].
     """
-    if isinstance(shift, Tensor):
-        shift = shift[..., None] if shift.dim() == 3 else shift[:, None, None, None]
+    if not isinstance(shift, Tensor):
+        return Turning(keys, inverse_frequency).by(shift)
+    shift = shift[..., None] if shift.dim() == 3 else shift[:, None, None, None]
     return turn_by(keys, *turns(shift, inverse_frequency.to(keys.device), keys.dtype))
 
 
-def turns(shift: Tensor | int, inverse_frequency: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines of the angles of keys that are turned [..., rotary_dim / 2].
+class Turning:
+    """Keys that are turned again and again from where they were first, all as far: a decode step does it in each layer.
 
     Args:
-        shift: positions [..., 1], or one number for all.
+        keys: as of `turn`; a view of them is held.
         inverse_frequency: [rotary_dim / 2].
-        dtype: of the keys.
     """
-    wide = torch.promote_types(dtype, torch.float32)
-    if not isinstance(shift, Tensor):
-        return _turns_by(shift, inverse_frequency, wide)
-    angle = inverse_frequency.to(wide) * shift.to(wide)
-    return angle.cos(), angle.sin()
+
+    def __init__(self, keys: Tensor, inverse_frequency: Tensor) -> None:
+        self.keys, self._inverse_frequency = keys, inverse_frequency
+        self._wide, half = torch.promote_types(keys.dtype, torch.float32), len(inverse_frequency)
+        self._halves = keys[..., : 2 * half].unflatten(-1, (2, half))
+
+    def by(self, shift: Tensor | int) -> Tensor:
+        """Return what `turn` returns."""
+        if isinstance(shift, Tensor):
+            return turn(self.keys, shift, self._inverse_frequency)
+        cos, sin = _turns_by(shift, self._inverse_frequency, self._wide)
+        turned = torch.addcmul(self._halves * cos, self._halves.flip(-2), sin).flatten(-2).to(self.keys.dtype)
+        rest = self.keys.shape[-1] - turned.shape[-1]
+        if rest == 0:
+            return turned
+        whole = self.keys.clone()
+        whole[..., :-rest] = turned
+        return whole
 
 
 @lru_cache(maxsize=4)
 def _turns_by(shift: int, inverse_frequency: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines that all layers of a step turn their keys by."""
+    """Return what both halves of keys and, the other way round, of their partners are multiplied by: [2, half]."""
     angle = inverse_frequency.to(wide) * shift
+    sign = torch.arange(-1, 2, 2, device=angle.device)[:, None]
+    return angle.cos().expand(2, -1), (angle * sign).sin()
+
+
+def turns(shift: Tensor, inverse_frequency: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines of the angles of keys that are turned [..., rotary_dim / 2].
+
+    Args:
+        shift: positions [..., 1].
+        inverse_frequency: [rotary_dim / 2].
+        dtype: of the keys.
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    angle = inverse_frequency.to(wide) * shift.to(wide)
     return angle.cos(), angle.sin()
 
 
@@ -56,7 +83,7 @@ def turn_by(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     half = cos.shape[-1]
     first, second = keys[..., :half], keys[..., half : 2 * half]
-    turned = keys.clone()
-    turned[..., :half] = torch.addcmul(first * cos, second, sin, value=-1)
-    turned[..., half : 2 * half] = torch.addcmul(second * cos, first, sin)
-    return turned
+    turned = keys.to(cos.dtype, copy=True)
+    turned[..., :half].mul_(cos).addcmul_(second, sin, value=-1)
+    turned[..., half : 2 * half].mul_(cos).addcmul_(first, sin)
+    return turned.to(keys.dtype)
