@@ -26,7 +26,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from kvbench import children
 from kvbench.bench import Bench
@@ -115,10 +115,13 @@ class Dynamic:
         self.model: Any = arm.model
         self.ids, self.length = ids, run.prompt_tokens
         self._switch("sdpa")
-        self.cache = DynamicCache(config=arm.model.config)  # type: ignore[arg-type]
+        self.cache = self._cache(run)
         self.model(ids[:, : self.length], past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         self._switch(ATTENTION)
         self.done = 0
+
+    def _cache(self, run: RunShape) -> Any:
+        return DynamicCache(config=self.model.config)
 
     def _switch(self, attention: str) -> None:
         if self.model.config._attn_implementation != attention:
@@ -137,6 +140,20 @@ class Dynamic:
         at = self.length + self.done
         self.model(self.ids[:, at : at + 1], past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         self.done += 1
+
+
+class Static(Dynamic):
+    """The same with transformers' StaticCache, which is allocated once and as long as it must be."""
+
+    def _cache(self, run: RunShape) -> StaticCache:
+        return StaticCache(config=self.model.config, max_cache_len=run.prompt_tokens + BLOCK)
+
+    def restore(self) -> None:
+        """Go back to the end of the prompt: what comes next is written over what came."""
+        for layer in self.cache.layers:
+            layer.cumulative_length.fill_(self.length)
+        self._switch("sdpa")
+        self.done = 0
 
 
 class Generate(Dynamic):
@@ -303,10 +320,13 @@ def evicting(desk: Desk, context: int, budget: int) -> Iterator[Goal]:
         arms[f"{name} short"] = desk.compiled("baseline", budget, engine=how)
         arms[f"{name} full"] = desk.compiled("baseline", context, engine=how)
         arms[f"{name} attention_sink"] = desk.compiled("attention_sink", context, *amount, engine=how)
+    run = RunShape(prompt_lengths=(context,), new_tokens=BLOCK)
+    arms["static"] = Static(arms["full"].arm, run, desk.ids(context + BLOCK))
     paired = desk.compare(f"evicting {context} to {budget}", arms)
     for name, (number, limit) in limits.items():
         yield goal(f"{number} {name} / baseline at {budget}", limit, paired, name, "short")
     yield goal(f"C7 attention_sink / baseline at {context}", 0.48, paired, "attention_sink", "full")
+    yield goal(f"C7 attention_sink / StaticCache loop at {context}", 0.48, paired, "attention_sink", "static")
     for engine in FASTER:
         for at, most, name in ((budget, 1.03, "short"), (context, 0.48, "full")):
             title = f"C7 attention_sink / baseline at {at}, both {engine}"

@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -27,7 +28,7 @@ import torch
 from transformers import QuantizedCache
 
 from benchmarks.budget_curve import NOT_METHODS
-from benchmarks.goals import BLOCK, Desk, Dynamic, Goal, _peak, goal, job_for
+from benchmarks.goals import BLOCK, FASTER, Desk, Dynamic, Goal, _peak, goal, job_for
 from benchmarks.tables import keep
 from kvbench.cache.doors import ATTENTION
 from kvbench.cli import calibrate
@@ -82,13 +83,14 @@ class Quantized(Dynamic):
         self.done = 0
 
 
-def steps(desk: Desk, context: int, methods: Sequence[str], moments: str) -> Iterator[Goal]:
-    """Decode steps over the full cache's, at the same context."""
-    full, threads = desk.decode("baseline", context), desk.settings.threads
-    suffix = f", {threads} threads" if threads > 1 else ""
+def steps(desk: Desk, context: int, methods: Sequence[str], moments: str, engine: str) -> Iterator[Goal]:
+    """Decode steps over the full cache's, at the same context and in the same engine."""
+    decode = desk.decode if engine == "eager" else partial(desk.compiled, engine=FASTER[engine])
+    full, threads = decode("baseline", context), desk.settings.threads
+    suffix = (f", {threads} threads" if threads > 1 else "") + (f", both {engine}" if engine != "eager" else "")
     for method in methods:
         name, *overrides = asked(method, moments)
-        mine = desk.decode(name, context, *overrides)
+        mine = decode(name, context, *overrides)
         paired = desk.compare(f"{method} at {context}{suffix}", {"baseline": full, method: mine})
         limit = STEP_GOALS.get((method, context, threads), NO_GOAL)
         yield goal(f"{method} / baseline, {context}{suffix}", limit, paired, method, "baseline")
@@ -227,6 +229,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="+", default=[512, 2048, 8192])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="whose steps are timed")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--engine", choices=["eager", *FASTER], default="eager", help="in which steps are timed")
     parser.add_argument("--parts", nargs="+", default=["steps", "low_rank", "quanto", "flush", "peaks"])
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -243,7 +246,11 @@ def measured(desk: Desk, arguments: argparse.Namespace, moments: str) -> None:
     """Measure the parts asked for, print and write."""
     contexts, longest = arguments.contexts, arguments.contexts[-1]
     parts: dict[str, Callable[[], Iterator[Goal]]] = {
-        "steps": lambda: (found for context in contexts for found in steps(desk, context, arguments.methods, moments)),
+        "steps": lambda: (
+            found
+            for context in contexts
+            for found in steps(desk, context, arguments.methods, moments, arguments.engine)
+        ),
         "low_rank": lambda: low_rank(unrotated(desk), longest, moments),
         "quanto": lambda: (found for context in contexts for found in beside_quanto(desk, context)),
         "flush": lambda: flush(desk, longest),
