@@ -34,7 +34,7 @@ class Turning:
     """
 
     def __init__(self, keys: Tensor, inverse_frequency: Tensor) -> None:
-        self.keys, self._inverse_frequency = keys, inverse_frequency
+        self.keys, self._inverse_frequency = keys, inverse_frequency.to(keys.device)
         self._wide, half = torch.promote_types(keys.dtype, torch.float32), len(inverse_frequency)
         self._halves = keys[..., : 2 * half].unflatten(-1, (2, half))
 
