@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import mean, median
@@ -33,7 +34,8 @@ from benchmarks.tables import keep
 from kvbench.cache.doors import ATTENTION
 from kvbench.cli import calibrate
 from kvbench.configuration import build_group, compose, resolved
-from kvbench.engines.arm import Arm, DecodeArm
+from kvbench.engines.arm import Arm, DecodeArm, PrefillArm
+from kvbench.engines.eager import Eager
 from kvbench.measure.paired import garbage_kept
 from kvbench.strategies.black_box import BlackBox
 from kvbench.types import RunShape
@@ -41,7 +43,10 @@ from kvbench.types import RunShape
 MODEL = "llama8"
 HALF = ("strategy/codec@strategy.codec.latent=dense", "strategy.codec.kept=0.5")
 LOW_RANK = {f"{name}, half in float32": (name, *HALF) for name in ("eigen_attention", "palu")}
-METHODS = ("quantization_8bit", "quantization_4bit", "kivi4", "kivi2", "fp8", *LOW_RANK, "minicache")
+PACKED = ("quantization_8bit", "quantization_4bit", "kivi4", "kivi2", "fp8")
+METHODS = (*PACKED, *LOW_RANK, "minicache")
+PIECE = 256  # tokens of a prompt that are read at a time
+IN_PIECES = (f"engine.prefill_chunk={PIECE}", "strategy/trigger=every_chunk")
 EIGEN = next(iter(LOW_RANK))
 UNROTATED = "gpt2-16k"
 FLUSH_STEPS = 136  # past the first flush of a residual of 128
@@ -134,6 +139,23 @@ def beside_quanto(desk: Desk, context: int) -> Iterator[Goal]:
     yield goal(f"kivi4 / QuantizedCache quanto, {context}", limit, paired, "kivi4", "quanto")
 
 
+def prompts(desk: Desk, context: int) -> Iterator[Goal]:
+    """Prompts read in pieces, packed at their end or piece by piece, over the full cache's in the same pieces."""
+    run, prompt = RunShape(prompt_lengths=(context,), new_tokens=1), desk.ids(context)
+    for method in PACKED:
+        arms = {
+            "full": desk.arm("baseline"),
+            "at the end": desk.arm(method),
+            "in pieces": desk.arm(method, *IN_PIECES[1:]),
+        }
+        engine = Eager(prefill_chunk=PIECE)
+        timed = {name: PrefillArm(replace(arm, engine=engine), run, prompt) for name, arm in arms.items()}
+        paired = desk.compare(f"prompts of {method} at {context}", timed, steps=1)
+        for name in ("at the end", "in pieces"):
+            title = f"{method}'s prompt packed {name} / baseline, {context} in pieces of {PIECE}"
+            yield goal(title, NO_GOAL, paired, name, "full")
+
+
 def flush(desk: Desk, context: int) -> Iterator[Goal]:
     """The largest step that packs, and the mean one, over the median, in passes of as many steps."""
     arm = desk.decode("kivi4", context, new_tokens=FLUSH_STEPS)
@@ -194,6 +216,9 @@ def peaks(context: int, moments: str) -> Iterator[Goal]:
         yield share(method, "decode peak", row, limit)
         yield share(method, "peak", row, limit)
         yield share(method, "bytes held", row)
+    for method in ("baseline", *PACKED):
+        row = weighed(method, *(IN_PIECES if method != "baseline" else IN_PIECES[:1]))
+        yield share(f"{method}, {PIECE} tokens at a time", "peak", row, PEAK_GOALS.get(method, NO_GOAL))
     for name in NOT_METHODS[1:]:
         missing = black_box(name).unavailable()
         if missing is not None:
@@ -230,7 +255,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="whose steps are timed")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--engine", choices=["eager", *FASTER], default="eager", help="in which steps are timed")
-    parser.add_argument("--parts", nargs="+", default=["steps", "low_rank", "quanto", "flush", "peaks"])
+    parser.add_argument("--parts", nargs="+", default=["steps", "low_rank", "prompts", "quanto", "flush", "peaks"])
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     torch.set_grad_enabled(False)
@@ -252,6 +277,7 @@ def measured(desk: Desk, arguments: argparse.Namespace, moments: str) -> None:
             for found in steps(desk, context, arguments.methods, moments, arguments.engine)
         ),
         "low_rank": lambda: low_rank(unrotated(desk), longest, moments),
+        "prompts": lambda: (found for context in contexts for found in prompts(desk, context)),
         "quanto": lambda: (found for context in contexts for found in beside_quanto(desk, context)),
         "flush": lambda: flush(desk, longest),
         "peaks": lambda: peaks(longest, moments),

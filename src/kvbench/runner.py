@@ -21,6 +21,7 @@ from kvbench.configuration.identity import config_json, short_hash
 from kvbench.configuration.plugins import plugin_hash
 from kvbench.engines.batcher import Batcher
 from kvbench.engines.black_box import BlackBoxEngine
+from kvbench.engines.eager import Eager
 from kvbench.engines.schedulers import Scheduler
 from kvbench.job import Job, Measured, Row
 from kvbench.measure.environment import environment, source_hash
@@ -129,6 +130,12 @@ def job_of(checked: Checked) -> Job:
         checked.engine.check(checked.strategy)
     elif isinstance(checked.strategy, BlackBox):
         raise ValueError(f"strategy= names a cache that engine={checked.strategy.engine} alone has. Leave engine= out.")
+    pieces = isinstance(checked.strategy, CacheStrategy) and checked.strategy.trigger.packs_pieces
+    if pieces and (not isinstance(checked.engine, Eager) or checked.engine.prefill_chunk == 0):
+        raise ValueError(
+            "strategy/trigger=every_chunk packs a prompt in the pieces it is read in, and here it is read at once. Set "
+            "engine.prefill_chunk=256 with engine=eager, compiled or recorded, or strategy/trigger=prefill_end."
+        )
     name = "scheduling_fcfs" if isinstance(checked.engine, Batcher) else "baseline"
     baseline = build_group(resolved(compose([f"strategy={name}"]))["strategy"], "strategy")
     if isinstance(checked.strategy, BlackBox):

@@ -282,6 +282,10 @@ def test_what_is_missing_is_an_unavailable_row_until_it_is_there(
             r"strategy\.codec is not the full cache's.*strategy/codec=",
         ),
         (["strategy=hf_hqq", "strategy.selector.num_sink=4"], r"strategy\.selector is not the full cache's"),
+        (
+            ["strategy=kivi4", "strategy/trigger=every_chunk"],
+            r"read at once\. Set engine\.prefill_chunk=256",
+        ),
         (["strategy=hf_fp8", "engine=eager"], r"a cache that engine=transformers alone has\. Leave engine= out"),
         (["strategy=hf_fp8", "engine.variant=static"], r"set engine\.variant=dynamic or strategy=transformers"),
         (

@@ -421,6 +421,7 @@ class PretendedCodec:
     joins_heads: bool = False
     joins_slots: bool = False
     data_dependent: bool = False
+    takes_pieces: bool = False
     flush_tokens: int = 1
 
     @property

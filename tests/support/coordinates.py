@@ -117,6 +117,7 @@ class PlainCodec:
     joins_slots: bool = False
     is_exact: bool = False
     data_dependent: bool = False
+    takes_pieces: bool = False
     writes_each_token_alone: bool = True
     flush_tokens: int = 1
 

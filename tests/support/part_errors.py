@@ -799,6 +799,24 @@ ERRORS: Mapping[str, tuple[Callable[[], object], str]] = {
         asked("d2o", "strategy/codec=int8"),
         r"entries that are packed never change.*use strategy/codec=dense, or strategy/trigger=prefill_end",
     ),
+    "packing nothing in pieces": (
+        asked("baseline", "strategy/trigger=every_chunk"),
+        r"every_chunk packs each piece.*; use strategy/codec=int8, int4, .*, or strategy/trigger=prefill_end",
+    ),
+    "packing in pieces what leaves": (
+        asked("snapkv", "strategy/codec=int8", "strategy/trigger=every_chunk"),
+        r"every_chunk packs each piece.*where all of them stay; use strategy/budget=all, or strategy/trigger",
+    ),
+    "packing in pieces what is written whole": (
+        asked("gear", "strategy/trigger=every_chunk"),
+        r"every_chunk packs each piece.*; use strategy/codec=int8",
+    ),
+    "pieces that another layer reads": (
+        lambda: composed("cla", "strategy/codec=int8", "strategy/trigger=every_chunk").build(
+            view_of(composed("cla").prepare(model("llama_gqa"))), uniform()
+        ),
+        r"layers of this model share keys and values.*; use strategy/trigger=prefill_end",
+    ),
     "bits": (
         asked("kivi2", "codec.key_quantiser.bits=5"),
         r"bits with levels=integers must be one of \[2, 3, 4, 8\]; got 5",

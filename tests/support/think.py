@@ -95,6 +95,7 @@ class HoledCodec:
 
     is_exact: bool = False
     data_dependent: bool = False
+    takes_pieces: bool = False
     writes_each_token_alone: bool = False
     joins_heads: bool = False
     joins_slots: bool = False

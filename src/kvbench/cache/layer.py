@@ -69,12 +69,11 @@ class CacheLayer:
         self._asking: Tensor | None = None  # the last queries so far, where the codec wants them [B, H, t, D]
         self.hidden: Tensor | None = None  # [B, T, hidden], what this pass brings to the layer, where a hook notes it
         self._similarity: Tensor | None = None  # summed over the prompt's tokens so far [B]
-        if plan.stays:  # allocated before any prompt is read, so that nothing passing lies between the layers
+        if plan.stays or plan.in_pieces:  # allocated before any prompt is read: nothing passing lies between layers
             shape = plan.shape
             sizes = [(run.batch_size, shape.kv_heads, 0, dim) for dim in (shape.key_dim, shape.value_dim)]
-            key, value = (empty.new_empty(size) for size in sizes)
-            (region,) = plan.regions(run)
-            self.stores = [(region, self._store(plan, run, padding, key, value))]
+            like = [empty.new_empty(size) for size in sizes]
+            self.stores = [(each, self._store_of(each, *like)) for each in plan.regions(run)]
             self._leave()
 
     # -- the hot path -------------------------------------------------------------------------------------------
@@ -104,6 +103,14 @@ class CacheLayer:
             self.mover.open(self.home)
         yield
         self._leave()
+
+    def _store_of(self, region: Region, keys: Tensor, values: Tensor) -> Store:
+        """Return room for a region; a row on its own has no padding."""
+        plan, run = region.plan, region.run
+        kind = RaggedStore if plan.lies_ragged(run) else self._store
+        padding = self.padding if run.batch_size == self.run.batch_size else None
+        keys, values = (side[region.rows, region.heads] for side in (keys, values))
+        return kind(plan, run, padding, keys, values)
 
     def _leave(self) -> None:
         """Let entries go to where they lie between steps."""
@@ -168,6 +175,8 @@ class CacheLayer:
         at = positions(self.seen, tokens, len(query), self.padding, query.device)
         asking = at[:, -query.shape[2] :]
         is_whole = self.seen == 0 and is_last
+        if self.plan.in_pieces and not is_whole:
+            return self._read_piece(query, key, value, scale, is_last)
         if is_whole and self.plan.repeater is None:
             keys, values, position = key, value, at[:, None]
         else:
@@ -184,6 +193,39 @@ class CacheLayer:
             self.hidden = None
         self._end_of_pass(query, keys, values, position, asking, scale, is_last)
         return out
+
+    def _read_piece(self, query: Tensor, key: Tensor, value: Tensor, scale: float, is_last: bool) -> Tensor:
+        """Attend to what is packed of the prompt and to a piece of it, and pack the piece."""
+        out = query.new_zeros(*query.shape[:3], value.shape[3])
+        share = query.shape[1] // key.shape[1]
+        for region, store in self.stores:
+            rows, heads = region.rows, region.heads
+            queries = slice(heads.start * share, heads.stop * share)
+            tokens = key.shape[2] - self._padding_in(region, key.shape[2])
+            asked = min(tokens, query.shape[2])
+            if asked > 0:
+                mine, keys, values = query[rows, queries], key[rows, heads], value[rows, heads]
+                read = store.read_on(mine[:, :, -asked:], keys[:, :, -tokens:], values[:, :, -tokens:], scale)
+                out[rows, queries, -asked:] = read
+        self._take_in(key, value, is_last)
+        return out
+
+    def _take_in(self, key: Tensor, value: Tensor, is_last: bool) -> None:
+        """Pack a piece of the prompt."""
+        for region, store in self.stores:
+            tokens = key.shape[2] - self._padding_in(region, key.shape[2])
+            if tokens > 0:
+                keys, values = (side[region.rows, region.heads, -tokens:] for side in (key, value))
+                store.take_in(keys, values)
+            if is_last:
+                store.end_prompt()
+
+    def _padding_in(self, region: Region, tokens: int) -> int:
+        """Return how many of so many next columns a region does not hold, as they are padding of its one row."""
+        if region.run.batch_size == self.run.batch_size:
+            return 0
+        padding: int = self.run.padding[region.rows.start]
+        return min(max(0, padding - self.seen), tokens)
 
     def _compare(self, hidden: Tensor, out: Tensor, at: Tensor) -> None:
         """Add up the cosines between hidden states before and after attention, of tokens that are no padding."""
@@ -217,7 +259,9 @@ class CacheLayer:
                 self.meeting.arrive(self, keys, values, position)
             return
         if not self.plan.compresses:
-            if is_last and self.plan.stays:
+            if self.plan.in_pieces:
+                self._take_in(keys, values, is_last)
+            elif is_last and self.plan.stays:
                 self.stores[0][1].fill(keys, values, position, None, query)
             elif is_last:
                 self._keep(self._view(query, keys, values, position, at, scale), None, None)
@@ -320,9 +364,7 @@ class CacheLayer:
             sets = heads if score is not None and score.shape[1] > 1 else slice(None)
             scores, mine = (t if t is None else t[rows, sets, skip:] for t in (score, memory))
             queries = asking[rows, heads.start * share : heads.stop * share]
-            padding = self.padding if is_whole else None
-            kind = RaggedStore if region.plan.lies_ragged(region.run) else self._store
-            store = kind(region.plan, region.run, padding, keys, values)
+            store = self._store_of(region, view.keys, view.values)
             store.fill(keys, values, view.position[rows, :, skip:], scores, queries, mine)
             self.stores.append((region, store))
         self._leave()

@@ -65,6 +65,7 @@ class LayerPlan:
         by_rank: whether the sinks move along, so that distances count kept entries only.
         rerotates: whether the keys kept at the prompt's end are turned to positions 0, 1, 2 ...
         clamps: whether what has left is read as if it were as far away as the oldest entry that has not.
+        in_pieces: whether a piece of the prompt is packed before the next one is read.
         paging: which entries a decode step reads; None for all.
         pair: the part in a pair of layers that share their prompt; None for a layer on its own.
         place: where entries lie between steps; None for the device.
@@ -84,6 +85,7 @@ class LayerPlan:
     by_rank: bool
     rerotates: bool = False
     clamps: bool = False
+    in_pieces: bool = False
     paging: Paging | None = None
     pair: Pair | None = None
     place: Place | None = None

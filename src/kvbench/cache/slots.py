@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,8 +12,8 @@ from kvbench.cache.codecs.base import Format, LayerCodec, Payload
 from kvbench.cache.codecs.same import Same
 from kvbench.cache.page_table import PageTable
 from kvbench.cache.paged import PagedPayload
-from kvbench.kernels.attend import EMPTY, Tile
-from kvbench.kernels.packed import Kernel
+from kvbench.kernels.attend import EMPTY, Entries, Tile
+from kvbench.kernels.packed import Kernel, Rows
 
 if TYPE_CHECKING:
     from kvbench.cache.placement.apart import Halves
@@ -149,6 +149,21 @@ class Slots:
         weight = None if self.log_weight is None else self.log_weight.narrow(2, 0, self.filled)
         keys, values = (payload.entries(self.filled, self.position) for payload in (self.keys, self.values))
         return [Tile(keys, values, log_weight=weight, visible=visible)]
+
+    def runs(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield keys [B, G, m, D], values [B, G, m, D_v] and positions [B, 1 or heads, m], so many at a time."""
+        held = [payload.entries(self.filled, self.position) for payload in (self.keys, self.values)]
+        for start in range(0, self.filled, size):
+            stop = min(self.filled, start + size)
+            keys, values = (self._numbers(entries, start, stop) for entries in held)
+            yield keys, values, self.position[:, :, start:stop]
+
+    def _numbers(self, entries: Tensor | Entries, start: int, stop: int) -> Tensor:
+        """Return some of the entries as numbers of the model's dtype."""
+        if isinstance(entries, Tensor):
+            return entries[:, :, start:stop]
+        assert isinstance(entries, Rows), "refused before"
+        return entries.numbers(start, stop, torch.promote_types(self.dtype, torch.float32)).to(self.dtype)
 
     def settle(self) -> None:
         """Pack what has to be packed before the next entry comes."""

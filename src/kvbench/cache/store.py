@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -14,8 +15,10 @@ from kvbench.cache.protocols import Keeper, Reading
 from kvbench.cache.rotary import Turning, turn
 from kvbench.cache.slots import Slots
 from kvbench.cache.views import Leaving, Observation, PromptView
-from kvbench.kernels.attend import EMPTY, SUMMARY, attend_one, attend_prompt
+from kvbench.kernels.attend import EMPTY, SUMMARY, attend_one, attend_prompt, attend_runs
 from kvbench.types import RunShape
+
+READ_AT_ONCE = 256  # packed entries of a prompt that exist as numbers while a piece of it attends to them
 
 
 class Store:
@@ -109,10 +112,7 @@ class Store:
         if plan.budget is None:
             if slots.filled == 0:
                 slots.append(keys, values, position)
-            slots.has_holes = self.padding is not None
-            self._open()
-            if self._reading is not None:
-                self._reading.start(slots)
+            self.end_prompt()
             return
         assert score is not None
         score = score.expand(-1, plan.score_heads, -1)
@@ -155,6 +155,33 @@ class Store:
             self._sinks = Turning(kept_keys[:, :, : plan.num_moving].clone(), plan.shape.rotary)
         if self._reading is not None:
             self._reading.start(slots)
+
+    def end_prompt(self) -> None:
+        """Go over to decoding, where all of a prompt stays."""
+        self.seen = self.run.prompt_tokens
+        self.slots.has_holes = self.padding is not None
+        self._open()
+        if self._reading is not None:
+            self._reading.start(self.slots)
+
+    def read_on(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Return the attention of a piece of a prompt, or of its last tokens, to what is held and to itself."""
+        slots = self.slots
+        at = positions(slots.filled, key.shape[2], len(key), self.padding, key.device)
+        return attend_runs(
+            query,
+            chain(slots.runs(READ_AT_ONCE), [(key, value, at[:, None])]),
+            scale,
+            query_position=at[:, -query.shape[2] :],
+            window=self.plan.shape.window,
+        )
+
+    def take_in(self, key: Tensor, value: Tensor) -> None:
+        """Pack a piece of a prompt."""
+        slots = self.slots
+        at = positions(slots.filled, key.shape[2], len(key), self.padding, key.device)
+        slots.append(key, value, at[:, None])
+        slots.settle()
 
     def _open(self) -> None:
         """Do nothing: slots are read once they are filled."""

@@ -46,6 +46,8 @@ class Arm:
         """Return what packing did to a prompt, as `squares` does; nothing where entries differ in other ways too."""
         made = self.strategy
         changes = made.evicted.merges or made.position.by_rank or made.position.rerotates
+        if made.trigger.packs_pieces:  # what later pieces are made of was packed
+            return {}
         tells = not made.codec.is_exact and made.transform.is_exact and not (made.budget.limits and changes)
         return squares(cache, full) if tells else {}
 

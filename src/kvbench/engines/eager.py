@@ -27,7 +27,8 @@ class Eager:
     layer. On a CPU its norms by mean squares are shorter.
 
     Args:
-        prefill_chunk: tokens of the prompt per forward pass; 0 for the whole prompt at once.
+        prefill_chunk: tokens of the prompt per forward pass; 0 for the whole prompt at once. Strategies act at the
+            prompt's end, but for strategy/trigger=every_chunk, which packs every piece.
     """
 
     in_rows: ClassVar[bool] = False  # as of `lay_out`

@@ -165,6 +165,7 @@ class CacheStrategy:
             by_rank=self.position.by_rank and budget is not None,
             rerotates=self.position.rerotates and budget is not None,
             clamps=self.position.clamps and budget is not None,
+            in_pieces=self.trigger.packs_pieces,
             pages=self._pages,
         )
 

@@ -32,6 +32,7 @@ def check_composition(made: CacheStrategy) -> None:
         ValueError: with the reason, and the parts to choose instead.
     """
     _check_leaving(made)
+    _check_pieces(made)
     _check_writing(made)
     _check_reading(made)
     _check_placement(made)
@@ -64,6 +65,22 @@ def _check_leaving(made: CacheStrategy) -> None:
         reason = made.evicted.refusal(made)
         if reason is not None:
             raise ValueError(reason)
+
+
+def _check_pieces(made: CacheStrategy) -> None:
+    """Refuse what does not fit a prompt that is packed while it is read."""
+    if not made.trigger.packs_pieces:
+        return
+    parts = {
+        "budget=all": made.budget.limits,
+        "codec=int8, int4, kivi4 or kvquant3": made.codec.is_exact or not made.codec.takes_pieces,
+        "placement=device": made.placement.is_elsewhere,
+    }
+    reason = _unless_changed(
+        "strategy/trigger=every_chunk packs each piece of a prompt as it is read, where all of them stay", parts
+    )
+    if reason is not None:
+        raise ValueError(f"{reason}, or strategy/trigger=prefill_end.")
 
 
 def _check_writing(made: CacheStrategy) -> None:
@@ -233,6 +250,7 @@ def _check_transform(made: CacheStrategy) -> None:
 def refused_with_donors(made: CacheStrategy) -> str | None:
     """Return why a strategy cannot serve a model whose layers share keys and values, or None."""
     parts = {
+        "trigger=prefill_end": made.trigger.packs_pieces,
         "budget=all": made.budget.limits,
         "reader=all": not made.reader.reads_all,
         "layout=separate": made.layout.merges,
@@ -265,6 +283,7 @@ def refused_with_contexts(made: CacheStrategy, view: ModelView) -> str | None:
     """Return why a strategy cannot serve a model that forgets its prompt but for what blocks make of it, or None."""
     codecs = (made.codec.of_layer(view, at) for at in range(len(view.layers)))
     parts = {
+        "trigger=prefill_end": made.trigger.packs_pieces,
         "budget=all": made.budget.limits,
         "codec=dense, int8 or kivi4": any(isinstance(codec.key_format, QueryDriven) for codec in codecs),
         "reader=all": not made.reader.reads_all,
@@ -277,6 +296,7 @@ def refused_with_contexts(made: CacheStrategy, view: ModelView) -> str | None:
 def refused_without_entries(made: CacheStrategy) -> str | None:
     """Return why a strategy cannot serve a model of which nothing is kept, or None."""
     parts = {
+        "trigger=prefill_end": made.trigger.packs_pieces,
         "budget=all": made.budget.limits,
         "codec=dense": not made.codec.is_exact,
         "reader=all": not made.reader.reads_all,
@@ -355,6 +375,7 @@ def refused_with_states(made: CacheStrategy) -> str | None:
 def refused_with_latents(made: CacheStrategy, view: ModelView) -> str | None:
     """Return why a strategy cannot serve a model whose values are their keys, or None."""
     parts = {
+        "trigger=prefill_end": made.trigger.packs_pieces,
         "evicted=drop": made.budget.limits and (made.evicted.merges or isinstance(made.evicted, Tiers | Offloaded)),
         "position=original": made.position.by_rank or made.position.rerotates or made.position.clamps,
         "scorer=attention_mass": isinstance(made.scorer, ExpectedAttention),  # of rotated heads

@@ -267,6 +267,10 @@ class Codec(Protocol):
         """Whether the bytes of entries depend on them; the closed forms then give the most there can be."""
 
     @property
+    def takes_pieces(self) -> bool:
+        """Whether entries may be written piece by piece, each while those before it are read some at a time."""
+
+    @property
     def flush_tokens(self) -> int:
         """Tokens that are packed at once while decoding."""
 

@@ -20,6 +20,7 @@ class Dense:
     is_exact: ClassVar[bool] = True
     writes_each_token_alone: ClassVar[bool] = True
     data_dependent: ClassVar[bool] = False
+    takes_pieces: ClassVar[bool] = True
     joins_heads: ClassVar[bool] = False
     joins_slots: ClassVar[bool] = False
     num_sink: ClassVar[int] = 0

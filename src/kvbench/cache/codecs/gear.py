@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +38,8 @@ class Gear(PackedCodec):
         rank: of what corrects a prompt; 0 for no correction.
         block_rank: of what corrects a block that is packed while decoding; 0 for no correction.
     """
+
+    takes_pieces: ClassVar[bool] = False  # a prompt is corrected whole
 
     outliers: float
     rank: int

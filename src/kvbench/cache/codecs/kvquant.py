@@ -47,6 +47,7 @@ class KVQuant(ReadByKernel):
     joins_heads: ClassVar[bool] = False
     joins_slots: ClassVar[bool] = True
     data_dependent: ClassVar[bool] = False
+    takes_pieces: ClassVar[bool] = True
     flush_tokens: ClassVar[int] = 1
 
     bits: int

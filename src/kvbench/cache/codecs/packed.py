@@ -31,6 +31,7 @@ class PackedCodec(ReadByKernel):
 
     is_exact: ClassVar[bool] = False
     data_dependent: ClassVar[bool] = False
+    takes_pieces: ClassVar[bool] = True
     joins_heads: ClassVar[bool] = False
     joins_slots: ClassVar[bool] = False
     num_sink: ClassVar[int] = 0
@@ -154,6 +155,11 @@ class PackedFormat:
         return sum(each.bytes(entries) for each in self.quantiser.kept(dim))
 
 
+def in_ring(ring: Tensor, first: int, stop: int) -> Tensor:
+    """Return a copy of slots first .. stop of a ring [B, G, rows, D], where slot s is row s % rows."""
+    return ring.index_select(2, torch.arange(first, stop, device=ring.device) % ring.shape[2])
+
+
 class PackedPayload:
     """Codes of the earlier entries, and a ring of exact ones, where slot s is row s % `exact_rows`.
 
@@ -192,10 +198,12 @@ class PackedPayload:
             self._pack(start, entries)
             return
         self.filled = start + count
-        if self.packed == start:  # a prompt: what is packed in the end is packed at once
-            self.packed = max(start, self.how.packed(self.filled))
-            self._pack(start, entries[:, :, : self.packed - start])
-            entries = entries[:, :, self.packed - start :]
+        if self.packed == start or count > 1:  # a prompt, or a piece of it: what is packed in the end is packed at once
+            if self.packed < start:
+                entries = torch.cat([in_ring(self.exact, self.packed, start), entries], dim=2)
+            before, self.packed = self.packed, max(self.packed, self.how.packed(self.filled))
+            self._pack(before, entries[:, :, : self.packed - before])
+            entries = entries[:, :, self.packed - before :]
         first = self.filled - entries.shape[2]
         if entries.shape[2] == 1:
             self.exact.narrow(2, first % rows, 1).copy_(entries)

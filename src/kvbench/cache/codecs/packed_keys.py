@@ -30,6 +30,7 @@ class PackedKeys(ABC):
 
     is_exact: ClassVar[bool] = False
     data_dependent: ClassVar[bool] = False
+    takes_pieces: ClassVar[bool] = True
     joins_heads: ClassVar[bool] = False
     joins_slots: ClassVar[bool] = False
     writes_each_token_alone: ClassVar[bool] = False

@@ -52,6 +52,11 @@ class Projected(ABC):
         return self.num_sink == self.window == 0
 
     @property
+    def takes_pieces(self) -> bool:
+        """Whether entries may be written piece by piece: where none waits in a window to be written."""
+        return self.window == 0 and self.latent.takes_pieces
+
+    @property
     @abstractmethod
     def joins_heads(self) -> bool:
         """Whether heads of a token share coordinates."""

@@ -42,6 +42,7 @@ class Streaming(ReadByKernel):
     joins_heads: ClassVar[bool] = False
     joins_slots: ClassVar[bool] = False
     data_dependent: ClassVar[bool] = True
+    takes_pieces: ClassVar[bool] = False
 
     chunk: int
     decay: float

@@ -40,6 +40,7 @@ class ThinK:
     joins_heads: ClassVar[bool] = False
     joins_slots: ClassVar[bool] = False
     data_dependent: ClassVar[bool] = False
+    takes_pieces: ClassVar[bool] = False
     flush_tokens: ClassVar[int] = 1
 
     kept: float

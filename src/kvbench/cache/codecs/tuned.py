@@ -33,6 +33,7 @@ class Tuned:
     joins_heads: ClassVar[bool] = False
     joins_slots: ClassVar[bool] = False
     data_dependent: ClassVar[bool] = False
+    takes_pieces: ClassVar[bool] = True
 
     bits: float
     like: PackedCodec

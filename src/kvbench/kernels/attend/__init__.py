@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -288,6 +288,73 @@ def attend_prompt(
             )
         )
     return outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
+
+
+def attend_runs(
+    query: Tensor,
+    runs: Iterable[tuple[Tensor, Tensor, Tensor]],
+    scale: float,
+    *,
+    query_position: Tensor,
+    window: int,
+) -> Tensor:
+    """Causal attention of many query tokens to entries of which one run exists as numbers at a time.
+
+    Args:
+        query: [B, H, T, D].
+        runs: keys [B, G, m, D], values [B, G, m, D_v] and positions [B, 1 or G, m] of a run, -1 where there is none.
+        scale: factor of the logits.
+        query_position: of the queries [B, T]; -1 at padding, whose output means nothing but is finite.
+        window: as of `attend_prompt`.
+
+    Returns:
+        The output [B, H, T, D_v].
+    """
+    wide = torch.promote_types(query.dtype, torch.float32)
+    starts = range(0, query.shape[2], QUERY_BLOCK)
+    blocks = [(query[:, :, at : at + QUERY_BLOCK] * scale, query_position[:, at : at + QUERY_BLOCK]) for at in starts]
+    running: list[_Running | None] = [None] * len(blocks)
+    for keys, values, position in runs:
+        groups = keys.shape[1]
+        for index, (rows, at) in enumerate(blocks):
+            logits = torch.matmul(rows.unflatten(1, (groups, -1)).flatten(2, 3), keys.mT).to(wide)
+            logits = logits.unflatten(2, (-1, at.shape[1]))
+            logits.masked_fill_(~visible_to(position, at, window)[:, :, None], float("-inf"))
+            running[index] = _with_run(running[index], logits, values)
+    outs = [(state.summed / state.total).to(query.dtype).flatten(1, 2) for state in running if state is not None]
+    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
+
+
+@dataclass(frozen=True)
+class _Running:
+    """Attention to the runs so far, before it is divided by the sum of its weights.
+
+    Args:
+        largest: logit [B, G, H / G, T, 1].
+        total: of the weights, the largest of which is 1 [B, G, H / G, T, 1].
+        summed: values [B, G, H / G, T, D_v].
+    """
+
+    largest: Tensor
+    total: Tensor
+    summed: Tensor
+
+
+def _with_run(before: _Running | None, logits: Tensor, values: Tensor) -> _Running:
+    """Return attention to one run more, whose logits [B, G, H / G, T, m] become its weights in place."""
+    least = torch.finfo(logits.dtype).min  # where nothing is seen yet
+    largest = logits.amax(dim=-1, keepdim=True).clamp(min=least)
+    if before is not None:
+        largest = torch.maximum(largest, before.largest)
+    weights = logits.sub_(largest).exp_()
+    total = weights.sum(dim=-1, keepdim=True)
+    share, tokens = weights.shape[2:4]
+    summed = torch.matmul(weights.flatten(2, 3).to(values.dtype), values).to(weights.dtype)
+    summed = summed.unflatten(2, (share, tokens))
+    if before is not None:
+        factor = (before.largest - largest).exp()
+        total, summed = total + before.total * factor, summed + before.summed * factor
+    return _Running(largest, total, summed)
 
 
 def attend_causal(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
