@@ -12,5 +12,7 @@ def keep(fresh: pd.DataFrame, file: Path, by: list[str]) -> None:
     if file.is_file():
         old = pd.read_parquet(file)
         is_old = pd.MultiIndex.from_frame(old[by]).isin(pd.MultiIndex.from_frame(fresh[by]))
-        fresh = pd.concat([old[~is_old], fresh], ignore_index=True)
+        columns = old.columns.union(fresh.columns, sort=False)
+        said = [part.dropna(axis="columns", how="all") for part in (old[~is_old], fresh) if len(part) > 0]
+        fresh = pd.concat(said, ignore_index=True).reindex(columns=columns)
     fresh.to_parquet(file)

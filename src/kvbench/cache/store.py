@@ -166,14 +166,17 @@ class Store:
 
     def read_on(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Return the attention of a piece of a prompt, or of its last tokens, to what is held and to itself."""
-        slots = self.slots
+        slots, window = self.slots, self.plan.shape.window
         at = positions(slots.filled, key.shape[2], len(key), self.padding, key.device)
+        sees_all = self.padding is None and window == 0  # that came before it
+        held = slots.runs(READ_AT_ONCE)
+        before = ((keys, values, None if sees_all else position) for keys, values, position in held)
         return attend_runs(
             query,
-            chain(slots.runs(READ_AT_ONCE), [(key, value, at[:, None])]),
+            chain(before, [(key, value, at[:, None])]),
             scale,
             query_position=at[:, -query.shape[2] :],
-            window=self.plan.shape.window,
+            window=window,
         )
 
     def take_in(self, key: Tensor, value: Tensor) -> None:

@@ -292,7 +292,7 @@ def attend_prompt(
 
 def attend_runs(
     query: Tensor,
-    runs: Iterable[tuple[Tensor, Tensor, Tensor]],
+    runs: Iterable[tuple[Tensor, Tensor, Tensor | None]],
     scale: float,
     *,
     query_position: Tensor,
@@ -302,7 +302,8 @@ def attend_runs(
 
     Args:
         query: [B, H, T, D].
-        runs: keys [B, G, m, D], values [B, G, m, D_v] and positions [B, 1 or G, m] of a run, -1 where there is none.
+        runs: keys [B, G, m, D], values [B, G, m, D_v] and positions [B, 1 or G, m] of a run, -1 where there is none;
+            None where every query sees all of it.
         scale: factor of the logits.
         query_position: of the queries [B, T]; -1 at padding, whose output means nothing but is finite.
         window: as of `attend_prompt`.
@@ -319,7 +320,8 @@ def attend_runs(
         for index, (rows, at) in enumerate(blocks):
             logits = torch.matmul(rows.unflatten(1, (groups, -1)).flatten(2, 3), keys.mT).to(wide)
             logits = logits.unflatten(2, (-1, at.shape[1]))
-            logits.masked_fill_(~visible_to(position, at, window)[:, :, None], float("-inf"))
+            if position is not None:
+                logits.masked_fill_(~visible_to(position, at, window)[:, :, None], float("-inf"))
             running[index] = _with_run(running[index], logits, values)
     outs = [(state.summed / state.total).to(query.dtype).flatten(1, 2) for state in running if state is not None]
     return outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
